@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floor 7: the command line. Imports torch only when it has something to do."""
+
+from scm_lightning.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of `scm`."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from scm_lightning import __version__
+
+HELP = f"""\
+usage: scm [-h] [--version] {{fit,validate,test,predict}} --config FILE ...
+
+scm_lightning {__version__}: continuous-time consistency models, from training to samples.
+
+  scm fit      --config FILE   train a teacher or a student; writes checkpoints and logs
+  scm validate --config FILE   draw a few samples and log their distance
+  scm test     --config FILE   draw samples, print the table of scores, write metrics.json
+  scm predict  --config FILE   draw samples, write pictures and samples.npz
+
+Every key of a configuration is an option too: --trainer.max_steps 100, --data.init_args.batch_size
+64. --config can be given several times; later files and options win. scm SUBCOMMAND --help lists
+all options, scm SUBCOMMAND --config FILE --print_config shows what they come to.
+SCM_TRACEBACK=1 in the environment shows the traceback of an error.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: arguments without the program's name; None for the process's own.
+
+    Raises:
+        SystemExit: with code 2 and one line on standard error, if what the user passed does not
+            fit.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if words in ([], ["-h"], ["--help"]):
+        print(HELP, end="")
+        return
+    if words == ["--version"]:
+        print(f"scm_lightning {__version__}")
+        return
+    from scm_lightning.cli.app import USER_ERRORS, run  # slow: imports torch and lightning
+
+    try:
+        run(words)
+    except USER_ERRORS as error:
+        if os.environ.get("SCM_TRACEBACK"):
+            raise
+        print(f"scm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floor 4: shards in, batches out."""
+
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+from scm_lightning.data.batch import Batch, SampleRequest
+from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
+from scm_lightning.data.index import ShardIndex, Split
+from scm_lightning.data.module import RequestStream, ShardDataModule
+from scm_lightning.data.shards import Sample, TrainingStream, read_shards, write_shards
+
+__all__ = [
+    "Batch",
+    "Digits",
+    "RequestStream",
+    "Sample",
+    "SampleRequest",
+    "ShardDataModule",
+    "ShardIndex",
+    "Split",
+    "TrainingStream",
+    "load_digit_splits",
+    "prepare_digits",
+    "read_shards",
+    "write_shards",
+]

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of a consistency model: sCT and sCD, Algorithm 1 of the paper, literally.
+
+The reading path starts at `training_step`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import RAdam
+
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.core import (
+    TimeProposal,
+    TrigFlow,
+    clip_tangent,
+    consistency_loss,
+    normalize_tangent,
+    tangent,
+    tangent_norm,
+    tangent_warmup,
+)
+from scm_lightning.data.batch import Batch
+from scm_lightning.modules.base import GenerativeModule, OptimizerFactory, ScheduleFactory
+from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.velocity import Velocity
+from scm_lightning.networks import WeightingHead
+from scm_lightning.sampling import Sampler, consistency_samplers, teacher_samplers
+from scm_lightning.teachers import FrozenTeacher, load_teacher
+
+
+class ConsistencyModule(GenerativeModule):
+    """A consistency model f(x_t, t) = cos(t) x_t - sin(t) sigma_data F, trained in continuous time.
+
+    To change a part, override the method that is named for it: `velocity`, `bound_tangent`,
+    `log_weight`, `configure_optimizers`, `training_step`.
+
+    Args:
+        student: F(u, t, labels, guidance), the network that is trained.
+        velocity: `PairVelocity` makes it consistency training (sCT), `TeacherVelocity`
+            consistency distillation (sCD).
+        teacher: a checkpoint of a `DiffusionModule` run, whose averaged weights are loaded into a
+            copy of the student; or any network F; or None.
+        start_from_teacher: whether the student starts with the teacher's weights, as the paper's
+            does in sCT and sCD. Set to false for a student of another architecture.
+        path: owner of `sigma_data`.
+        times: which times to train at; the paper's on CIFAR-10 by default.
+        tangents: how the derivative is computed.
+        tangent_bound: what is done to g. "l2" divides it by its norm plus a constant, per sample;
+            "rms" by the root mean square plus the constant; "clip" clips its elements to [-1, 1];
+            "none" leaves it, which the paper finds unstable.
+        tangent_norm_constant: c in g / (||g|| + c), in units of the norm.
+        tangent_warmup_steps: length H of the warm-up of r, in optimizer steps; 0 for none.
+        weighting: "learned" is the adaptive weight w_phi(t), started at its optimum; "none" keeps
+            it there.
+        prior: "folded" is Algorithm 1, whose g holds the prior weight already. "extra" multiplies
+            the loss by 1 / (sigma_data tan t) once more, as several public ports do.
+        weighting_lr: learning rate of the weighting head; None for the student's.
+        optimizer: makes the optimizer from parameter groups; the paper's on CIFAR-10 by default.
+        lr_schedule: makes the learning-rate schedule, stepped with the optimizer; None for a
+            constant rate.
+        ema: profile of the averaged copy that is sampled from.
+        intermediate_times: angles of the second, third, ... sampling step. Radians.
+        num_teacher_steps: steps N of Heun's solver when the teacher is sampled for comparison,
+            costing 2 N - 1 network calls.
+
+    Raises:
+        ValueError: if an option is unknown or out of range, or the teacher does not fit.
+
+    Source: arXiv 2410.11081, Algorithm 1; defaults from its CIFAR-10 experiments.
+    """
+
+    module_kind = "consistency"
+
+    def __init__(
+        self,
+        student: nn.Module,
+        velocity: Velocity,
+        teacher: str | nn.Module | None = None,
+        start_from_teacher: bool = True,
+        path: TrigFlow = TrigFlow(),
+        times: TimeProposal = TimeProposal(P_mean=-1.0, P_std=1.4),
+        tangents: TangentComputer = TangentComputer(),
+        tangent_bound: Literal["l2", "rms", "clip", "none"] = "l2",
+        tangent_norm_constant: float = 0.1,
+        tangent_warmup_steps: int = 10_000,
+        weighting: Literal["learned", "none"] = "learned",
+        prior: Literal["folded", "extra"] = "folded",
+        weighting_lr: float | None = None,
+        optimizer: OptimizerFactory = lambda groups: RAdam(groups, lr=1e-4, betas=(0.9, 0.99)),
+        lr_schedule: ScheduleFactory | None = None,
+        ema: EMAProfile = HalfLife(),
+        intermediate_times: Sequence[float] = (1.1,),
+        num_teacher_steps: int = 18,
+    ) -> None:
+        if isinstance(teacher, str):
+            teacher = load_teacher(teacher, student, path)
+        if teacher is not None and start_from_teacher:
+            student.load_state_dict(teacher.state_dict())
+        super().__init__(student, path, optimizer, lr_schedule, ema)
+        self.student = student
+        self.teacher = None if teacher is None else FrozenTeacher(teacher)
+        self.weighting_head = WeightingHead().requires_grad_(weighting == "learned")
+        self.velocity_source = velocity
+        self.times = times
+        self.tangents = tangents
+        self.tangent_bound = tangent_bound
+        self.tangent_norm_constant = tangent_norm_constant
+        self.tangent_warmup_steps = tangent_warmup_steps
+        self.prior = prior
+        self.weighting_lr = weighting_lr
+        self.num_teacher_steps = num_teacher_steps
+        self.intermediate_times = tuple(intermediate_times)
+        self.samplers()  # refuses times that cannot be sampled at
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One batch through Algorithm 1.
+
+        Returns:
+            The loss, the times t (B,) and the norms of g before it is bounded (B,).
+        """
+        x0, labels = batch
+        sigma_data = self.path.sigma_data
+        t = self.times.sample(len(x0), self.path, device=self.device)
+        x_t, z = self.path.add_noise(x0, t)
+        dx_dt = self.velocity(x_t, t, x0, z, labels)
+        F, cos_sin_dF_dt = self.tangents(
+            self.student, x_t, t, dx_dt, sigma_data=sigma_data, labels=labels
+        )
+        r = tangent_warmup(self.trainer.global_step, self.tangent_warmup_steps)
+        g = tangent(F.detach(), cos_sin_dF_dt, x_t, dx_dt, t, sigma_data=sigma_data, r=r)
+        log_weight = self.log_weight(t, num_elements=x0[0].numel())
+        loss = consistency_loss(F, self.bound_tangent(g), log_weight).mean()
+        self.log("train/loss", loss)
+        return {"loss": loss, "t": t, "tangent_norm": tangent_norm(g)}
+
+    def velocity(
+        self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """Velocity dx_t/dt of the ODE, without gradient; see `Velocity`."""
+        return self.velocity_source(
+            x_t, t, x0, z, labels, path=self.path, teacher=self.teacher
+        )
+
+    def bound_tangent(self, g: Tensor) -> Tensor:
+        """Keep the tangent from dominating the step. (B, ...) to (B, ...)."""
+        if self.tangent_bound == "clip":
+            return clip_tangent(g)
+        if self.tangent_bound == "none":
+            return g
+        return normalize_tangent(g, self.tangent_norm_constant, self.tangent_bound)
+
+    def log_weight(self, t: Tensor, num_elements: int) -> Tensor:
+        """Log weight w(t) of the loss.
+
+        The head learns w beside its optimum for a unit tangent: log D with the L2 norm, 0 with the
+        others, whose squared mean is of order one.
+
+        Args:
+            t: times. (B,), radians.
+            num_elements: elements D of one sample.
+
+        Returns:
+            w(t). (B,).
+        """
+        log_weight: Tensor = self.weighting_head(t)
+        if self.tangent_bound == "l2":
+            log_weight = log_weight + math.log(num_elements)
+        if self.prior == "extra":
+            # Only the weight e^w matters to the gradient: w's own -log(sigma_data tan t) is constant.
+            log_weight = log_weight - (self.path.sigma_data * t.tan()).log()
+        return log_weight
+
+    def setup(self, stage: str) -> None:
+        """Refuse to distil without a teacher.
+
+        Raises:
+            ValueError: if the velocity needs a teacher and there is none.
+        """
+        if stage == "fit" and self.velocity_source.needs_teacher and self.teacher is None:
+            raise ValueError(
+                f"{type(self.velocity_source).__name__} needs a teacher, got none; set teacher to "
+                "a checkpoint of a DiffusionModule run"
+            )
+
+    def trained_network(self) -> nn.Module:
+        """The student."""
+        return self.student
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Two groups: the student, and the weighting head with its own learning rate."""
+        head: dict[str, Any] = {"params": list(self.weighting_head.parameters())}
+        if self.weighting_lr is not None:
+            head["lr"] = self.weighting_lr
+        return [{"params": list(self.student.parameters())}, head]
+
+    def samplers(self) -> dict[str, Sampler]:
+        """The student in one, two, ... steps."""
+        return consistency_samplers(self.ema.network, self.path, self.intermediate_times)
+
+    def reference_samplers(self) -> dict[str, Sampler]:
+        """The teacher's solver, and its own single step."""
+        if self.teacher is None:
+            return {}
+        return teacher_samplers(self.teacher, self.path, self.num_teacher_steps)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Where dx_t/dt comes from: the only difference between sCT and sCD.
+
+    sCT   dx/dt = cos(t) z - sin(t) x0              one pair's, unbiased
+    sCD   dx/dt = sigma_data F_pre(x_t / sigma_data, t)      the teacher's
+
+Source: arXiv 2410.11081, Algorithm 1.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from scm_lightning.core import TrigFlow, at_least_float32
+
+
+class Velocity(ABC):
+    """A source of dx_t/dt."""
+
+    needs_teacher: bool
+
+    @abstractmethod
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        x0: Tensor,
+        z: Tensor,
+        labels: Tensor | None,
+        *,
+        path: TrigFlow,
+        teacher: nn.Module | None,
+    ) -> Tensor:
+        """Velocity at (x_t, t), without gradient.
+
+        Args:
+            x_t: noisy data. (B, ...), data units.
+            t: times. (B,), radians.
+            x0: the data in x_t. (B, ...), data units.
+            z: the noise in x_t, of standard deviation `sigma_data`. (B, ...), data units.
+            labels: class labels. (B,) int64, or None.
+            path: owner of `sigma_data`.
+            teacher: F of a diffusion model, or None.
+
+        Returns:
+            dx_t/dt. (B, ...), data units per radian.
+        """
+
+
+class PairVelocity(Velocity):
+    """Consistency training (sCT): the velocity of the pair (x0, z) that made x_t."""
+
+    needs_teacher = False
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        x0: Tensor,
+        z: Tensor,
+        labels: Tensor | None,
+        *,
+        path: TrigFlow,
+        teacher: nn.Module | None,
+    ) -> Tensor:
+        """See `Velocity`."""
+        return path.velocity(x0, z, t)
+
+
+class TeacherVelocity(Velocity):
+    """Consistency distillation (sCD): the velocity of a frozen diffusion model."""
+
+    needs_teacher = True
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        x0: Tensor,
+        z: Tensor,
+        labels: Tensor | None,
+        *,
+        path: TrigFlow,
+        teacher: nn.Module | None,
+    ) -> Tensor:
+        """See `Velocity`."""
+        assert teacher is not None, "ConsistencyModule checks this before training"
+        with torch.no_grad():
+            F: Tensor = teacher(x_t / path.sigma_data, t, labels)
+        return path.sigma_data * at_least_float32(F)

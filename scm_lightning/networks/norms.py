@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Norms, and the adaptive double normalization that replaces AdaGN.
+
+    y        = norm(x) * pnorm(s(emb)) + pnorm(b(emb))
+    pnorm(a) = a / sqrt(mean over channels of a^2 + eps)
+
+Without the pixel norm on scale and shift, consistency training diverges. pnorm has slope
+1 / sqrt(eps) at zero, so what goes into it is never initialised to zero.
+Source: arXiv 2410.11081, Section 4.1; pixel norm: Karras et al., arXiv 1710.10196, eps = 1e-8.
+Axes: B batch, C channels, ... data axes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from scm_lightning.core import at_least_float32
+from scm_lightning.networks.embeddings import PreciseLinear
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Scale a vector of channels to unit mean square. (B, C) to (B, C)."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+
+
+class AdaptiveDoubleNorm(nn.Module):
+    """Group norm of the activations, scaled and shifted by pixel-normalised conditions.
+
+    Args:
+        num_channels: channels C of the activations.
+        emb_channels: channels of the embedding.
+        num_groups: groups of the group norm, a divisor of C; 1 for a norm over all channels.
+    """
+
+    def __init__(self, num_channels: int, emb_channels: int, num_groups: int = 1) -> None:
+        super().__init__()
+        if num_channels % num_groups:
+            raise ValueError(
+                f"the number of groups must divide the channels: got {num_groups} groups for "
+                f"{num_channels} channels"
+            )
+        self.num_groups = num_groups
+        self.scale = PreciseLinear(emb_channels, num_channels)
+        self.shift = PreciseLinear(emb_channels, num_channels)
+        nn.init.ones_(self.scale.bias)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Normalise, scale and shift.
+
+        Args:
+            x: activations. (B, C, ...).
+            emb: conditions. (B, emb_channels), float32 or wider.
+
+        Returns:
+            Activations of the type of `x`. (B, C, ...), about unit variance.
+        """
+        y = nn.functional.group_norm(at_least_float32(x), self.num_groups, eps=1e-6)
+        axes = (*emb.shape[:1], -1, *[1] * (x.ndim - 2))
+        scale = pixel_norm(self.scale(emb)).reshape(axes)
+        shift = pixel_norm(self.shift(emb)).reshape(axes)
+        return (y * scale + shift).to(x.dtype)
