@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The derivative: against differences, both methods against each other, scales and masks."""
+
+import pytest
+import torch
+
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.core import expand_time
+from scm_lightning.networks import MLP, UNet
+
+SIGMA_DATA = 0.7
+SHAPE = (2, 4, 6)
+
+
+def mlp(dropout):
+    return MLP(SHAPE, model_channels=24, num_blocks=2, num_classes=3, guided=True, dropout=dropout)
+
+
+def unet(dropout):
+    return UNet(SHAPE, model_channels=8, channel_mult=(1, 2), num_classes=3, guided=True,
+                dropout=dropout)
+
+
+def wake(network):
+    """Random weights everywhere, float64: the output layer is zero at the start."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network.double()
+
+
+def inputs(randn):
+    t = torch.tensor([0.01, 0.3, 0.9, 1.3, 1.56], dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    return {
+        "x_t": SIGMA_DATA * randn(5, *SHAPE),
+        "t": t,
+        "dx_dt": SIGMA_DATA * randn(5, *SHAPE),
+        "sigma_data": SIGMA_DATA,
+        "labels": labels,
+        "guidance": t + 1.0,
+    }
+
+
+def run(method, network, inputs):
+    """F, derivative and the gradients of sum(F * weights), all from the same random state."""
+    torch.manual_seed(7)
+    network.zero_grad()
+    F, J = TangentComputer(method)(network, **inputs)
+    (F * torch.linspace(-1, 1, F.numel(), dtype=F.dtype).reshape(F.shape)).sum().backward()
+    return [F, J, *(parameter.grad.clone() for parameter in network.parameters())]
+
+
+@pytest.mark.parametrize("build", [mlp, unet])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_methods_agree_on_output_derivative_and_gradients(randn, build, dropout):
+    """With dropout, labels and guidance, in float64."""
+    network, given = wake(build(dropout)).train(), inputs(randn)
+    for one, other in zip(
+        run("func", network, given), run("two_pass", network, given), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("build", [mlp, unet])
+@pytest.mark.parametrize("method", ["func", "two_pass"])
+def test_derivative_is_the_one_along_the_ode(randn, build, method):
+    """cos sin dF/dt against central differences of the network."""
+    network, given = wake(build(0.0)).eval(), inputs(randn)
+    x_t, t, dx_dt, h = given["x_t"], given["t"], given["dx_dt"], 1e-5
+
+    def F(h):
+        u = (x_t + h * dx_dt) / SIGMA_DATA
+        return network(u, t + h, given["labels"], given["guidance"])
+
+    expected = expand_time(t.cos() * t.sin(), x_t) * (F(h) - F(-h)) / (2 * h)
+    _, J = TangentComputer(method)(network, **given)
+    torch.testing.assert_close(J, expected, rtol=1e-6, atol=1e-8)
+    assert float(J.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["func", "two_pass"])
+def test_derivative_sees_the_dropout_mask_of_the_output(randn, method):
+    """Where dropout zeroes the output, it zeroes the derivative."""
+    given = inputs(randn)
+
+    def network(u, t, labels, guidance):
+        return torch.nn.functional.dropout(u * expand_time(t, u).cos(), p=0.5)
+
+    torch.manual_seed(3)
+    F, J = TangentComputer(method)(network, **given)
+    assert torch.equal(F == 0, J == 0)
+    assert 0.2 < float((F == 0).double().mean()) < 0.8
+
+
+@pytest.mark.parametrize("method", ["func", "two_pass"])
+def test_derivative_carries_no_graph_and_output_does(randn, method):
+    F, J = TangentComputer(method)(wake(mlp(0.0)), **inputs(randn))
+    assert F.requires_grad
+    assert not J.requires_grad
+
+
+def test_both_prescriptions_of_the_input_tangent_agree(randn):
+    """Tangents (c s dx, c s sigma_data) give sigma_data times those of (c s dx / sigma_data, c s)."""
+    network, given = wake(mlp(0.0)).eval(), inputs(randn)
+    u, t = given["x_t"] / SIGMA_DATA, given["t"]
+    cos_sin = t.cos() * t.sin()
+    _, as_printed = torch.func.jvp(
+        lambda u, t: network(u, t, given["labels"], given["guidance"]),
+        (u, t),
+        (expand_time(cos_sin, u) * given["dx_dt"], cos_sin * SIGMA_DATA),
+    )
+    _, J = TangentComputer()(network, **given)
+    torch.testing.assert_close(SIGMA_DATA * J, as_printed)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16 weights"])
+def test_half_precision_keeps_time_and_results_in_float32(randn, precision):
+    """The derivative stays within 2 % of float64's although the layers compute in bfloat16."""
+    network = wake(mlp(0.0)).eval()
+    given = inputs(randn)
+    _, expected = TangentComputer()(network, **given)
+    half = {
+        name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in given.items()
+    }
+    network = network.float() if precision == "autocast" else network.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        F, J = TangentComputer()(network, **half)
+        emb = network.conditioning(half["t"], half["labels"], half["guidance"])
+    assert {F.dtype, J.dtype, emb.dtype} == {torch.float32}
+    error = (J.double() - expected).norm() / expected.norm()
+    assert 1e-5 < float(error) < 0.02
+
+
+def test_misfits_are_refused(randn):
+    given = inputs(randn)
+    with pytest.raises(ValueError, match="must be one of func, two_pass, got 'reverse'"):
+        TangentComputer("reverse")
+    with pytest.raises(ValueError, match=r"must return the shape of its input, \(5, 2, 4, 6\)"):
+        TangentComputer()(lambda u, t, labels, guidance: u[:, :1] * t.sum(), **given)
+    with pytest.raises(ValueError, match="velocity must have the shape of x_t"):
+        TangentComputer()(mlp(0.0), **{**given, "dx_dt": given["x_t"][:1]})

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks' parts by hand, what each condition does, and what is refused."""
+
+import pytest
+import torch
+
+from scm_lightning.networks import (
+    MLP,
+    AdaptiveDoubleNorm,
+    PositionalEmbedding,
+    UNet,
+    WeightingHead,
+    pixel_norm,
+)
+
+SHAPE = (2, 4, 6)
+BUILDERS = [
+    lambda **options: MLP(SHAPE, model_channels=24, num_blocks=2, **options),
+    lambda **options: UNet(SHAPE, model_channels=8, channel_mult=(1, 2), **options),
+]
+
+
+def wake(network):
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def test_positional_embedding_by_hand():
+    """Frequencies 1, 10000^(-1/2), 10000^-1 for six channels: cosines, then sines."""
+    t = torch.tensor([0.0, 1.5], dtype=torch.float64)
+    angles = t[:, None] * torch.tensor([1.0, 0.01, 1e-4], dtype=torch.float64)
+    expected = torch.cat([angles.cos(), angles.sin()], dim=1)
+    torch.testing.assert_close(PositionalEmbedding(6)(t), expected)
+
+
+def test_embedding_of_time_does_not_blow_up_near_pi_half():
+    """Its derivative is at most 1 per channel everywhere; log sigma's would be infinite."""
+    t = torch.linspace(0, torch.pi / 2, 50, dtype=torch.float64)
+    emb = PositionalEmbedding(64)
+    _, derivative = torch.func.jvp(emb, (t,), (torch.ones_like(t),))
+    assert float(derivative.abs().max()) <= 1.0
+
+
+def test_pixel_norm_gives_unit_mean_square(randn):
+    x = randn(5, 8)
+    torch.testing.assert_close(pixel_norm(x).square().mean(1), torch.ones(5).double())
+    torch.testing.assert_close(pixel_norm(3 * x), pixel_norm(x))
+
+
+def test_double_norm_by_hand(randn):
+    """norm(x) pnorm(s) + pnorm(b), with s and b linear in the embedding."""
+    layer, x, emb = wake(AdaptiveDoubleNorm(8, 3)).double(), 5 * randn(5, 8), randn(5, 3)
+    scale = emb @ layer.scale.weight.T + layer.scale.bias
+    shift = emb @ layer.shift.weight.T + layer.shift.bias
+    centred = x - x.mean(1, keepdim=True)
+    normed = centred / centred.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(
+        layer(x, emb), normed * pixel_norm(scale) + pixel_norm(shift), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_weighting_head_starts_at_zero_and_depends_on_time():
+    head, t = WeightingHead(), torch.linspace(0, 1.5, 5)
+    assert torch.equal(head(t), torch.zeros(5))
+    assert len(wake(head)(t).unique()) == 5
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_every_condition_changes_the_output(randn, build):
+    """Time, class and guidance scale; and no class differs from every class."""
+    network = wake(build(num_classes=3, guided=True)).double().eval().requires_grad_(False)
+    u, t, one = randn(5, *SHAPE), torch.full((5,), 0.8).double(), torch.ones(5).double()
+    labels = torch.zeros(5, dtype=torch.int64)
+    base = network(u, t, labels, one)
+    for other in (
+        network(u, t + 0.1, labels, one),
+        network(u, t, labels + 1, one),
+        network(u, t, None, one),
+        network(u, t, labels, 2 * one),
+    ):
+        assert float((other - base).abs().max()) > 1e-3
+    assert base.shape == u.shape
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_samples_do_not_see_each_other(randn, build):
+    network, u = wake(build()).double().eval(), randn(5, *SHAPE)
+    t = torch.linspace(0.1, 1.5, 5, dtype=torch.float64)
+    torch.testing.assert_close(network(u, t)[3:4], network(u[3:4], t[3:4]))
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_a_fresh_network_says_zero_and_learns(randn, build):
+    """The output layer starts at zero, and gets a gradient."""
+    network, u = build().double(), randn(5, *SHAPE)
+    F = network(u, torch.ones(5).double())
+    assert float(F.abs().max()) < 1.0
+    (F - u).square().mean().backward()
+    assert float(network.output.weight.grad.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_dropout_acts_in_training_only(randn, build):
+    network, u, t = wake(build(dropout=0.5)).double(), randn(5, *SHAPE), torch.ones(5).double()
+    assert not torch.equal(network(u, t), network(u, t))
+    network.eval()
+    assert torch.equal(network(u, t), network(u, t))
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_misfits_are_refused(randn, build):
+    u, t = randn(5, *SHAPE).float(), torch.ones(5)
+    labels = torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"of shape \(2, 4, 6\), got \(2, 4, 5\)"):
+        build()(u[..., :5], t)
+    with pytest.raises(ValueError, match="built without classes but got labels"):
+        build()(u, t, labels)
+    with pytest.raises(ValueError, match="guided=False got a guidance scale"):
+        build()(u, t, None, t)
+    with pytest.raises(ValueError, match="guided=True got no guidance scale"):
+        build(guided=True)(u, t)
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="divisible by 4"):
+        UNet((1, 6, 8), channel_mult=(1, 1, 1))
+    with pytest.raises(ValueError, match="must divide the channels"):
+        AdaptiveDoubleNorm(8, 4, num_groups=3)
+    with pytest.raises(ValueError, match="even number of at least 4 channels"):
+        PositionalEmbedding(5)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling with the exact consistency function: distribution, fresh noise, seeds, cost."""
+
+import math
+
+import pytest
+import torch
+from gaussian import DATA_STD, PATH, ExactStudent
+
+from scm_lightning.core import sample_generators
+from scm_lightning.sampling import consistency_samplers, sample_consistency
+
+T_MAX = PATH.t_max()
+
+
+@pytest.mark.parametrize("times", [(T_MAX,), (T_MAX, 1.1), (T_MAX, 1.3, 0.9, 0.4)])
+def test_samples_have_the_data_s_distribution(times):
+    """One, two and four steps: standard deviation s, up to the start at t_max instead of pi/2."""
+    generator = torch.Generator().manual_seed(0)
+    noise = PATH.sigma_data * torch.randn(100_003, 2, generator=generator, dtype=torch.float64)
+    x0 = sample_consistency(ExactStudent(), noise, times, path=PATH, generator=generator)
+    assert float(x0.std()) == pytest.approx(DATA_STD, rel=0.01)
+    assert float(x0.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_one_step_by_hand(randn):
+    """f(x, t) = s x / std(t)."""
+    noise = randn(5, 3)
+    variance = (math.cos(T_MAX) * DATA_STD) ** 2 + (math.sin(T_MAX) * PATH.sigma_data) ** 2
+    x0 = sample_consistency(ExactStudent(), noise, (T_MAX,), path=PATH)
+    torch.testing.assert_close(x0, DATA_STD / variance**0.5 * noise)
+
+
+def test_a_second_step_mixes_in_fresh_noise_of_its_generator(randn):
+    """x2 = f(cos s x1 + sin s sigma_data n, s), with n from the generator handed in."""
+    noise, s, student = randn(5, 3), 1.1, ExactStudent()
+    first = sample_consistency(student, noise, (T_MAX,), path=PATH)
+    drawn = [torch.randn(3, generator=g, dtype=torch.float64) for g in sample_generators(range(5), 1)]
+    x_s = math.cos(s) * first + math.sin(s) * PATH.sigma_data * torch.stack(drawn)
+    t = torch.full((5,), s).double()
+    expected = PATH.consistency(student(x_s / PATH.sigma_data, t), x_s, t)
+    found = sample_consistency(
+        student, noise, (T_MAX, s), path=PATH, generator=sample_generators(range(5), 1)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_labels_and_guidance_reach_the_network(randn):
+    def network(u, t, labels, guidance):
+        return u * (labels * guidance)[:, None]
+
+    labels, guidance = torch.arange(5), torch.full((5,), 0.5).double()
+    noise = randn(5, 3)
+    found = sample_consistency(
+        network, noise, (1.0,), path=PATH, labels=labels, guidance=guidance
+    )
+    torch.testing.assert_close(
+        found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels)[:, None] * noise
+    )
+
+
+def test_samplers_are_named_by_their_steps():
+    samplers = consistency_samplers(ExactStudent(), PATH, (1.3, 0.6))
+    assert {name: sampler.nfe for name, sampler in samplers.items()} == {
+        "1_step": 1, "2_step": 2, "3_step": 3,
+    }
+
+
+@pytest.mark.parametrize("times", [(), (2.0,), (1.1, 1.1), (0.5, 1.1), (1.1, 0.0), (-0.1,)])
+def test_bad_times_are_refused(randn, times):
+    with pytest.raises(ValueError, match="sampling times must"):
+        sample_consistency(ExactStudent(), randn(5, 3), times, path=PATH)
