@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a CUDA build of torchvision importable beside a CPU build of torch.
 
-torch-fidelity (extra `fid`) needs torchvision, and the package index has only its CUDA build. Beside
-a CPU torch that build cannot load its compiled operators, its import fails, and with it the import
-of torchmetrics and of lightning. Declaring the two operators that its Python part registers shapes
-for is enough: everything in Python then works, and the operators themselves, if called, say that
-the extension is missing. Imported for its effect, before lightning, by every floor that needs it.
+torch-fidelity (extra `fid`) needs torchvision, and the package index has only its CUDA build.
+Beside a CPU torch that build cannot load its compiled operators: its import fails, and with it the
+import of torchmetrics and of lightning. Declaring the two operators that its Python part registers
+shapes for is enough: everything in Python then works, and the operators themselves, if called, say
+that the extension is missing. Imported for its effect, before lightning, by every floor that needs
+it.
 """
 
 import importlib
@@ -29,9 +30,9 @@ def make_torchvision_importable() -> None:
             raise
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define(f"nms{_BOXES}")
-        library.define(f"qnms{_BOXES}")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for name in ("nms", "qnms"):
+            library.define(name + _BOXES)  # type: ignore[no-untyped-call]
         _libraries.append(library)
         importlib.import_module("torchvision")
 

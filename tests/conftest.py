@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread for everything: two are slower than one on a loaded machine, and differ in rounding."""
+"""One thread for everything: two are slower on a loaded machine, and differ in rounding."""
 
+# isort: off
 import scm_lightning.torchvision_guard  # noqa: F401  before any test imports lightning
+
+# isort: on
 import pytest
 import torch
 from torch import Tensor

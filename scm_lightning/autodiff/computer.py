@@ -30,7 +30,7 @@ def func_jvp(
     f: Callable[[Tensor, Tensor], Tensor], primals: Inputs, tangents: Inputs
 ) -> tuple[Tensor, Tensor]:
     """One forward-mode pass in grad mode: F is the primal of the pass itself."""
-    F, derivative = torch.func.jvp(f, primals, tangents)
+    F, derivative = torch.func.jvp(f, primals, tangents)  # type: ignore[misc]
     return F, derivative.detach()
 
 
@@ -43,7 +43,7 @@ def two_pass_jvp(
     """
     device = primals[0].device
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        _, derivative = torch.func.jvp(f, primals, tangents)
+        _, derivative = torch.func.jvp(f, primals, tangents)  # type: ignore[misc]
     return f(*primals), derivative
 
 

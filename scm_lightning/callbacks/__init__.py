@@ -2,9 +2,10 @@
 """Floor 5: what happens beside the training step."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+from scm_lightning.callbacks.checkpoints import Checkpoints
 from scm_lightning.callbacks.diagnostics import Diagnostics
 from scm_lightning.callbacks.grids import SampleGrids
 from scm_lightning.callbacks.metrics import SampleMetrics
 from scm_lightning.callbacks.progress import Progress
 
-__all__ = ["Diagnostics", "Progress", "SampleGrids", "SampleMetrics"]
+__all__ = ["Checkpoints", "Diagnostics", "Progress", "SampleGrids", "SampleMetrics"]

@@ -14,6 +14,7 @@ from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 
+
 class SampleGrids(Callback):
     """Writes into the run's folder `samples/`.
 
@@ -42,9 +43,9 @@ class SampleGrids(Callback):
     ) -> None:
         """Write the first samples of a validation."""
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            rows = self._rows(trainer, {name: x0[: self.columns] for name, x0 in outputs.items()})
+            shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
             file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
-            captioned_rows(rows).save(file)
+            captioned_rows(self._rows(trainer, shown)).save(file)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to write the parts of several processes over each other.
@@ -69,7 +70,7 @@ class SampleGrids(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the samples of a batch."""
-        self._drawn.append((batch, {name: x0.cpu() for name, x0 in outputs.items()}))
+        self._drawn.append((batch, {name: samples.x0.cpu() for name, samples in outputs.items()}))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write grids, the comparison and the samples."""
@@ -79,19 +80,16 @@ class SampleGrids(Callback):
         labels = torch.cat([r.labels for r in requests if r.labels is not None] or [torch.empty(0)])
         datamodule = shards_of(trainer)
         for name in names:
-            image_grid(datamodule.to_images(samples[name]), self.columns).save(folder / f"{name}.png")
+            image_grid(datamodule.to_images(samples[name]), self.columns).save(
+                folder / f"{name}.png"
+            )
         shown = {name: x0[: self.columns] for name, x0 in samples.items()}
         real = _heldout(datamodule, labels[: self.columns])
-        captioned_rows(self._rows(trainer, {"floor": real} | shown)).save(
-            folder / "comparison.png"
-        )
-        np.savez(
-            folder / "samples.npz",
-            indices=torch.cat([request.indices for request in requests]).numpy(),
-            labels=labels.numpy(),
-            seed=requests[0].seed,
-            **{name: x0.numpy() for name, x0 in samples.items()},
-        )
+        captioned_rows(self._rows(trainer, {"floor": real} | shown)).save(folder / "comparison.png")
+        arrays = {name: x0.numpy() for name, x0 in samples.items()}
+        indices = torch.cat([request.indices for request in requests]).numpy()
+        arrays |= {"indices": indices, "labels": labels.numpy(), "seed": np.array(requests[0].seed)}
+        np.savez(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
         Console().print(f"samples and pictures are in {folder}; look at comparison.png first")
         self._drawn = []
 
@@ -103,8 +101,7 @@ class SampleGrids(Callback):
     def _rows(self, trainer: Trainer, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         datamodule = shards_of(trainer)
         return {
-            SAMPLER_NAMES.get(name, name): datamodule.to_images(x0)
-            for name, x0 in samples.items()
+            SAMPLER_NAMES.get(name, name): datamodule.to_images(x0) for name, x0 in samples.items()
         }
 
 

@@ -14,6 +14,7 @@ from scm_lightning.callbacks.run import shards_of
 from scm_lightning.data import SampleRequest
 from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score
 
+
 class SampleMetrics(Callback):
     """Compares drawn samples with the data.
 
@@ -28,6 +29,7 @@ class SampleMetrics(Callback):
         self.features = features
         self._reference: Reference | None = None
         self._scores: dict[str, SampleScores] = {}
+        self._nfe: dict[str, int] = {}
         self._seed = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,8 +76,6 @@ class SampleMetrics(Callback):
             return
         scores = {"floor": self._floor(trainer, self._reference)}
         scores |= {name: each.compute() for name, each in self._scores.items()}
-        samplers = pl_module.reference_samplers() | pl_module.samplers()
-        nfe = {name: samplers[name].nfe for name in self._scores}
         if trainer.is_global_zero:
             file = Path(trainer.default_root_dir) / "metrics.json"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +85,9 @@ class SampleMetrics(Callback):
                 "fd_block": "mean over blocks of as many samples as there are held-out images",
                 "checkpoint": str(trainer.ckpt_path),
             }
-            content = metrics_content(protocol, scores, nfe, self._seed)
+            content = metrics_content(protocol, scores, self._nfe, self._seed)
             file.write_text(json.dumps(content, indent=2) + "\n")
-            Console().print(score_table(scores, nfe, self.features.description))
+            Console().print(score_table(scores, self._nfe, self.features.description))
             Console().print(f"written to {file}")
 
     def _update(
@@ -103,11 +103,12 @@ class SampleMetrics(Callback):
         if self._reference is None:
             self._reference = self._make_reference(trainer, pl_module, self.features)
         self._seed = request.seed
-        for name, x0 in outputs.items():
+        for name, samples in outputs.items():
+            self._nfe[name] = samples.nfe
             if name not in self._scores:
                 num_samples = shards_of(trainer).num_samples[stage]
                 self._scores[name] = SampleScores(self._reference, num_samples)
-            self._scores[name].update(request.indices, x0, request.labels)
+            self._scores[name].update(request.indices, samples.x0, request.labels)
 
     def _make_reference(
         self, trainer: Trainer, pl_module: LightningModule, features: FeatureExtractor

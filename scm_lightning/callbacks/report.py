@@ -44,7 +44,7 @@ def score_table(
         nfe: network calls per sample, by row.
         extractor: description of what the distance looks at.
     """
-    sizes = {kind: 0 for kind in ("fd", "fd_block")}
+    sizes = dict.fromkeys(("fd", "fd_block"), 0)
     for of_row in scores.values():
         for kind in sizes:
             sizes[kind] = max(sizes[kind], of_row[kind].num_samples if kind in of_row else 0)

@@ -1,32 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind `scm`: LightningCLI with this project's callbacks, links and errors."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
-import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+# isort: off
+import scm_lightning.torchvision_guard  # before lightning
+
+# isort: on
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import scm_lightning.data
 import scm_lightning.modules
 import scm_lightning.networks  # noqa: F401  class names resolve once they are imported
-from scm_lightning.callbacks import Diagnostics, Progress, SampleGrids, SampleMetrics
+from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids, SampleMetrics
+from scm_lightning.teachers import read_checkpoint
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 USER_ERRORS = (ValueError, OSError, MisconfigurationException)
-"""What bad input raises: shown as one line. Anything else is a fault of ours and keeps its trace."""
+"""What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the shards are in memory
+    ".*`IterableDataset` has `__len__` defined.*",  # one order stream per process, no workers
+    ".*in eval mode at the start of training.*",  # the average and the teacher
+    ".*LeafSpec.*is deprecated.*",  # inside Lightning
+    ".*torch.jit.script.*",  # inside torch.func.jvp
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's tells something about this run."""
+    return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
+
+
+class ArgumentError(ValueError):
+    """Arguments or a configuration that the parser refuses."""
 
 
 class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one line."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
-        raise ValueError(message)
+        raise ArgumentError(message)
 
 
 class SCMCommandLine(LightningCLI):
@@ -38,35 +61,25 @@ class SCMCommandLine(LightningCLI):
         parser.add_lightning_class_args(SampleGrids, "grids")
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
         parser.add_lightning_class_args(Progress, "progress")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "{step:07d}",
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.save_last": True,
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.every_n_train_steps": 500,
-            }
-        )
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("model.init_args.path.sigma_data", "data.init_args.sigma_data")
 
     def before_instantiate_classes(self) -> None:
         """Fill in where a run's files are: all of them under `trainer.default_root_dir`."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or ".")
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(root / "checkpoints")
+        config.checkpoints.dirpath = config.checkpoints.dirpath or str(root / "checkpoints")
         if config.trainer.logger is None:
-            config.trainer.logger = Namespace(
+            config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
                 class_path="lightning.pytorch.loggers.CSVLogger",
-                init_args=Namespace(save_dir=str(root), name="", version=""),
+                init_args=Namespace(  # type: ignore[no-untyped-call]
+                    save_dir=str(root), name="", version=""
+                ),
             )
         if self.subcommand != "fit" and config.ckpt_path is None:
             config.ckpt_path = str(root / LAST_CHECKPOINT)
-        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise ValueError(
-                f"there is no checkpoint {config.ckpt_path}; train first with `scm fit` and the "
-                "same configuration, or pass another --ckpt_path"
-            )
+        if config.ckpt_path is not None:
+            read_checkpoint(config.ckpt_path)  # refuses a missing or foreign file before the work
 
     def _parse_ckpt_path(self) -> None:
         """Do not let hyper-parameters saved in a checkpoint override what the user typed."""
@@ -75,9 +88,15 @@ class SCMCommandLine(LightningCLI):
 def run(args: ArgsType) -> None:
     """Parse the arguments and run the subcommand.
 
+    Args:
+        args: arguments, or None for the process's own.
+
     Raises:
         ValueError: if what the user passed does not fit.
     """
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     SCMCommandLine(
         model_class=LightningModule,
         datamodule_class=LightningDataModule,

@@ -2,6 +2,7 @@
 """Entry point of `scm`."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -41,12 +42,26 @@ def main(args: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"scm_lightning {__version__}")
         return
-    from scm_lightning.cli.app import USER_ERRORS, run  # slow: imports torch and lightning
+    from scm_lightning.cli.app import (
+        USER_ERRORS,
+        ArgumentError,
+        run,
+    )  # slow: imports torch and lightning
 
     try:
-        run(words)
+        run(None if args is None else words)
     except USER_ERRORS as error:
         if os.environ.get("SCM_TRACEBACK"):
             raise
-        print(f"scm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        hint = "; `scm SUBCOMMAND --help` lists what can be set"
+        line = one_line(str(error)) + (hint if isinstance(error, ArgumentError) else "")
+        print(f"scm: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def one_line(message: str) -> str:
+    """Put a message on one line, without the parser's account of the types it tried."""
+    line = " ".join(message.split())
+    line = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", line)
+    line = re.sub(r" - Expected a <class 'NoneType'> Given value type: .*", "", line)
+    return re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")

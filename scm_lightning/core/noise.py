@@ -39,9 +39,7 @@ def standard_normal(
     if generator is None:
         return torch.randn(tuple(shape), dtype=dtype, device=device)
     if isinstance(generator, torch.Generator):
-        noise = torch.randn(
-            tuple(shape), generator=generator, dtype=dtype, device=generator.device
-        )
+        noise = torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device)
         return noise.to(device)
     if len(generator) != shape[0]:
         raise ValueError(

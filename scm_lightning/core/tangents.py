@@ -84,7 +84,7 @@ def tangent_norm(g: Tensor, norm: NormKind = "l2") -> Tensor:
     Returns:
         The norms, in the units of `g`. (B,).
     """
-    l2 = torch.linalg.vector_norm(g.flatten(1), dim=1)
+    l2: Tensor = torch.linalg.vector_norm(g.flatten(1), dim=1)
     return l2 if norm == "l2" else l2 / g[0].numel() ** 0.5
 
 

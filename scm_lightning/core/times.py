@@ -17,7 +17,7 @@ from torch import Tensor
 from scm_lightning.core.trigflow import TrigFlow
 
 MAX_TIME = 1.5707962
-"""Largest float32 below pi/2, in radians; float32's own pi/2 lies above it, where tan is negative."""
+"""Largest float32 below pi/2, in radians; float32's own pi/2 lies above it, where tan < 0."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index of a folder of shards: what is in them, and how pixels become data.
 
+Pixels are normalised per channel by the statistics of the training split:
+
     x0     = (pixels - mean) sigma_data / std          per channel
     pixels = x0 std / sigma_data + mean
 """

@@ -17,6 +17,7 @@ class NearestNeighbourDistance(Metric):
         sigma_data: standard deviation of the data, in data units.
     """
 
+    reference: Tensor
     total: Tensor
     num_samples: Tensor
 

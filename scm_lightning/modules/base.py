@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scm_lightning.core import TrigFlow, sample_generators, standard_normal
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile
-from scm_lightning.sampling import Sampler
+from scm_lightning.sampling import Sampler, Samples
 from scm_lightning.teachers import weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
@@ -98,21 +98,21 @@ class GenerativeModule(LightningModule, ABC):
         self.ema.update(self.trained_network(), self._images_in_step)
         self._images_in_step = 0
 
-    def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with the run's own samplers."""
         return self.draw(request, self.samplers())
 
-    def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers."""
         return self.draw(request, self.reference_samplers() | self.samplers())
 
-    def predict_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers, and show the noise they start from."""
         samplers = self.reference_samplers() | self.samplers()
         noise = Sampler(0, lambda noise, labels, generators: noise)
         return self.draw(request, {"noise": noise} | samplers)
 
-    def draw(self, request: SampleRequest, samplers: dict[str, Sampler]) -> dict[str, Tensor]:
+    def draw(self, request: SampleRequest, samplers: dict[str, Sampler]) -> dict[str, Samples]:
         """Draw the same samples, from the same noise, in several ways.
 
         Args:
@@ -120,14 +120,15 @@ class GenerativeModule(LightningModule, ABC):
             samplers: the ways, by name.
 
         Returns:
-            Samples by name. (B, *request.shape) each, data units.
+            Samples by name, (B, *request.shape) each.
         """
         drawn = {}
         for name, sampler in samplers.items():
             generators = sample_generators(request.indices.tolist(), request.seed)
             shape = (len(generators), *request.shape)
             noise = self.path.sigma_data * standard_normal(shape, generators, device=self.device)
-            drawn[name] = sampler.draw(noise, request.labels, generators)
+            x0 = sampler.draw(noise, request.labels, generators)
+            drawn[name] = Samples(x0, sampler.nfe)
         return drawn
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -140,9 +140,7 @@ class ConsistencyModule(GenerativeModule):
         self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, labels: Tensor | None
     ) -> Tensor:
         """Velocity dx_t/dt of the ODE, without gradient; see `Velocity`."""
-        return self.velocity_source(
-            x_t, t, x0, z, labels, path=self.path, teacher=self.teacher
-        )
+        return self.velocity_source(x_t, t, x0, z, labels, path=self.path, teacher=self.teacher)
 
     def bound_tangent(self, g: Tensor) -> Tensor:
         """Keep the tangent from dominating the step. (B, ...) to (B, ...)."""
@@ -169,7 +167,7 @@ class ConsistencyModule(GenerativeModule):
         if self.tangent_bound == "l2":
             log_weight = log_weight + math.log(num_elements)
         if self.prior == "extra":
-            # Only the weight e^w matters to the gradient: w's own -log(sigma_data tan t) is constant.
+            # In the loss's second term this only adds a constant, without gradient.
             log_weight = log_weight - (self.path.sigma_data * t.tan()).log()
         return log_weight
 

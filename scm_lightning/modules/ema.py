@@ -104,7 +104,8 @@ class EMA(nn.Module):
         self.num_steps += 1
         beta = self.profile.decay(int(self.num_steps), int(self.num_images), images_in_step)
         self.num_images += images_in_step
-        averages, weights = list(self.network.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
+        weights: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, weights, 1.0 - beta)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)

@@ -17,7 +17,7 @@ from scm_lightning.core import at_least_float32
 
 
 class PreciseLinear(nn.Linear):
-    """A linear layer computed in float32 or wider, under autocast and with half-precision weights."""
+    """A linear layer computed in float32 or wider, under autocast and with half weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""

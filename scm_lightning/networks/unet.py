@@ -85,20 +85,20 @@ class UNet(nn.Module):
         self.input = nn.Conv2d(image_channels, model_channels, 3, padding=1)
         skips = [width := model_channels]
         self.down = nn.ModuleList()
-        for level in widths:
-            blocks = nn.ModuleList()
+        for index, level in enumerate(widths):
+            if index:
+                self.down.append(nn.AvgPool2d(2))
             for _ in range(num_blocks):
-                blocks.append(ResidualBlock(width, level, emb, dropout))
+                self.down.append(ResidualBlock(width, level, emb, dropout))
                 skips.append(width := level)
-            self.down.append(blocks)
         self.middle = ResidualBlock(width, width, emb, dropout)
         self.up = nn.ModuleList()
         for index, level in reversed(list(enumerate(widths))):
-            blocks = nn.ModuleList()
             for _ in range(num_blocks + (index == 0)):
-                blocks.append(ResidualBlock(width + skips.pop(), level, emb, dropout))
+                self.up.append(ResidualBlock(width + skips.pop(), level, emb, dropout))
                 width = level
-            self.up.append(blocks)
+            if index:
+                self.up.append(nn.Upsample(scale_factor=2, mode="nearest"))
         self.output_norm = AdaptiveDoubleNorm(width, emb, _num_groups(width))
         self.output = nn.Conv2d(width, image_channels, 3, padding=1)
         nn.init.zeros_(self.output.weight)
@@ -132,21 +132,21 @@ class UNet(nn.Module):
         emb = self.conditioning(t, labels, guidance)
         h = self.input(u.to(self.input.weight.dtype))
         skips = [h]
-        for index, blocks in enumerate(self.down):
-            if index:
-                h = nn.functional.avg_pool2d(h, 2)
-            for block in blocks:
-                skips.append(h := block(h, emb))
+        for layer in self.down:
+            if isinstance(layer, ResidualBlock):
+                skips.append(h := layer(h, emb))
+            else:
+                h = layer(h)
         h = self.middle(h, emb)
-        for index, blocks in enumerate(self.up):
-            if index:
-                h = nn.functional.interpolate(h, scale_factor=2, mode="nearest")
-            for block in blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        for layer in self.up:
+            if isinstance(layer, ResidualBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+            else:
+                h = layer(h)
         F: Tensor = self.output(nn.functional.silu(self.output_norm(h, emb)))
         return F
 
 
 def _num_groups(num_channels: int) -> int:
     """Groups of about 4 channels or more, at most 32, that divide the channels."""
-    return max(groups for groups in range(1, 33) if num_channels % groups == 0 and num_channels >= 4 * groups)
+    return max(n for n in range(1, 33) if num_channels % n == 0 and num_channels >= 4 * n)

@@ -3,10 +3,11 @@
 
 from scm_lightning.sampling.consistency import sample_consistency
 from scm_lightning.sampling.ode import num_evaluations, sample_ode, time_grid
-from scm_lightning.sampling.samplers import Sampler, consistency_samplers, teacher_samplers
+from scm_lightning.sampling.samplers import Sampler, Samples, consistency_samplers, teacher_samplers
 
 __all__ = [
     "Sampler",
+    "Samples",
     "consistency_samplers",
     "num_evaluations",
     "sample_consistency",

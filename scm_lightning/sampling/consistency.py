@@ -11,6 +11,7 @@ Algorithm 1.
 Axes: B batch, ... data axes.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,7 +33,7 @@ def check_times(times: Sequence[float], *, last: float) -> None:
             f"sampling times must be angles in [{last:g}, pi/2], got {list(times)}; a noise level "
             "sigma is the angle atan(sigma / sigma_data)"
         )
-    if any(later >= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later >= earlier for earlier, later in itertools.pairwise(times)):
         raise ValueError(f"sampling times must descend, got {list(times)}; put the largest first")
 
 

@@ -12,6 +12,7 @@ Source: arXiv 2410.11081, Section 3.1 and Appendix D; grid and Heun: arXiv 2206.
 Axes: B batch, ... data axes.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -104,7 +105,7 @@ def sample_ode(
 
     grid = torch.tensor(times, dtype=noise.dtype, device=noise.device)
     x, previous = noise, None
-    for s, t in zip(grid, grid[1:], strict=False):
+    for s, t in itertools.pairwise(grid):
         F = evaluate(x, s)
         x_next = torch.cos(s - t) * x - torch.sin(s - t) * path.sigma_data * F
         if t > 0 and solver == "heun":

@@ -12,6 +12,18 @@ from scm_lightning.sampling.consistency import check_times, sample_consistency
 from scm_lightning.sampling.ode import num_evaluations, sample_ode, time_grid
 
 
+class Samples(NamedTuple):
+    """What a sampler drew.
+
+    Attributes:
+        x0: samples. (B, ...), data units.
+        nfe: network calls that each took.
+    """
+
+    x0: Tensor
+    nfe: int
+
+
 class Sampler(NamedTuple):
     """One way to turn noise into samples.
 

@@ -6,6 +6,7 @@ configuration, the weights from the file, and both must fit.
 """
 
 import copy
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,15 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         ValueError: if the file is missing, unreadable or from another program.
     """
     if not Path(file).is_file():
-        raise ValueError(f"there is no checkpoint {file}; train it first, or give another path")
+        raise ValueError(
+            f"there is no checkpoint {file}; train first with `scm fit`, or give another path"
+        )
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is no checkpoint, or a damaged one; give another path")
     try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=True
+        )
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{file} cannot be read as a checkpoint: {reason}") from error
@@ -86,7 +93,7 @@ def load_teacher(file: str | Path, network: nn.Module, path: TrigFlow) -> nn.Mod
     if metadata["sigma_data"] != path.sigma_data:
         raise ValueError(
             f"teacher and student need the same sigma_data: {file} was trained with "
-            f"{metadata['sigma_data']}, the student has {path.sigma_data}; set model.path.sigma_data"
+            f"{metadata['sigma_data']}, the student has {path.sigma_data}; set path.sigma_data"
         )
     weights = {
         name.removeprefix(EMA_PREFIX): weight

@@ -19,8 +19,8 @@ class FrozenTeacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_keep_own)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_keep_own)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stay in eval mode."""

@@ -17,8 +17,9 @@ def mlp(dropout):
 
 
 def unet(dropout):
-    return UNet(SHAPE, model_channels=8, channel_mult=(1, 2), num_classes=3, guided=True,
-                dropout=dropout)
+    return UNet(
+        SHAPE, model_channels=8, channel_mult=(1, 2), num_classes=3, guided=True, dropout=dropout
+    )
 
 
 def wake(network):
@@ -101,7 +102,7 @@ def test_derivative_carries_no_graph_and_output_does(randn, method):
 
 
 def test_both_prescriptions_of_the_input_tangent_agree(randn):
-    """Tangents (c s dx, c s sigma_data) give sigma_data times those of (c s dx / sigma_data, c s)."""
+    """Tangents (c s dx, c s sigma_data) give sigma_data times ours, (c s dx / sigma_data, c s)."""
     network, given = wake(mlp(0.0)).eval(), inputs(randn)
     u, t = given["x_t"] / SIGMA_DATA, given["t"]
     cos_sin = t.cos() * t.sin()

@@ -22,7 +22,7 @@ TIMES = torch.tensor([1e-6, 1e-3, 0.1, 0.6, 1.1, 1.5, T_MAX], dtype=torch.float6
 
 def edm_prediction(process, x0, eps, t):
     """What EDM's network body has to predict for its denoiser to return x0."""
-    # c_skip x + c_out F_EDM = x0, all in x_t and t: c_skip x = cos(t) x_t, c_out = sigma_data sin(t)
+    # c_skip x = cos(t) x_t and c_out = sigma_data sin(t)
     z = PATH.sigma_data * eps
     return (expand_time(t.sin(), x0) * x0 - expand_time(t.cos(), x0) * z) / PATH.sigma_data
 

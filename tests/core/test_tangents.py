@@ -57,9 +57,7 @@ def test_without_warmup_a_student_equal_to_its_teacher_rests(randn):
 def test_tangent_is_linear_in_the_warmup(randn):
     x, network = randn(9, 3), ExactTeacher()
     ends = g_of(network, x, TIMES, 0.0), g_of(network, x, TIMES, 1.0)
-    torch.testing.assert_close(
-        g_of(network, x, TIMES, 0.25), 0.75 * ends[0] + 0.25 * ends[1]
-    )
+    torch.testing.assert_close(g_of(network, x, TIMES, 0.25), 0.75 * ends[0] + 0.25 * ends[1])
 
 
 def test_norms_by_hand():

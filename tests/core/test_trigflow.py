@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from scm_lightning.core import TimeProposal, TrigFlow, expand_time, sample_generators, standard_normal
+from scm_lightning.core import (
+    TimeProposal,
+    TrigFlow,
+    expand_time,
+    sample_generators,
+    standard_normal,
+)
 
 PATH = TrigFlow(sigma_data=0.7)
 TIMES = torch.linspace(0.0, math.pi / 2, 5, dtype=torch.float64)
@@ -75,9 +81,7 @@ def test_sigma_and_angle_are_inverses():
 
 def test_times_follow_the_log_normal_proposal():
     """log(sigma_data tan t) has the mean and standard deviation asked for, and t stays in range."""
-    t = TimeProposal(P_mean=-1.0, P_std=1.4).sample(
-        100_000, PATH, torch.Generator().manual_seed(0)
-    )
+    t = TimeProposal(P_mean=-1.0, P_std=1.4).sample(100_000, PATH, torch.Generator().manual_seed(0))
     tau = PATH.sigma_from_t(t.double()).log()
     assert float(tau.mean()) == pytest.approx(-1.0, abs=0.02)
     assert float(tau.std()) == pytest.approx(1.4, abs=0.02)

@@ -35,7 +35,9 @@ def test_a_second_step_mixes_in_fresh_noise_of_its_generator(randn):
     """x2 = f(cos s x1 + sin s sigma_data n, s), with n from the generator handed in."""
     noise, s, student = randn(5, 3), 1.1, ExactStudent()
     first = sample_consistency(student, noise, (T_MAX,), path=PATH)
-    drawn = [torch.randn(3, generator=g, dtype=torch.float64) for g in sample_generators(range(5), 1)]
+    drawn = [
+        torch.randn(3, generator=g, dtype=torch.float64) for g in sample_generators(range(5), 1)
+    ]
     x_s = math.cos(s) * first + math.sin(s) * PATH.sigma_data * torch.stack(drawn)
     t = torch.full((5,), s).double()
     expected = PATH.consistency(student(x_s / PATH.sigma_data, t), x_s, t)
@@ -51,9 +53,7 @@ def test_labels_and_guidance_reach_the_network(randn):
 
     labels, guidance = torch.arange(5), torch.full((5,), 0.5).double()
     noise = randn(5, 3)
-    found = sample_consistency(
-        network, noise, (1.0,), path=PATH, labels=labels, guidance=guidance
-    )
+    found = sample_consistency(network, noise, (1.0,), path=PATH, labels=labels, guidance=guidance)
     torch.testing.assert_close(
         found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels)[:, None] * noise
     )
@@ -62,7 +62,9 @@ def test_labels_and_guidance_reach_the_network(randn):
 def test_samplers_are_named_by_their_steps():
     samplers = consistency_samplers(ExactStudent(), PATH, (1.3, 0.6))
     assert {name: sampler.nfe for name, sampler in samplers.items()} == {
-        "1_step": 1, "2_step": 2, "3_step": 3,
+        "1_step": 1,
+        "2_step": 2,
+        "3_step": 3,
     }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solvers on the Gaussian ODE, whose solution is known: exactness, order, end points."""
 
+import itertools
 import math
 
 import pytest
@@ -25,7 +26,7 @@ def test_order_of_convergence(solver, order):
     """Halving the step divides the error by 2^order."""
     ones = torch.ones(5, 3).double()
     errors = [error(solver, num_steps, ones) for num_steps in (160, 320, 640)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
@@ -42,14 +43,14 @@ def test_heun_is_edms_sampler(randn):
     """EDM's Algorithm 1 without churn, in noise levels: the same samples to rounding."""
     times = time_grid(18, PATH)
     start = PATH.sigma_data * randn(5, 3)
-    sigma = PATH.sigma_from_t(torch.tensor(times).double())
+    sigma = PATH.sigma_from_t(torch.tensor(times, dtype=torch.float64))
     x = start / math.cos(times[0])
 
     def slope(x, sigma):
         denoised = DATA_STD**2 / (DATA_STD**2 + sigma**2) * x
         return (x - denoised) / sigma
 
-    for now, then in zip(sigma, sigma[1:], strict=False):
+    for now, then in itertools.pairwise(sigma):
         d = slope(x, now)
         euler = x + (then - now) * d
         x = euler if then == 0 else x + (then - now) * (d + slope(euler, then)) / 2
@@ -80,6 +81,7 @@ def test_grid_is_edms():
 
 def test_cost_is_counted_as_it_is_spent(randn):
     """18 Heun steps are 35 network calls."""
+
     class Counting(ExactTeacher):
         calls = 0
 
