@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the callbacks log, write and draw."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from gaussian import PATH
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from tiny import loader, trainer
+
+from scm_lightning import ConsistencyModule
+from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids
+from scm_lightning.callbacks.diagnostics import TIME_EDGES
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.callbacks.report import metrics_content, score_table
+from scm_lightning.callbacks.run import shards_of
+from scm_lightning.metrics import Score
+from scm_lightning.modules import PairVelocity
+from scm_lightning.networks import MLP
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+
+    def log_metrics(self, values, step):
+        self.lines.append((step, values))
+
+
+def test_tangent_norms_are_averaged_per_time_bucket():
+    """Two batches in four buckets; a time on an edge belongs to the bucket above it."""
+    diagnostics, log = Diagnostics(every_n_steps=2), Log()
+    run = SimpleNamespace(
+        loggers=[log], strategy=SimpleNamespace(reduce=lambda x, reduce_op: x), global_step=1
+    )
+    outputs = [
+        {"t": torch.tensor([0.05, 0.1, 1.2]), "tangent_norm": torch.tensor([1.0, 2.0, 3.0])},
+        {"t": torch.tensor([0.3, 1.5, 1.57]), "tangent_norm": torch.tensor([4.0, 6.0, 8.0])},
+    ]
+    for step, out in enumerate(outputs, start=1):
+        run.global_step = step
+        diagnostics.on_train_batch_end(run, None, out, None, 0)
+    ((step, values),) = log.lines
+    assert step == 2
+    assert values == {
+        "tangent_norm/0.00-0.10": 1.0,
+        "tangent_norm/0.10-0.50": 3.0,
+        "tangent_norm/1.10-1.50": 3.0,
+        "tangent_norm/1.50-1.57": 7.0,
+    }
+    assert TIME_EDGES[-1] == math.pi / 2
+
+
+def test_a_run_logs_and_saves_its_last_step(tmp_path):
+    """Seven steps with a checkpoint every three: the last file holds step seven."""
+    module = ConsistencyModule(MLP((3,), 16, 1, 8), PairVelocity(), path=PATH)
+    fit = trainer(
+        7,
+        logger=CSVLogger(tmp_path, name="", version=""),
+        log_every_n_steps=1,
+        enable_checkpointing=True,
+        callbacks=[Diagnostics(every_n_steps=3), Checkpoints(str(tmp_path / "c"), 3)],
+    )
+    fit.fit(module, loader(50))
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+        "0000003.ckpt",
+        "0000006.ckpt",
+        "last.ckpt",
+    ]
+    last = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 7
+    assert int(last["state_dict"]["ema.num_steps"]) == 7
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "grad_norm", "tangent_norm/0.50-1.10"} <= set(header)
+
+
+def test_progress_counts_to_the_end_of_the_run():
+    bar = Progress()
+    bar._trainer = SimpleNamespace(max_steps=100, global_step=40, accumulate_grad_batches=3)
+    assert bar.total_train_batches == 180
+
+
+def test_grid_puts_images_in_order_without_blurring():
+    """Three images of one pixel in two columns: 48 screen pixels each, then a gap of 2."""
+    images = torch.tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1)
+    page = np.array(image_grid(images, columns=2))
+    assert page.shape == (100, 100, 3)
+    assert page[0, 0].tolist() == [0, 0, 0]
+    assert page[47, 97].tolist() == [128, 128, 128]
+    assert page[50, 0].tolist() == [255, 255, 255]
+    assert set(page[:48, :48].ravel()) == {0}
+
+
+def test_colour_images_keep_their_channels():
+    red = torch.zeros(1, 3, 2, 2)
+    red[:, 0] = 1.0
+    assert np.array(image_grid(red, columns=1))[5, 5].tolist() == [255, 0, 0]
+
+
+def test_rows_stand_under_each_other_with_captions():
+    page = captioned_rows({"dark": torch.zeros(2, 1, 8, 8), "bright": torch.ones(2, 1, 8, 8)})
+    pixels = np.array(page)
+    assert isinstance(page, Image.Image)
+    assert pixels[10, -10].tolist() == [0, 0, 0]
+    assert pixels[-10, -10].tolist() == [255, 255, 255]
+    assert (pixels[:50, :200] < 128).any()  # the caption
+
+
+def test_report_names_values_counts_and_seed():
+    scores = {
+        "floor": {"fd": Score(0.1, 360), "fd_block": Score(0.1, 360)},
+        "2_step": {"fd": Score(0.05, 2000), "fd_block": Score(0.11, 360)},
+    }
+    content = metrics_content({"distance": "pixels"}, scores, {"2_step": 2}, seed=3)
+    assert content["fd/2_step"] == {"value": 0.05, "num_samples": 2000, "seed": 3}
+    assert content["fd/floor"]["num_samples"] == 360
+    assert content["nfe/2_step"] == {"value": 2}
+    table = score_table(scores, {"2_step": 2}, "pixels")
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns["distance, 2,000"] == ["-", "0.050"]  # the floor has no 2,000 images
+    assert columns["distance, 360"] == ["0.100", "0.110"]
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1"):
+        Diagnostics(0)
+    with pytest.raises(ValueError, match="every_n_train_steps of checkpoints"):
+        Checkpoints(every_n_train_steps=0)
+    with pytest.raises(ValueError, match="columns must be at least 1"):
+        SampleGrids(0)
+    with pytest.raises(ValueError, match="from one process, got 2"):
+        SampleGrids().on_predict_start(SimpleNamespace(world_size=2), None)
+    with pytest.raises(ValueError, match="need the data of a ShardDataModule, got NoneType"):
+        shards_of(SimpleNamespace(datamodule=None))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The diffusion module: its loss by hand, what it learns, and how it draws samples."""
+
+import pytest
+import torch
+from gaussian import PATH, ExactTeacher
+from tiny import loader, trainer
+from torch import nn
+
+from scm_lightning import DiffusionModule, TimeProposal
+from scm_lightning.data import SampleRequest
+from scm_lightning.modules import FlatCosine
+from scm_lightning.networks import MLP
+
+
+class Linear(nn.Module):
+    """F = weight u: one number, whose optimum is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, u, t, labels=None, guidance=None):
+        return self.weight * u
+
+
+def test_training_finds_the_optimal_velocity():
+    """For data of standard deviation sigma_data the optimal F is 0; from 1 it gets there."""
+    network = Linear()
+    nn.init.constant_(network.weight, 1.0)
+    module = DiffusionModule(
+        network, PATH, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05)
+    )
+    trainer(200).fit(module, loader(64))
+    assert abs(float(network.weight.detach())) < 0.05
+
+
+def test_samples_depend_on_seed_and_index_alone():
+    """One order or several, the sixth sample is the same."""
+    module = DiffusionModule(MLP((3,), model_channels=16, num_blocks=1), PATH)
+    whole = SampleRequest(torch.arange(7), None, (3,), seed=4)
+    part = SampleRequest(torch.tensor([5, 2]), None, (3,), seed=4)
+    other = SampleRequest(torch.arange(7), None, (3,), seed=5)
+    for name, samples in module.test_step(whole, 0).items():
+        torch.testing.assert_close(module.test_step(part, 0)[name].x0, samples.x0[[5, 2]])
+        assert not torch.equal(module.test_step(other, 0)[name].x0, samples.x0)
+    assert {name: s.nfe for name, s in module.predict_step(whole, 0).items()} == {
+        "noise": 0,
+        "teacher": 35,
+        "denoiser": 1,
+    }
+
+
+def test_samples_of_the_exact_network_have_the_data_s_scale():
+    """Noise of standard deviation 0.7 becomes data of 0.3, which the denoiser alone blurs."""
+    module = DiffusionModule(ExactTeacher(), PATH, num_sampling_steps=40)
+    drawn = module.test_step(SampleRequest(torch.arange(3000), None, (3,), seed=0), 0)
+    assert float(drawn["teacher"].x0.std()) == pytest.approx(0.3, rel=0.03)
+    assert float(drawn["denoiser"].x0.std()) < 0.01
+
+
+def test_schedule_by_hand():
+    """Ramp to step 10, flat to step 40 of 100, cosine to 2 %; every group keeps its own rate."""
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))]},
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 3.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule = FlatCosine(optimizer, total_steps=100, ramp_steps=10, flat_share=0.4)
+    rates = []
+    for _ in range(101):
+        rates.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx([0.1, 0.3])
+    assert rates[9] == rates[40] == pytest.approx([1.0, 3.0])
+    assert rates[70] == pytest.approx([0.51, 1.53])
+    assert rates[100] == pytest.approx([0.02, 0.06])
+    with pytest.raises(ValueError, match="need 0 <= ramp_steps <= total_steps"):
+        FlatCosine(optimizer, total_steps=5, ramp_steps=6)
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(ValueError, match="at least 2 solver steps"):
+        DiffusionModule(Linear(), num_sampling_steps=1)
+    with pytest.raises(ValueError, match="P_std a positive one"):
+        DiffusionModule(Linear(), times=TimeProposal(0.0, -1.0))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house's own rules: floors, headers, sizes, exports."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "scm_lightning"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = {
+    "core": 1,
+    "autodiff": 2,
+    "networks": 3,
+    "sampling": 3,
+    "teachers": 3,
+    "data": 4,
+    "metrics": 4,
+    "callbacks": 5,
+    "modules": 5,
+    "cli": 7,
+}
+TORCH_ONLY = {"core", "autodiff", "networks"}
+
+
+def imported(file: Path) -> list[str]:
+    """Full names of the modules that a file imports, lazily or not."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            names.append(node.module)
+    return names
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_down(file):
+    """A room imports itself and lower floors; never a sibling."""
+    if room(file) not in FLOORS:
+        return
+    for name in imported(file):
+        parts = name.split(".")
+        if parts[0] == "scm_lightning" and len(parts) > 1 and parts[1] in FLOORS:
+            other = parts[1]
+            assert other == room(file) or FLOORS[other] < FLOORS[room(file)], f"imports {name}"
+        if room(file) in TORCH_ONLY:
+            allowed = {"scm_lightning", "torch", "numpy"}
+            standard = importlib.util.find_spec(parts[0]).origin or ""
+            assert parts[0] in allowed or "site-packages" not in standard, f"imports {name}"
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == set(FLOORS)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*FILES, *sorted((ROOT / "tests").rglob("*.py"))],
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
+def test_every_file_has_a_header_a_docstring_and_a_readable_length(file):
+    text = file.read_text()
+    assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 320
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_functions_are_short(file):
+    """At most 40 lines without the docstring."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 40, f"{node.name} has {lines} lines"
+
+
+def test_public_names_are_those_promised():
+    import scm_lightning
+
+    for name in scm_lightning.__all__:
+        assert getattr(scm_lightning, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = scm_lightning.Nothing
+
+
+@pytest.mark.parametrize("name", sorted(FLOORS))
+def test_every_room_lists_what_it_offers(name):
+    module = importlib.import_module(f"scm_lightning.{name}")
+    assert all(hasattr(module, each) for each in module.__all__)
+    assert f"Floor {FLOORS[name]}:" in module.__doc__
+
+
+def test_no_path_of_a_machine_is_written_down():
+    for file in [*FILES, *ROOT.glob("*.md"), *(ROOT / "configs").glob("*")]:
+        if file.is_file() and file.suffix in {".py", ".md", ".yaml"}:
+            assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", file.read_text()), file

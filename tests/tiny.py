@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run small enough for a test: Gaussian data of shape (3,), a trainer without files."""
+
+from collections.abc import Iterator
+
+import torch
+from gaussian import DATA_STD, PATH
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+
+from scm_lightning.data import Batch
+
+
+class GaussianBatches(IterableDataset):
+    """Endless batches of N(0, DATA_STD^2) scaled by `scale`, the same in every run."""
+
+    def __init__(self, batch_size: int, scale: float = PATH.sigma_data / DATA_STD) -> None:
+        self.batch_size, self.scale = batch_size, scale
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            noise = torch.randn(self.batch_size, 3, generator=generator)
+            yield Batch(self.scale * DATA_STD * noise, None)
+
+
+def loader(batch_size: int = 5, **options: float) -> DataLoader:
+    """Batches whose standard deviation is sigma_data unless scaled otherwise."""
+    return DataLoader(GaussianBatches(batch_size, **options), batch_size=None)
+
+
+def trainer(max_steps: int, **options: object) -> Trainer:
+    """A quiet trainer that writes nothing."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", max_steps=max_steps, **{**quiet, **options})
