@@ -5,6 +5,7 @@
 import scm_lightning.torchvision_guard  # noqa: F401  before any test imports lightning
 
 # isort: on
+import lightning.pytorch  # noqa: F401  its log handler keeps the stderr of its first import
 import pytest
 import torch
 from torch import Tensor

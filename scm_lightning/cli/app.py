@@ -18,7 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import scm_lightning.data
 import scm_lightning.modules
 import scm_lightning.networks  # noqa: F401  class names resolve once they are imported
-from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids, SampleMetrics
+from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids, SampleMetrics
 from scm_lightning.teachers import read_checkpoint
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -30,6 +30,7 @@ EXPECTED_WARNINGS = (
     ".*in eval mode at the start of training.*",  # the average and the teacher
     ".*LeafSpec.*is deprecated.*",  # inside Lightning
     ".*torch.jit.script.*",  # inside torch.func.jvp
+    ".*args parameter is intended to run from within Python.*",  # tests do
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",
 )
@@ -60,12 +61,11 @@ class SCMCommandLine(LightningCLI):
         parser.add_lightning_class_args(SampleMetrics, "metrics")
         parser.add_lightning_class_args(SampleGrids, "grids")
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
-        parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("model.init_args.path.sigma_data", "data.init_args.sigma_data")
 
     def before_instantiate_classes(self) -> None:
-        """Fill in where a run's files are: all of them under `trainer.default_root_dir`."""
+        """Fill in the progress bar, and where a run's files are: `trainer.default_root_dir`."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or ".")
         config.checkpoints.dirpath = config.checkpoints.dirpath or str(root / "checkpoints")
@@ -76,6 +76,13 @@ class SCMCommandLine(LightningCLI):
                     save_dir=str(root), name="", version=""
                 ),
             )
+        callbacks = config.trainer.callbacks or []
+        shown = any(each.class_path.endswith(".Progress") for each in callbacks)
+        if config.trainer.enable_progress_bar is not False and not shown:
+            progress = Namespace(  # type: ignore[no-untyped-call]
+                class_path="scm_lightning.callbacks.Progress"
+            )
+            config.trainer.callbacks = [*callbacks, progress]
         if self.subcommand != "fit" and config.ckpt_path is None:
             config.ckpt_path = str(root / LAST_CHECKPOINT)
         if config.ckpt_path is not None:

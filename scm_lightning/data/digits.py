@@ -48,7 +48,16 @@ def load_digit_splits() -> dict[str, tuple[Images, Images]]:
 
 
 def prepare_digits(folder: Path) -> None:
-    """Write the digits as shards with an index. The folder appears complete or not at all."""
+    """Write the digits as shards with an index. The folder appears complete or not at all.
+
+    Raises:
+        ValueError: if something else is in the place of the folder.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} must be a new folder or one with {INDEX_FILE}, got other files; give "
+            "another root, or remove it"
+        )
     splits = load_digit_splits()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

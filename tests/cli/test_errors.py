@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: one line that says what must hold, what came and what to do; exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scm_lightning.cli import main
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_scd.yaml"
+SCT = [
+    "--model.init_args.teacher",
+    "null",
+    "--model.init_args.velocity.class_path",
+    "scm_lightning.modules.PairVelocity",
+]
+
+
+def refused(capsys, *args):
+    """The one line of standard error with which the command line refuses the arguments."""
+    with pytest.raises(SystemExit) as caught:
+        main([*args])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    assert caught.value.code == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("scm: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.init_args.tangent_warmup_step", "3"], "'tangent_warmup_step' is not accepted"),
+        (["--nonsense", "3"], "nonsense"),
+        (["--trainer.max_steps", "many"], "trainer.max_steps: Expected a <class 'int'>. Got value"),
+        (["--model.init_args.tangent_bound", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
+        (["--model.init_args.tangents.method", "slow"], "['func', 'two_pass']. Got value: slow"),
+        (
+            ["--model.init_args.student.class_path", "scm_lightning.networks.MPL"],
+            "module 'scm_lightning.networks' has no attribute 'MPL'",
+        ),
+        (["--model.init_args.student.init_args.num_blocks", "-1.5"], "num_blocks"),
+        (["--model.init_args.teacher", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        (["--model.init_args.path.sigma_data", "-1"], "sigma_data must be a positive number"),
+        (["--model.init_args.times.P_std", "0"], "P_std a positive one, got"),
+        (
+            [*SCT, "--model.init_args.intermediate_times", "[2.0]"],
+            "sampling times must be angles in [1e-06, pi/2], got [1.5645464081731977, 2.0]",
+        ),
+        ([*SCT, "--model.init_args.intermediate_times", "[0.5, 1.1]"], "times must descend"),
+        ([*SCT[:2]], "TeacherVelocity needs a teacher, got none; set teacher"),
+        (
+            [*SCT, "--model.init_args.student.init_args.data_shape", "[1, 8, 9]"],
+            "takes samples of shape (1, 8, 9), got (1, 8, 8); set data_shape",
+        ),
+        (
+            [*SCT, "--model.init_args.student.init_args.num_classes", "0"],
+            "built without classes but got labels",
+        ),
+        ([*SCT, "--data.init_args.batch_size", "0"], "batch sizes must be at least 1"),
+        ([*SCT, "--diagnostics.every_n_steps", "0"], "every_n_steps must be at least 1"),
+        (
+            [*SCT, "--data.init_args.root", str(Path(__file__))],
+            "got other files; give another root",
+        ),
+        ([*SCT, "--ckpt_path", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_fit_refuses(args, message, capsys, tmp_path):
+    fixed = [
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",
+    ]
+    root = [] if "--data.init_args.root" in args else ["--data.init_args.root", str(tmp_path / "s")]
+    assert message in refused(capsys, "fit", "--config", str(CONFIG), *fixed, *root, *args)
+
+
+def test_a_missing_configuration_is_named(capsys):
+    assert "nowhere.yaml" in refused(capsys, "fit", "--config", "nowhere.yaml")
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert "invalid choice: 'train'" in refused(capsys, "train")
+
+
+def test_broken_yaml_is_refused_with_its_place(capsys, tmp_path):
+    (tmp_path / "broken.yaml").write_text("model: [1, 2")
+    line = refused(capsys, "fit", "--config", str(tmp_path / "broken.yaml"))
+    assert "Problems parsing config" in line
+    assert "line 1, column 8" in line
+
+
+@pytest.mark.parametrize("stage", ["test", "predict", "validate"])
+def test_a_run_that_was_never_trained_is_refused(stage, capsys, tmp_path):
+    """Nothing is sampled from random weights."""
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    line = refused(capsys, stage, "--config", str(CONFIG), *SCT, *root)
+    assert f"there is no checkpoint {tmp_path}/checkpoints/last.ckpt; train first" in line
+
+
+def test_foreign_checkpoints_are_refused(capsys, tmp_path):
+    (tmp_path / "text.ckpt").write_text("hello")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for name, message in {
+        "text.ckpt": "is no checkpoint, or a damaged one",
+        "other.ckpt": "is not a checkpoint of scm_lightning",
+    }.items():
+        file = ["--ckpt_path", str(tmp_path / name)]
+        assert message in refused(capsys, "test", "--config", str(CONFIG), *SCT, *file)
+
+
+def test_the_program_itself_refuses_in_one_line():
+    """As a process: exit code 2, and not a word of a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scm_lightning", "fit", "--config", "nowhere.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_version_do_not_wait_for_torch():
+    code = (
+        "import sys; from scm_lightning.cli import main; main(['--help']); main(['--version']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: scm" in done.stdout
+    assert "scm_lightning 0." in done.stdout
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch):
+    monkeypatch.setenv("SCM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match=r"nowhere\.yaml"):
+        main(["fit", "--config", "nowhere.yaml"])
