@@ -69,6 +69,8 @@ class SCMCommandLine(LightningCLI):
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or ".")
         config.checkpoints.dirpath = config.checkpoints.dirpath or str(root / "checkpoints")
+        if self.subcommand != "fit" and config.trainer.logger is None:
+            config.trainer.logger = False  # a new logger would remove the log of the training
         if config.trainer.logger is None:
             config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
                 class_path="lightning.pytorch.loggers.CSVLogger",

@@ -116,6 +116,14 @@ def test_test_writes_scores_of_all_samplers(student, capsys):
     assert "held-out real" in printed
 
 
+def test_later_stages_leave_the_log_of_the_training(student):
+    """Lightning's CSV logger would remove it."""
+    options = {SAMPLES.format("predict"): 10, SAMPLES.format("test"): 50}
+    for stage in ("test", "predict"):
+        root = student(stage, options)
+        assert "val/fd_2_step" in (root / "metrics.csv").read_text()
+
+
 def test_scores_do_not_depend_on_the_batch_size(student):
     """Noise belongs to the sample: other batches, the same numbers."""
     values = []
