@@ -19,9 +19,12 @@ import scm_lightning.data
 import scm_lightning.modules
 import scm_lightning.networks  # noqa: F401  class names resolve once they are imported
 from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids, SampleMetrics
+from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.teachers import read_checkpoint
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+STAGES_OF_A_RUN = ("validate", "test", "predict")
+"""What is done with a trained model: not on random weights."""
 USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 """What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
 EXPECTED_WARNINGS = (
@@ -56,6 +59,11 @@ class OneLineParser(LightningArgumentParser):
 class SCMCommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a model and data named in a configuration."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of the CLI here: Lightning's, and `bench`."""
+        return {**LightningCLI.subcommands(), "bench": {"model", "datamodule"}}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks of every run, and hand `sigma_data` from its owner to the data."""
         parser.add_lightning_class_args(SampleMetrics, "metrics")
@@ -85,9 +93,9 @@ class SCMCommandLine(LightningCLI):
                 class_path="scm_lightning.callbacks.Progress"
             )
             config.trainer.callbacks = [*callbacks, progress]
-        if self.subcommand != "fit" and config.ckpt_path is None:
+        if self.subcommand in STAGES_OF_A_RUN and config.ckpt_path is None:
             config.ckpt_path = str(root / LAST_CHECKPOINT)
-        if config.ckpt_path is not None:
+        if config.get("ckpt_path") is not None:
             read_checkpoint(config.ckpt_path)  # refuses a missing or foreign file before the work
 
     def _parse_ckpt_path(self) -> None:
@@ -111,6 +119,7 @@ def run(args: ArgsType) -> None:
         datamodule_class=LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        trainer_class=BenchTrainer,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_class=OneLineParser,

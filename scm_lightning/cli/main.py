@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from scm_lightning import __version__
 
 HELP = f"""\
-usage: scm [-h] [--version] {{fit,validate,test,predict}} --config FILE ...
+usage: scm [-h] [--version] {{fit,validate,test,predict,bench}} --config FILE ...
 
 scm_lightning {__version__}: continuous-time consistency models, from training to samples.
 
@@ -17,6 +17,7 @@ scm_lightning {__version__}: continuous-time consistency models, from training t
   scm validate --config FILE   draw a few samples and log their distance
   scm test     --config FILE   draw samples, print the table of scores, write metrics.json
   scm predict  --config FILE   draw samples, write pictures and samples.npz
+  scm bench    --config FILE   time, memory and FLOPs of its training step, by every method
 
 Every key of a configuration is an option too: --trainer.max_steps 100, --data.init_args.batch_size
 64. --config can be given several times; later files and options win. scm SUBCOMMAND --help lists

@@ -6,11 +6,13 @@ from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
 from scm_lightning.data.index import ShardIndex, Split
 from scm_lightning.data.module import RequestStream, ShardDataModule
+from scm_lightning.data.noise import GaussianNoise
 from scm_lightning.data.shards import Sample, TrainingStream, read_shards, write_shards
 
 __all__ = [
     "Batch",
     "Digits",
+    "GaussianNoise",
     "RequestStream",
     "Sample",
     "SampleRequest",

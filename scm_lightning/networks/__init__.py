@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 3: networks F(u, t, labels, guidance), and the parts they share."""
 
+from scm_lightning.networks.dit import DiT
 from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding, PreciseLinear
 from scm_lightning.networks.mlp import MLP
 from scm_lightning.networks.norms import AdaptiveDoubleNorm, pixel_norm
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "AdaptiveDoubleNorm",
     "Conditioning",
+    "DiT",
     "PositionalEmbedding",
     "PreciseLinear",
     "UNet",

@@ -23,21 +23,29 @@ def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 class AdaptiveDoubleNorm(nn.Module):
-    """Group norm of the activations, scaled and shifted by pixel-normalised conditions.
+    """Norm of the activations, scaled and shifted by pixel-normalised conditions.
 
     Args:
         num_channels: channels C of the activations.
         emb_channels: channels of the embedding.
         num_groups: groups of the group norm, a divisor of C; 1 for a norm over all channels.
+        tokens: whether the activations are (B, ..., C), every token with a norm of its own, instead
+            of (B, C, ...), normalised over the data axes too.
+
+    Raises:
+        ValueError: if the groups do not divide the channels, or tokens are to be grouped.
     """
 
-    def __init__(self, num_channels: int, emb_channels: int, num_groups: int = 1) -> None:
+    def __init__(
+        self, num_channels: int, emb_channels: int, num_groups: int = 1, tokens: bool = False
+    ) -> None:
         super().__init__()
-        if num_channels % num_groups:
+        if num_channels % num_groups or (tokens and num_groups > 1):
             raise ValueError(
                 f"the number of groups must divide the channels: got {num_groups} groups for "
-                f"{num_channels} channels"
+                f"{num_channels} channels; tokens take a single one"
             )
+        self.tokens = tokens
         self.num_groups = num_groups
         self.scale = PreciseLinear(emb_channels, num_channels)
         self.shift = PreciseLinear(emb_channels, num_channels)
@@ -47,14 +55,18 @@ class AdaptiveDoubleNorm(nn.Module):
         """Normalise, scale and shift.
 
         Args:
-            x: activations. (B, C, ...).
+            x: activations. (B, C, ...), or (B, ..., C) for tokens.
             emb: conditions. (B, emb_channels), float32 or wider.
 
         Returns:
-            Activations of the type of `x`. (B, C, ...), about unit variance.
+            Activations of the type and shape of `x`, about unit variance.
         """
-        y = nn.functional.group_norm(at_least_float32(x), self.num_groups, eps=1e-6)
-        axes = (*emb.shape[:1], -1, *[1] * (x.ndim - 2))
+        if self.tokens:
+            y = nn.functional.layer_norm(at_least_float32(x), x.shape[-1:], eps=1e-6)
+            axes = (emb.shape[0], *[1] * (x.ndim - 2), -1)
+        else:
+            y = nn.functional.group_norm(at_least_float32(x), self.num_groups, eps=1e-6)
+            axes = (emb.shape[0], -1, *[1] * (x.ndim - 2))
         scale = pixel_norm(self.scale(emb)).reshape(axes)
         shift = pixel_norm(self.shift(emb)).reshape(axes)
         return (y * scale + shift).to(x.dtype)

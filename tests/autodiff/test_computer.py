@@ -6,7 +6,7 @@ import torch
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import expand_time
-from scm_lightning.networks import MLP, UNet
+from scm_lightning.networks import MLP, DiT, UNet
 
 SIGMA_DATA = 0.7
 METHODS = ["dual", "func", "two_pass", "finite_difference"]
@@ -20,6 +20,18 @@ def mlp(dropout):
 def unet(dropout):
     return UNet(
         SHAPE, model_channels=8, channel_mult=(1, 2), num_classes=3, guided=True, dropout=dropout
+    )
+
+
+def dit(dropout):
+    return DiT(
+        SHAPE,
+        model_channels=16,
+        num_blocks=2,
+        num_heads=2,
+        num_classes=3,
+        guided=True,
+        dropout=dropout,
     )
 
 
@@ -53,7 +65,7 @@ def run(method, network, inputs):
     return [F, J, *(parameter.grad.clone() for parameter in network.parameters())]
 
 
-@pytest.mark.parametrize("build", [mlp, unet])
+@pytest.mark.parametrize("build", [mlp, unet, dit])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_methods_agree_on_output_derivative_and_gradients(randn, build, dropout):
     """With dropout, labels and guidance, in float64."""
@@ -68,7 +80,7 @@ def test_methods_agree_on_output_derivative_and_gradients(randn, build, dropout)
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("build", [mlp, unet])
+@pytest.mark.parametrize("build", [mlp, unet, dit])
 @pytest.mark.parametrize("method", METHODS)
 def test_derivative_is_the_one_along_the_ode(randn, build, method):
     """cos sin dF/dt against central differences of the network."""

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as nnf
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scm_lightning.autodiff import attention
 from scm_lightning.autodiff.dual import RULES, Dual, fallback_calls, is_dual
 
 W = torch.linspace(-1, 1, 42, dtype=torch.float64).reshape(7, 6)
@@ -19,6 +21,12 @@ def kernel(dims, transposed=False):
     """A convolution kernel of width 3 along its first axis, 1 along the others."""
     shape = (6, 4) if transposed else (4, 6)
     return K.reshape(*shape, 3, *[1] * (dims - 1))
+
+
+def with_math(*args, **options):
+    """Torch's attention, in the only way that has a forward derivative of its own."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return nnf.scaled_dot_product_attention(*args, **options)
 
 
 VECTOR, IMAGE = (5, 6), (5, 6, 4, 2)
@@ -144,6 +152,18 @@ ONE = {  # name of the rule: functions of one dual number of the given shape
     "dropout1d": ((5, 6, 4), lambda x: nnf.dropout1d(x, 0.4)),
     "dropout2d": (IMAGE, lambda x: nnf.dropout2d(x, 0.4)),
     "dropout3d": ((5, 6, 4, 2, 2), lambda x: nnf.dropout3d(x, 0.4)),
+}
+HEADS = (5, 2, 4, 6)
+CAUSAL = {"is_causal": True, "scale": 0.3}
+ONE |= {
+    "attention": (HEADS, lambda x: attention(x, 2 * x, x * x, **CAUSAL) + attention(x, x, x)),
+    "scaled_dot_product_attention": (
+        HEADS,
+        lambda x: (
+            with_math(x, x[:, :1], x[:, :1] * x[:, :1], enable_gqa=True)
+            + with_math(x, x, x, attn_mask=torch.eye(4).bool(), scale=0.3)
+        ),
+    ),
 }
 SAME = {  # reached under another name above, or needing another device or type
     "__add__",

@@ -7,6 +7,7 @@ import torch
 from scm_lightning.networks import (
     MLP,
     AdaptiveDoubleNorm,
+    DiT,
     PositionalEmbedding,
     UNet,
     WeightingHead,
@@ -17,6 +18,7 @@ SHAPE = (2, 4, 6)
 BUILDERS = [
     lambda **options: MLP(SHAPE, model_channels=24, num_blocks=2, **options),
     lambda **options: UNet(SHAPE, model_channels=8, channel_mult=(1, 2), **options),
+    lambda **options: DiT(SHAPE, model_channels=16, num_blocks=2, num_heads=2, **options),
 ]
 
 
@@ -128,5 +130,31 @@ def test_impossible_sizes_are_refused():
         UNet((1, 6, 8), channel_mult=(1, 1, 1))
     with pytest.raises(ValueError, match="must divide the channels"):
         AdaptiveDoubleNorm(8, 4, num_groups=3)
+    with pytest.raises(ValueError, match="tokens take a single one"):
+        AdaptiveDoubleNorm(8, 4, num_groups=2, tokens=True)
+    with pytest.raises(ValueError, match="divisible by patch_size 3"):
+        DiT((1, 6, 8), patch_size=3)
+    with pytest.raises(ValueError, match="heads must divide the channels"):
+        DiT((1, 6, 8), model_channels=16, num_heads=3)
     with pytest.raises(ValueError, match="even number of at least 4 channels"):
         PositionalEmbedding(5)
+
+
+def test_tokens_are_normed_one_by_one(randn):
+    """(B, L, C): every token as if it were alone, with the same scale and shift."""
+    tokens = wake(AdaptiveDoubleNorm(8, 3, tokens=True)).double()
+    vectors = AdaptiveDoubleNorm(8, 3).double()
+    vectors.load_state_dict(tokens.state_dict())
+    x, emb = randn(5, 4, 8), randn(5, 3)
+    torch.testing.assert_close(tokens(x, emb)[:, 2], vectors(x[:, 2], emb))
+
+
+def test_patches_keep_their_places(randn):
+    """A DiT whose blocks are cut off sees a pixel in its own patch alone."""
+    network = wake(DiT(SHAPE, model_channels=16, num_blocks=0, num_heads=2)).double()
+    u, t = randn(5, *SHAPE), torch.ones(5).double()
+    moved = u.clone()
+    moved[:, 0, 0, 5] += 1.0
+    changed = (network(moved, t) - network(u, t)).abs().amax(dim=(0, 1)) > 1e-9
+    assert changed[:2, 4:].all()
+    assert int(changed.sum()) == 4

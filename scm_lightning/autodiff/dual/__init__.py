@@ -2,6 +2,7 @@
 """Dual numbers and their table of rules; importing the rules fills the table."""
 
 from scm_lightning.autodiff.dual import (  # noqa: F401
+    attention_rules,
     elementwise_rules,
     layer_rules,
     linear_rules,

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scm bench`: what a training step costs by every tangent method, on a configuration's network.
+
+All figures are ratios to one plain diffusion step of the same network on the same batch, in one
+process, medians over interleaved rounds: absolute times depend on the machine and its load.
+"""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff.methods import METHODS
+from scm_lightning.cli.bench_attention import FORWARD, attention_steps
+from scm_lightning.cli.costs import Cost, measure
+from scm_lightning.core import (
+    TrigFlow,
+    at_least_float32,
+    consistency_loss,
+    diffusion_loss,
+    normalize_tangent,
+    tangent,
+)
+from scm_lightning.data import Batch
+from scm_lightning.modules import GenerativeModule
+
+PLAIN = "diffusion"
+TOKENS = (512, 1024, 2048, 4096, 8192)
+
+
+def training_steps(
+    network: nn.Module, path: TrigFlow, batch: Batch
+) -> dict[str, Callable[[], None]]:
+    """Steps to compare: forward, tangent and backward, without the optimizer.
+
+    Args:
+        network: F(u, t, labels, guidance), student and teacher in one.
+        path: owner of `sigma_data`.
+        batch: data to train on.
+
+    Returns:
+        By name: a plain diffusion step, sCT by every method, sCD by dual numbers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x0, labels = batch
+    t = torch.linspace(0.1, 1.5, len(x0), device=x0.device)
+    x_t, z = path.add_noise(x0, t, generator)
+    sigma_data = path.sigma_data
+
+    def diffusion() -> None:
+        F = network(x_t / sigma_data, t, labels)
+        dx_dt = path.velocity(x0, z, t)
+        diffusion_loss(F, dx_dt, sigma_data=sigma_data).mean().backward()  # type: ignore[no-untyped-call]
+
+    def consistency(method: Any, dx_dt: Tensor) -> None:
+        F, J = TangentComputer(method)(network, x_t, t, dx_dt, sigma_data=sigma_data, labels=labels)
+        g = tangent(F.detach(), J, x_t, dx_dt, t, sigma_data=sigma_data, r=1.0)
+        consistency_loss(F, normalize_tangent(g), torch.zeros_like(t)).mean().backward()  # type: ignore[no-untyped-call]
+
+    def distillation() -> None:
+        with torch.no_grad():
+            F = network(x_t / sigma_data, t, labels)
+        consistency("dual", sigma_data * at_least_float32(F))
+
+    steps: dict[str, Callable[[], None]] = {PLAIN: diffusion}
+    for method in METHODS:
+        pair = path.velocity(x0, z, t)
+        steps[f"sCT, {method}"] = lambda method=method, pair=pair: consistency(method, pair)  # type: ignore[misc]
+    steps["sCD, dual"] = distillation
+    return steps
+
+
+class BenchTrainer(Trainer):
+    """Lightning's trainer with one more thing to do to a model: measure its step."""
+
+    def bench(
+        self, model: LightningModule, datamodule: LightningDataModule, rounds: int = 15
+    ) -> None:
+        """Measure the training step of a configuration; write `bench.json` and `bench.png`.
+
+        Args:
+            model: a teacher's or student's module, whose network is measured.
+            datamodule: its data, for one batch.
+            rounds: rounds to take the median over.
+
+        Raises:
+            ValueError: if there are no rounds, or the model is none of this package's.
+        """
+        if rounds < 1 or not isinstance(model, GenerativeModule):
+            raise ValueError(
+                f"bench takes at least 1 round and a DiffusionModule or ConsistencyModule, got "
+                f"{rounds} and {type(model).__name__}"
+            )
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        device = self.strategy.root_device
+        x0, labels = next(iter(datamodule.train_dataloader()))
+        batch = Batch(x0.to(device), None if labels is None else labels.to(device))
+        network = model.trained_network().to(device).train()
+        steps = measure(training_steps(network, model.path, batch), network.parameters(), rounds)
+        attention = {
+            tokens: measure(attention_steps(tokens, device), [], max(3, rounds // 3))
+            for tokens in TOKENS
+        }
+        parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        title = f"{type(network).__name__}, {parameters:.1f} M parameters, batch {len(batch.x0)}"
+        report(title, steps, attention, Path(self.default_root_dir), device)
+
+
+def report(
+    title: str,
+    steps: Mapping[str, Cost],
+    attention: Mapping[int, Mapping[str, Cost]],
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Print the tables; write `bench.json` and `bench.png`."""
+    console, plain = Console(), steps[PLAIN]
+    table = Table(title=f"{title}: a plain diffusion step is 1")
+    for heading in ("step", "time", "peak memory", "FLOPs", "FLOPs in forwards"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for name, cost in steps.items():
+        ratio = cost.relative_to(plain)
+        # A plain step is three forwards: forward, and backward to activations and to weights.
+        cells = (ratio.seconds, ratio.bytes, ratio.flops, 3 * ratio.flops)
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+    console.print(table)
+    table = Table(title="attention, 4 heads of 64 channels: SDPA's forward is 1")
+    for heading in ("tokens", "what", "time", "peak memory, MiB"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    for tokens, costs in attention.items():
+        for name, cost in costs.items():
+            ratio = cost.relative_to(costs[FORWARD])
+            table.add_row(f"{tokens:,}", name, f"{ratio.seconds:.2f}", f"{cost.bytes / 2**20:.1f}")
+    console.print(table)
+    content = {
+        "network": title,
+        "machine": f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "steps": {name: cost._asdict() for name, cost in steps.items()},
+        "attention": {
+            tokens: {name: cost._asdict() for name, cost in costs.items()}
+            for tokens, costs in attention.items()
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
+    plot(title, steps, attention).savefig(folder / "bench.png", dpi=120)
+    console.print(f"written to {folder}/bench.json and bench.png")
+
+
+def plot(
+    title: str, steps: Mapping[str, Cost], attention: Mapping[int, Mapping[str, Cost]]
+) -> Figure:
+    """Bars of the steps' time and memory, lines of attention's time over tokens."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    bars, lines = figure.subplots(1, 2)
+    ratios = [cost.relative_to(steps[PLAIN]) for cost in steps.values()]
+    places = torch.arange(len(steps)).double()
+    bars.barh((places - 0.2).tolist(), [r.seconds for r in ratios], 0.4, label="time")
+    bars.barh((places + 0.2).tolist(), [r.bytes for r in ratios], 0.4, label="peak memory")
+    bars.set_yticks(places.tolist(), list(steps))
+    bars.invert_yaxis()
+    bars.set_xlabel("relative to a plain diffusion step")
+    bars.set_title(title)
+    bars.legend()
+    for name in next(iter(attention.values())):
+        points = [
+            (tokens, costs[name].seconds) for tokens, costs in attention.items() if name in costs
+        ]
+        lines.loglog(*zip(*points, strict=True), marker="o", label=name)
+    lines.set_xlabel("tokens")
+    lines.set_ylabel("seconds")
+    lines.set_title("attention")
+    lines.legend()
+    return figure

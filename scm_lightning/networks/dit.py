@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diffusion transformer, changed for consistency training.
+
+Adaptive double normalization stands where the original's adaptive layer norm had a raw scale and
+shift, queries and keys are normalised per head, and the time enters as it is. Attention is the one
+that dual numbers know the derivative of.
+
+Source: Peebles and Xie, arXiv 2212.09748, for the network; arXiv 2410.11081, Section 4.1, for the
+normalization and the time; normalised queries and keys: SANA-Sprint, arXiv 2503.09641.
+Axes: B batch, L tokens, C channels, H heads, D channels of a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scm_lightning.autodiff import attention
+from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding
+from scm_lightning.networks.norms import AdaptiveDoubleNorm
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with normalised queries and keys.
+
+    Args:
+        num_channels: channels C.
+        num_heads: heads H, a divisor of C.
+    """
+
+    def __init__(self, num_channels: int, num_heads: int) -> None:
+        super().__init__()
+        if num_channels % num_heads:
+            raise ValueError(
+                f"the number of heads must divide the channels: got {num_heads} heads for "
+                f"{num_channels} channels"
+            )
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(num_channels, 3 * num_channels)
+        self.out = nn.Linear(num_channels, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, C) to (B, L, C)."""
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, L, D) each
+        size = q.shape[-1:]
+        q, k = nn.functional.rms_norm(q, size), nn.functional.rms_norm(k, size)
+        y = attention(q, k.to(q.dtype), v.to(q.dtype))
+        return self.out(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class DiTBlock(nn.Module):
+    """Attention and a two-layer perceptron, each behind a double norm and on a residual.
+
+    Args:
+        num_channels: channels C.
+        num_heads: heads H.
+        emb_channels: channels of the embedding.
+        dropout: probability of dropping an activation of the perceptron.
+    """
+
+    def __init__(
+        self, num_channels: int, num_heads: int, emb_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = AdaptiveDoubleNorm(num_channels, emb_channels, tokens=True)
+        self.attention = SelfAttention(num_channels, num_heads)
+        self.norm2 = AdaptiveDoubleNorm(num_channels, emb_channels, tokens=True)
+        self.inner = nn.Linear(num_channels, 4 * num_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.outer = nn.Linear(4 * num_channels, num_channels)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map (B, L, C) to (B, L, C)."""
+        x = x + self.attention(self.norm1(x, emb))
+        y = nn.functional.gelu(self.inner(self.norm2(x, emb)), approximate="tanh")
+        return x + self.outer(self.dropout(y))  # type: ignore[no-any-return]
+
+
+class DiT(nn.Module):
+    """F(u, t, labels, guidance) on images cut into patches.
+
+    Args:
+        data_shape: shape of one image, (channels, height, width).
+        patch_size: side of a patch, a divisor of height and width. Pixels.
+        model_channels: channels C.
+        num_blocks: transformer blocks.
+        num_heads: heads H, a divisor of C.
+        num_classes: number of classes; 0 for a network without labels.
+        guided: whether the network takes a guidance scale.
+        dropout: probability of dropping an activation inside a block.
+
+    Raises:
+        ValueError: if the patches do not tile the image or the heads do not divide the channels.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        patch_size: int = 2,
+        model_channels: int = 256,
+        num_blocks: int = 8,
+        num_heads: int = 4,
+        num_classes: int = 0,
+        guided: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.data_shape = tuple(data_shape)
+        self.patch_size = patch_size
+        if len(self.data_shape) != 3 or any(size % patch_size for size in self.data_shape[1:]):
+            raise ValueError(
+                f"a DiT takes images (C, H, W) with H and W divisible by patch_size {patch_size}, "
+                f"got {self.data_shape}; use another patch_size"
+            )
+        patch_elements = self.data_shape[0] * patch_size**2
+        rows, columns = (size // patch_size for size in self.data_shape[1:])
+        emb = model_channels
+        self.conditioning = Conditioning(emb, num_classes, guided)
+        self.input = nn.Linear(patch_elements, model_channels)
+        self.register_buffer("places", _places(rows, columns, model_channels), persistent=False)
+        self.blocks = nn.ModuleList(
+            DiTBlock(model_channels, num_heads, emb, dropout) for _ in range(num_blocks)
+        )
+        self.output_norm = AdaptiveDoubleNorm(model_channels, emb, tokens=True)
+        self.output = nn.Linear(model_channels, patch_elements)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self,
+        u: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Evaluate F.
+
+        Args:
+            u: x_t / sigma_data. (B, *data_shape), unit variance.
+            t: times. (B,), radians.
+            labels: class labels. (B,) int64, or None for no class.
+            guidance: guidance scales. (B,), or None.
+
+        Returns:
+            F. (B, *data_shape), unit variance.
+
+        Raises:
+            ValueError: if an image has another shape than `data_shape`.
+        """
+        if u.shape[1:] != self.data_shape:
+            raise ValueError(
+                f"this DiT takes images of shape {self.data_shape}, got {tuple(u.shape[1:])}; set "
+                "data_shape to the shape of your data"
+            )
+        emb = self.conditioning(t, labels, guidance)
+        patches = nn.functional.pixel_unshuffle(u, self.patch_size)
+        tokens = patches.flatten(2).transpose(1, 2)  # (B, L, patch elements)
+        h = self.input(tokens.to(self.input.weight.dtype))
+        h = h + self.places.to(h.dtype)
+        for block in self.blocks:
+            h = block(h, emb)
+        F: Tensor = self.output(self.output_norm(h, emb)).transpose(1, 2)
+        return nn.functional.pixel_shuffle(F.reshape(patches.shape), self.patch_size)
+
+
+def _places(rows: int, columns: int, num_channels: int) -> Tensor:
+    """Positional embedding of row and column, half the channels each. (L, C)."""
+    embed = PositionalEmbedding(num_channels // 2)
+    row = embed(torch.arange(rows).float()).repeat_interleave(columns, dim=0)
+    column = embed(torch.arange(columns).float()).repeat(rows, 1)
+    return torch.cat([row, column], dim=1)
