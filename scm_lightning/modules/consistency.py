@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import RAdam
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import CompiledTangents, TangentComputer
 from scm_lightning.core import (
     TimeProposal,
     TrigFlow,
@@ -48,6 +48,8 @@ class ConsistencyModule(GenerativeModule):
         path: owner of `sigma_data`.
         times: which times to train at; the paper's on CIFAR-10 by default.
         tangents: how the derivative is computed.
+        compile: whether value and derivative are compiled, as one graph; the compiled derivative of
+            the first batch is compared with the eager one, and the run refused if they differ.
         tangent_bound: what is done to g. "l2" divides it by its norm plus a constant, per sample;
             "rms" by the root mean square plus the constant; "clip" clips its elements to [-1, 1];
             "none" leaves it, which the paper finds unstable.
@@ -83,6 +85,7 @@ class ConsistencyModule(GenerativeModule):
         path: TrigFlow = TrigFlow(),
         times: TimeProposal = TimeProposal(P_mean=-1.0, P_std=1.4),
         tangents: TangentComputer = TangentComputer(),
+        compile: bool = False,  # noqa: A002  Lightning's and torch's word for it
         tangent_bound: Literal["l2", "rms", "clip", "none"] = "l2",
         tangent_norm_constant: float = 0.1,
         tangent_warmup_steps: int = 10_000,
@@ -105,7 +108,7 @@ class ConsistencyModule(GenerativeModule):
         self.weighting_head = WeightingHead().requires_grad_(weighting == "learned")
         self.velocity_source = velocity
         self.times = times
-        self.tangents = tangents
+        self.tangents = CompiledTangents(tangents) if compile else tangents
         self.tangent_bound = tangent_bound
         self.tangent_norm_constant = tangent_norm_constant
         self.tangent_warmup_steps = tangent_warmup_steps

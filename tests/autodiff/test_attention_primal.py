@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with log-sum-exp: values, gradients, masks, and the one that returns the tangent too."""
+"""Attention with log-sum-exp: values, gradients, masks; and the one that returns the tangent."""
 
 import pytest
 import torch
@@ -109,6 +109,22 @@ def test_one_pass_equals_two(randn, name):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
         assert not to.requires_grad
         assert float(to.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("attend", [attention_with_lse, fused])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_features_that_are_not_adjacent(randn, attend, which):
+    """torch's operator reads past them without asking; and a gradient whose strides are zero."""
+    leaves = inputs(randn)
+    dense = [x.detach().clone().requires_grad_() for x in leaves]
+    views = [x.mT.contiguous().mT if i == which else x for i, x in enumerate(leaves)]
+    assert views[which].stride(-1) != 1
+    o, _ = attend(*views)
+    expected = (dense[0] @ dense[1].mT * D**-0.5).softmax(-1) @ dense[2]
+    torch.testing.assert_close(o, expected, rtol=1e-12, atol=1e-12)
+    actual = torch.autograd.grad(o.sum(), leaves)
+    gradients = torch.autograd.grad(expected.sum(), dense)
+    torch.testing.assert_close(actual, gradients, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(0, 3), (3, 0)])

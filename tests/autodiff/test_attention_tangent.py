@@ -166,7 +166,7 @@ def test_misfits_are_refused(randn):
         attention_tangent(*args[:6], args[7], args[6])
     with pytest.raises(ValueError, match=r"must broadcast to \(B, H, M, N\) = \(2, 3, 21, 13\)"):
         attention_tangent(*args[:8], attn_mask=torch.ones(N, M, dtype=torch.bool))
-    with pytest.raises(ValueError, match="boolean or floating, got torch.int64"):
+    with pytest.raises(ValueError, match=r"boolean or floating, got torch\.int64"):
         attention_tangent(*args[:8], attn_mask=torch.ones(M, N, dtype=torch.int64))
 
 

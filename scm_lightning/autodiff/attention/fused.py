@@ -19,6 +19,7 @@ from torch import Tensor
 from scm_lightning.autodiff.attention.blockwise import BLOCK_M
 from scm_lightning.autodiff.attention.masks import (
     additive_mask,
+    adjacent_features,
     causal_mask,
     check_attention_inputs,
     expand_mask,
@@ -136,6 +137,7 @@ def attention_dual_backward_op(
     mask = None if attn_mask is None else additive_mask(attn_mask, q, k)
     backend = choose_backend(q, k, v, mask, is_causal)
     lse, aten = finite_lse(lse), torch.ops.aten
+    do, q, k, v = (adjacent_features(x) for x in (do, q, k, v))
     if backend == "flash_cpu":
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             do, q, k, v, o, lse, 0.0, is_causal, attn_mask=mask, scale=scale

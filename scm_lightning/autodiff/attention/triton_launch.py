@@ -120,7 +120,7 @@ def tangent_kernel(
         Tangent of o, in its data type and layout. (B, H, M, Dv).
     """
     to = torch.empty_like(o)
-    launch("tangent", (q, k, v, tq, tk, tv), (o, to, lse), attn_mask, is_causal, scale, tile)
+    launch("tangent", (q, k, v), (tq, tk, tv), (o, to, lse), attn_mask, is_causal, scale, tile)
     return to
 
 
@@ -155,7 +155,7 @@ def dual_kernel(
     """
     o = q.new_empty((*q.shape[:3], v.shape[3]))
     to, lse = torch.empty_like(o), q.new_empty(q.shape[:3], dtype=torch.float32)
-    launch("both", (q, k, v, tq, tk, tv), (o, to, lse), attn_mask, is_causal, scale, tile)
+    launch("both", (q, k, v), (tq, tk, tv), (o, to, lse), attn_mask, is_causal, scale, tile)
     return o, to, lse
 
 
@@ -163,7 +163,7 @@ def kernel_options(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    has: tuple[bool, bool, bool],
+    present: list[bool],
     mask: str,
     is_causal: bool,
     tile: Tile,
@@ -174,7 +174,7 @@ def kernel_options(
         q: queries. (B, H, M, D).
         k: keys. (B, H, N, D).
         v: values. (B, H, N, Dv).
-        has: which of q, k and v have a tangent.
+        present: which of q, k and v have a tangent.
         mask: "none", "boolean" or "additive".
         is_causal: whether query m sees keys n <= m alone.
         tile: shape of one program's work.
@@ -187,9 +187,9 @@ def kernel_options(
         "BLOCK_N": tile.block_n,
         "BLOCK_D": max(16, 1 << (D - 1).bit_length()),
         "BLOCK_DV": max(16, 1 << (DV - 1).bit_length()),
-        "HAS_TQ": has[0],
-        "HAS_TK": has[1],
-        "HAS_TV": has[2],
+        "HAS_TQ": present[0],
+        "HAS_TK": present[1],
+        "HAS_TV": present[2],
         "MASK": mask,
         "CAUSAL": is_causal,
         "EVEN_N": k.shape[2] % tile.block_n == 0,
@@ -200,18 +200,20 @@ def kernel_options(
 
 def launch(
     kernel: Kernel,
-    inputs: tuple[Tensor | None, ...],
+    primals: tuple[Tensor, Tensor, Tensor],
+    tangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     outputs: tuple[Tensor, Tensor, Tensor],
     attn_mask: Tensor | None,
     is_causal: bool,
     scale: float,
     tile: Tile,
 ) -> None:
-    """Run a kernel on outputs that exist; absent tensors are replaced by q, and are not read.
+    """Run a kernel on outputs that exist; for an absent tangent it is given q, unread.
 
     Args:
         kernel: "tangent" or "both".
-        inputs: q, k, v and their tangents, or None for a tangent. (B, H, tokens, features).
+        primals: q, k and v. (B, H, tokens, features).
+        tangents: their tangents, or None.
         outputs: o, to and lse, of which "tangent" reads the first and the last.
         attn_mask: boolean or additive, broadcastable to (B, H, M, N), or None.
         is_causal: whether query m sees keys n <= m alone.
@@ -220,8 +222,8 @@ def launch(
     """
     from scm_lightning.autodiff.attention import triton_kernels
 
-    q, k, v = (adjacent_features(x) for x in inputs)
-    absent = [x is None for x in tangents]
+    q, k, v = (adjacent_features(x) for x in primals)
+    tq, tk, tv = (q if x is None else adjacent_features(x) for x in tangents)
     o, to, lse = outputs
     assert {o.stride(-1), to.stride(-1)} == {1}, "o and to must have features next to each other"
     kind, mask = "none", q
@@ -229,17 +231,14 @@ def launch(
         kind = "boolean" if attn_mask.dtype == torch.bool else "additive"
         mask = expand_mask(attn_mask, q, k)
         mask = mask.view(torch.uint8) if kind == "boolean" else mask
-    has = (tangents[0] is not None, tangents[1] is not None, tangents[2] is not None)
-    options = kernel_options(q, k, v, has, kind, is_causal, tile)
+    present = [x is not None for x in tangents]
+    options = kernel_options(q, k, v, present, kind, is_causal, tile)
     (B, H, M), N = q.shape[:3], k.shape[2]
     grid = (-(-M // options["BLOCK_M"]) * B * H,)
     if grid[0] == 0:
         return
-    some = [q, k, v, *(q if x is None else x for x in tangents), o, lse, to]
+    some = [q, k, v, tq, tk, tv, o, lse, to]
     strides = [tuple(x.stride()[:3]) for x in some]
     function = triton_kernels.both if kernel == "both" else triton_kernels.tangent_only
-    function[grid](*some, mask, *strides, tuple(mask.stride()), H, M, N, scale, **options)
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    with torch.cuda.device_of(q):  # nothing on the CPU
+        function[grid](*some, mask, *strides, tuple(mask.stride()), H, M, N, scale, **options)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled tangents: the same numbers as eager ones, and no trust before a comparison."""
+
+import pytest
+import torch
+
+from scm_lightning.autodiff import CompiledTangents, TangentComputer
+from scm_lightning.networks import MLP, DiT
+
+
+def wake(network):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return network
+
+
+def agree(network, randn):
+    """Value, derivative and gradients of the compiled computer and the eager one."""
+    x_t, dx_dt = randn(5, 1, 4, 6).float(), randn(5, 1, 4, 6).float()
+    t, labels = torch.linspace(0.1, 1.5, 5), torch.tensor([0, 1, 2, 0, 1])
+    results = []
+    for computer in (TangentComputer("dual"), CompiledTangents(TangentComputer("dual"))):
+        network.zero_grad()
+        F, J = computer(network, x_t, t, dx_dt, sigma_data=0.7, labels=labels)
+        F.square().sum().backward()
+        results.append([F.detach(), J, *(p.grad.clone() for p in network.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+    assert float(results[1][1].norm()) > 0.1
+
+
+def test_compiled_tangents_of_an_mlp(randn):
+    agree(wake(MLP((1, 4, 6), 16, 1, emb_channels=8, num_classes=3)), randn)
+
+
+@pytest.mark.slow
+def test_compiled_tangents_of_a_dit(randn):
+    agree(wake(DiT((1, 4, 6), 2, 16, 1, 2, num_classes=3)), randn)
+
+
+def test_results_that_differ_are_refused(randn):
+    """A compiled computer that loses the derivative, as compilers do, is found out."""
+    computer = CompiledTangents(TangentComputer("dual"))
+    eager = computer.eager
+
+    def without_derivative(*args, **kwargs):
+        F, J = eager(*args, **kwargs)
+        return F, torch.zeros_like(J)
+
+    computer.compiled = without_derivative
+    network = wake(MLP((3,), 16, 1, emb_channels=8)).train()
+    x = randn(5, 3).float()
+    with pytest.raises(ValueError, match="relative difference of 1 in its derivative"):
+        computer(network, x, torch.linspace(0.1, 1.5, 5), x, sigma_data=0.7)
+    assert network.training
+
+
+def test_methods_whose_derivative_the_compiler_drops_are_refused():
+    with pytest.raises(ValueError, match="only the tangent method dual is compiled, got two_pass"):
+        CompiledTangents(TangentComputer("two_pass"))
