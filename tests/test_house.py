@@ -53,7 +53,7 @@ def test_imports_point_down(file):
             other = parts[1]
             assert other == room(file) or FLOORS[other] < FLOORS[room(file)], f"imports {name}"
         if room(file) in TORCH_ONLY:
-            allowed = {"scm_lightning", "torch", "numpy"}
+            allowed = {"scm_lightning", "torch", "numpy", "triton"}
             standard = importlib.util.find_spec(parts[0]).origin or ""
             assert parts[0] in allowed or "site-packages" not in standard, f"imports {name}"
 

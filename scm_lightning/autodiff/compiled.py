@@ -30,8 +30,8 @@ class CompiledTangents:
     def __init__(self, tangents: TangentComputer) -> None:
         if tangents.method != "dual":
             raise ValueError(
-                f"only the tangent method dual is compiled, got {tangents.method}; the compiler may "
-                "drop the derivative of the others silently"
+                f"only the tangent method dual is compiled, got {tangents.method}; the compiler "
+                "may drop the derivative of the others silently"
             )
         self.eager = tangents
         self.compiled = torch.compile(tangents, fullgraph=True)
@@ -53,7 +53,11 @@ class CompiledTangents:
         Raises:
             ValueError: if the first call's compiled results differ from the eager ones.
         """
-        conditions = {"sigma_data": sigma_data, "labels": labels, "guidance": guidance}
+        conditions: dict[str, Any] = {
+            "sigma_data": sigma_data,
+            "labels": labels,
+            "guidance": guidance,
+        }
         if not self.trusted:
             self._compare(network, x_t, t, dx_dt, conditions)
         F, cos_sin_dF_dt = self.compiled(network, x_t, t, dx_dt, **conditions)

@@ -42,57 +42,58 @@ def _at(pointer, strides, b, h, row):
 
 
 @triton.jit
-def _tile(
-    pointer, stride, left, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+def _load(
+    pointer, strides, b, h, row, limit, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     EVEN: tl.constexpr = False,
 ):  # fmt: skip
-    """Rows of features, zero where fewer than ROWS rows are left (EVEN: never) or beyond D."""
+    """ROWS rows of features, zero from row `limit` on (EVEN: there is none) and beyond D."""
     rows = tl.arange(0, ROWS)[:, None]
     features = tl.arange(0, BLOCK_D)[None, :]
-    pointers = pointer + rows * stride + features
+    pointers = _at(pointer, strides, b, h, row) + rows * strides[2] + features
     if EVEN and D == BLOCK_D:
         x = tl.load(pointers)
     elif EVEN:
         x = tl.load(pointers, mask=features < D, other=0.0)
     else:
-        x = tl.load(pointers, mask=(rows < left) & (features < D), other=0.0)
+        x = tl.load(pointers, mask=(rows < limit - row) & (features < D), other=0.0)
     return x
 
 
 @triton.jit
-def _keep(pointer, stride, left, x, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Store rows of features, no more than there are."""
+def _store(
+    pointer, strides, b, h, row, limit, x, ROWS: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store rows of features, none from row `limit` on and nothing beyond D."""
     rows = tl.arange(0, ROWS)[:, None]
     features = tl.arange(0, BLOCK_D)[None, :]
-    there = (rows < left) & (features < D)
-    tl.store(pointer + rows * stride + features, x.to(pointer.dtype.element_ty), mask=there)
+    pointers = _at(pointer, strides, b, h, row) + rows * strides[2] + features
+    there = (rows < limit - row) & (features < D)
+    tl.store(pointers, x.to(pointer.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _load_lse(pointer, strides, b, h, row, limit, ROWS: tl.constexpr):
+    """Log-sum-exp in units of log 2, huge where there is no key, so that exp2(S - lse) is 0."""
+    rows = tl.arange(0, ROWS)
+    pointers = _at(pointer, strides, b, h, row) + rows * strides[2]
+    lse = tl.load(pointers, mask=rows < limit - row, other=0.0)
+    return tl.where(lse == float("-inf"), 1.0e30, lse) * LOG2E
 
 
 @triton.jit
 def _logits(
-    q,
-    k,
-    mask_pointer,
-    mask_strides,
-    m0,
-    n0,
-    M,
-    N,
-    scale,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    EVEN_N: tl.constexpr,
-):
+    q, k, mask_pointer, mask_strides, b, h, m0, n0, M, N, scale, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, EVEN_N: tl.constexpr,
+):  # fmt: skip
     """Logits of one block in units of log 2, -inf where attention is not allowed. (m, n)."""
     S = tl.dot(q, tl.trans(k), input_precision="tf32x3") * (scale * LOG2E)
     m = m0 + tl.arange(0, BLOCK_M)[:, None]
     n = n0 + tl.arange(0, BLOCK_N)[None, :]
     if MASK != "none":
-        start = mask_pointer + m0.to(tl.int64) * mask_strides[2]
         rows = tl.arange(0, BLOCK_M)[:, None] * mask_strides[2]
-        mask = tl.load(start + rows + n * mask_strides[3], mask=(m < M) & (n < N), other=0)
+        pointers = _at(mask_pointer, mask_strides, b, h, m0) + rows + n * mask_strides[3]
+        mask = tl.load(pointers, mask=(m < M) & (n < N), other=0)
         if MASK == "boolean":
             S = tl.where(mask != 0, S, float("-inf"))
         else:
@@ -106,17 +107,17 @@ def _logits(
 
 @triton.jit
 def _logits_tangent(
-    q, tq, k, tk_pointer, tk_stride, left, scale, BLOCK_N: tl.constexpr, D: tl.constexpr,
+    q, tq, k, TK, tk_strides, b, h, n0, N, scale, BLOCK_N: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, HAS_TQ: tl.constexpr, HAS_TK: tl.constexpr, EVEN_N: tl.constexpr,
 ):  # fmt: skip
     """Tangent of the logits of one block, in natural units. (m, n)."""
     if HAS_TQ:
         tS = tl.dot(tq, tl.trans(k), input_precision="tf32x3")
         if HAS_TK:
-            tk = _tile(tk_pointer, tk_stride, left, BLOCK_N, D, BLOCK_D, EVEN_N)
+            tk = _load(TK, tk_strides, b, h, n0, N, BLOCK_N, D, BLOCK_D, EVEN_N)
             tS = tl.dot(q, tl.trans(tk), tS, input_precision="tf32x3")
     else:
-        tk = _tile(tk_pointer, tk_stride, left, BLOCK_N, D, BLOCK_D, EVEN_N)
+        tk = _load(TK, tk_strides, b, h, n0, N, BLOCK_N, D, BLOCK_D, EVEN_N)
         tS = tl.dot(q, tl.trans(tk), input_precision="tf32x3")
     return tS * scale
 
@@ -132,56 +133,30 @@ def tangent_only(
 ):  # fmt: skip
     """Tangent of BLOCK_M rows of o, given o and lse; one program per block and head."""
     b, h, m0 = _place(M, H, BLOCK_M)
-    left = M - m0
-    q = _tile(_at(Q, q_strides, b, h, m0), q_strides[2], left, BLOCK_M, D, BLOCK_D)
+    q = _load(Q, q_strides, b, h, m0, M, BLOCK_M, D, BLOCK_D)
     tq = q
     if HAS_TQ:
-        tq = _tile(_at(TQ, tq_strides, b, h, m0), tq_strides[2], left, BLOCK_M, D, BLOCK_D)
-    rows = tl.arange(0, BLOCK_M)
-    lse = tl.load(
-        _at(LSE, lse_strides, b, h, m0) + rows * lse_strides[2], mask=rows < left, other=0.0
-    )
-    lse = tl.where(lse == float("-inf"), 1.0e30, lse) * LOG2E
+        tq = _load(TQ, tq_strides, b, h, m0, M, BLOCK_M, D, BLOCK_D)
+    lse = _load_lse(LSE, lse_strides, b, h, m0, M, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     mu = tl.zeros((BLOCK_M,), tl.float32)
-    masks = MASK_POINTER + b.to(tl.int64) * mask_strides[0] + h.to(tl.int64) * mask_strides[1]
     for n0 in range(0, tl.minimum(N, m0 + BLOCK_M) if CAUSAL else N, BLOCK_N):
-        here = N - n0
-        k = _tile(_at(K, k_strides, b, h, n0), k_strides[2], here, BLOCK_N, D, BLOCK_D, EVEN_N)
-        S = _logits(
-            q, k, masks, mask_strides, m0, n0, M, N, scale, BLOCK_M, BLOCK_N, MASK, CAUSAL, EVEN_N
-        )
+        k = _load(K, k_strides, b, h, n0, N, BLOCK_N, D, BLOCK_D, EVEN_N)
+        S = _logits(q, k, MASK_POINTER, mask_strides, b, h, m0, n0, M, N, scale,
+                    BLOCK_M, BLOCK_N, MASK, CAUSAL, EVEN_N)  # fmt: skip
         P = tl.exp2(S - lse[:, None])
         if HAS_TV:
-            tv = _tile(
-                _at(TV, tv_strides, b, h, n0), tv_strides[2], here, BLOCK_N, DV, BLOCK_DV, EVEN_N
-            )
+            tv = _load(TV, tv_strides, b, h, n0, N, BLOCK_N, DV, BLOCK_DV, EVEN_N)
             acc = tl.dot(P.to(tv.dtype), tv, acc, input_precision="tf32x3")
         if HAS_TQ or HAS_TK:
-            tk = _at(TK, tk_strides, b, h, n0)
-            tS = _logits_tangent(
-                q,
-                tq,
-                k,
-                tk,
-                tk_strides[2],
-                here,
-                scale,
-                BLOCK_N,
-                D,
-                BLOCK_D,
-                HAS_TQ,
-                HAS_TK,
-                EVEN_N,
-            )
-            v = _tile(
-                _at(V, v_strides, b, h, n0), v_strides[2], here, BLOCK_N, DV, BLOCK_DV, EVEN_N
-            )
-            mu += tl.sum(P * tS, 1)
-            acc = tl.dot((P * tS).to(v.dtype), v, acc, input_precision="tf32x3")
-    o = _tile(_at(OUT, o_strides, b, h, m0), o_strides[2], left, BLOCK_M, DV, BLOCK_DV)
+            P *= _logits_tangent(q, tq, k, TK, tk_strides, b, h, n0, N, scale,
+                                 BLOCK_N, D, BLOCK_D, HAS_TQ, HAS_TK, EVEN_N)  # fmt: skip
+            v = _load(V, v_strides, b, h, n0, N, BLOCK_N, DV, BLOCK_DV, EVEN_N)
+            mu += tl.sum(P, 1)
+            acc = tl.dot(P.to(v.dtype), v, acc, input_precision="tf32x3")
+    o = _load(OUT, o_strides, b, h, m0, M, BLOCK_M, DV, BLOCK_DV)
     to = acc - mu[:, None] * o
-    _keep(_at(TO, to_strides, b, h, m0), to_strides[2], left, to, BLOCK_M, DV, BLOCK_DV)
+    _store(TO, to_strides, b, h, m0, M, to, BLOCK_M, DV, BLOCK_DV)
 
 
 @triton.jit
@@ -195,41 +170,40 @@ def both(
 ):  # fmt: skip
     """BLOCK_M rows of o, of its tangent and of lse; one program per block and head."""
     b, h, m0 = _place(M, H, BLOCK_M)
-    q = _tile(_at(Q, q_strides, b, h, m0), q_strides[2], M - m0, BLOCK_M, D, BLOCK_D)
+    q = _load(Q, q_strides, b, h, m0, M, BLOCK_M, D, BLOCK_D)
     tq = q
     if HAS_TQ:
-        tq = _tile(_at(TQ, tq_strides, b, h, m0), tq_strides[2], M - m0, BLOCK_M, D, BLOCK_D)
+        tq = _load(TQ, tq_strides, b, h, m0, M, BLOCK_M, D, BLOCK_D)
     acc = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     acc_t = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mu = tl.zeros((BLOCK_M,), tl.float32)
-    masks = MASK_POINTER + b.to(tl.int64) * mask_strides[0] + h.to(tl.int64) * mask_strides[1]
     for n0 in range(0, tl.minimum(N, m0 + BLOCK_M) if CAUSAL else N, BLOCK_N):
-        here = N - n0
-        k = _tile(_at(K, k_strides, b, h, n0), k_strides[2], here, BLOCK_N, D, BLOCK_D, EVEN_N)
-        S = _logits(
-            q, k, masks, mask_strides, m0, n0, M, N, scale, BLOCK_M, BLOCK_N, MASK, CAUSAL, EVEN_N
-        )
+        k = _load(K, k_strides, b, h, n0, N, BLOCK_N, D, BLOCK_D, EVEN_N)
+        S = _logits(q, k, MASK_POINTER, mask_strides, b, h, m0, n0, M, N, scale,
+                    BLOCK_M, BLOCK_N, MASK, CAUSAL, EVEN_N)  # fmt: skip
         P, top, alpha = _rescale(S, top)
-        v = _tile(_at(V, v_strides, b, h, n0), v_strides[2], here, BLOCK_N, DV, BLOCK_DV, EVEN_N)
+        v = _load(V, v_strides, b, h, n0, N, BLOCK_N, DV, BLOCK_DV, EVEN_N)
         total = total * alpha + tl.sum(P, 1)
         acc = tl.dot(P.to(v.dtype), v, acc * alpha[:, None], input_precision="tf32x3")
         acc_t *= alpha[:, None]
         if HAS_TV:
-            tv = _tile(
-                _at(TV, tv_strides, b, h, n0), tv_strides[2], here, BLOCK_N, DV, BLOCK_DV, EVEN_N
-            )
+            tv = _load(TV, tv_strides, b, h, n0, N, BLOCK_N, DV, BLOCK_DV, EVEN_N)
             acc_t = tl.dot(P.to(tv.dtype), tv, acc_t, input_precision="tf32x3")
         if HAS_TQ or HAS_TK:
-            P *= _logits_tangent(
-                q, tq, k, _at(TK, tk_strides, b, h, n0), tk_strides[2], here, scale,
-                BLOCK_N, D, BLOCK_D, HAS_TQ, HAS_TK, EVEN_N,
-            )  # fmt: skip
+            P *= _logits_tangent(q, tq, k, TK, tk_strides, b, h, n0, N, scale,
+                                 BLOCK_N, D, BLOCK_D, HAS_TQ, HAS_TK, EVEN_N)  # fmt: skip
             mu = mu * alpha + tl.sum(P, 1)
             acc_t = tl.dot(P.to(v.dtype), v, acc_t, input_precision="tf32x3")
-    _finish(acc, acc_t, total, mu, top, OUT, TO, LSE, o_strides, to_strides, lse_strides, b, h, m0,
-            M - m0, BLOCK_M, DV, BLOCK_DV)  # fmt: skip
+    empty = total == 0.0
+    total = tl.where(empty, 1.0, total)
+    o = acc / total[:, None]
+    to = acc_t / total[:, None] - (mu / total)[:, None] * o
+    _store(OUT, o_strides, b, h, m0, M, o, BLOCK_M, DV, BLOCK_DV)
+    _store(TO, to_strides, b, h, m0, M, to, BLOCK_M, DV, BLOCK_DV)
+    lse = tl.where(empty, float("-inf"), top * LN2 + tl.log(total))
+    _store_lse(LSE, lse_strides, b, h, m0, M, lse, BLOCK_M)
 
 
 @triton.jit
@@ -242,18 +216,8 @@ def _rescale(S, top):
 
 
 @triton.jit
-def _finish(
-    acc, acc_t, total, mu, top, OUT, TO, LSE, o_strides, to_strides, lse_strides, b, h, m0, left,
-    BLOCK_M: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,
-):  # fmt: skip
-    """Divide by the sum of weights and store; rows without keys become 0, 0 and -inf."""
-    rows = tl.arange(0, BLOCK_M)
-    empty = total == 0.0
-    total = tl.where(empty, 1.0, total)
-    o = acc / total[:, None]
-    to = acc_t / total[:, None] - (mu / total)[:, None] * o
-    lse = tl.where(empty, float("-inf"), top * LN2 + tl.log(total))
-    _keep(_at(OUT, o_strides, b, h, m0), o_strides[2], left, o, BLOCK_M, DV, BLOCK_DV)
-    _keep(_at(TO, to_strides, b, h, m0), to_strides[2], left, to, BLOCK_M, DV, BLOCK_DV)
-    lse_rows = _at(LSE, lse_strides, b, h, m0) + rows * lse_strides[2]
-    tl.store(lse_rows, lse, mask=rows < left)
+def _store_lse(pointer, strides, b, h, row, limit, lse, ROWS: tl.constexpr):
+    """Store one number per row."""
+    rows = tl.arange(0, ROWS)
+    pointers = _at(pointer, strides, b, h, row) + rows * strides[2]
+    tl.store(pointers, lse, mask=rows < limit - row)
