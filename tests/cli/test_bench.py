@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scm bench`: ratios that can be told by hand, and a run of a shipped benchmark."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scm_lightning.cli import bench, main
+from scm_lightning.cli.costs import Cost, measure
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_costs_of_products_by_hand():
+    """Twice the rows: twice the FLOPs, and the memory of the result."""
+    x, w = torch.randn(64, 32), torch.randn(32, 128)
+    double = torch.cat([x, x])
+    costs = measure({"one": lambda: x @ w, "two": lambda: double @ w}, [], rounds=3)
+    assert costs["one"].flops == 2 * 64 * 32 * 128
+    assert costs["two"].relative_to(costs["one"]).flops == 2.0
+    assert costs["one"].bytes == 64 * 128 * 4
+    assert costs["two"].relative_to(costs["one"]).bytes == 2.0
+    assert costs["one"].seconds > 0
+    assert Cost(1.0, 2.0, 3.0).relative_to(Cost(2.0, 2.0, 0.0)) == (0.5, 1.0, 0.0)
+
+
+def test_gradients_are_counted_as_held():
+    """Parameters get a gradient before every call, so a step's memory is its own."""
+    layer = nn.Linear(8, 8)
+    measure({"step": lambda: layer(torch.ones(3, 8)).sum().backward()}, layer.parameters(), 1)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, torch.full((8, 8), 3.0))
+
+
+def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypatch, capsys):
+    """The shipped DiT, narrowed; FLOPs do not depend on the machine."""
+    monkeypatch.setattr(bench, "TOKENS", (16, 32))
+    options = {
+        "config": BENCHMARKS / "dit.yaml",
+        "trainer.default_root_dir": tmp_path,
+        "model.init_args.network.init_args.model_channels": 64,
+        "model.init_args.network.init_args.num_blocks": 2,
+        "rounds": 1,
+    }
+    main(["bench", *(f"--{key}={value}" for key, value in options.items())])
+    result = json.loads((tmp_path / "bench.json").read_text())
+    plain = result["steps"]["diffusion"]["flops"]
+    forwards = {name: 3 * cost["flops"] / plain for name, cost in result["steps"].items()}
+    assert forwards["sCT, dual"] == pytest.approx(4.0, abs=0.1)
+    assert forwards["sCT, two_pass"] == pytest.approx(6.0, abs=0.1)
+    assert forwards["sCD, dual"] == pytest.approx(5.0, abs=0.1)
+    assert set(result["attention"]) == {"16", "32"}
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+    assert "a plain diffusion step is 1" in capsys.readouterr().out
+
+
+def test_no_rounds_are_refused(tmp_path, capsys):
+    config = ["--config", str(BENCHMARKS / "unet.yaml"), "--rounds", "0"]
+    with pytest.raises(SystemExit):
+        main(["bench", *config, "--trainer.default_root_dir", str(tmp_path)])
+    assert "bench takes at least 1 round" in capsys.readouterr().err
