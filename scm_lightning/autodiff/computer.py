@@ -12,10 +12,12 @@ u carries 1 / sigma_data and the result does not: `tangent` multiplies it by sig
 Axes: B batch, ... data axes.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 from torch import Tensor, nn
 
+from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.methods import METHODS, Point
 from scm_lightning.core import at_least_float32
 
@@ -25,18 +27,23 @@ class TangentComputer:
 
     Args:
         method: "dual" carries value and derivative through the network in one pass, by rules of our
-            own: the fastest, at the memory of an ordinary step. "func" is one `torch.func.jvp` in
-            grad mode, whose value is trained; the derivative's graph lives until it is cut off at
-            the end, at several times the memory. "two_pass" runs `torch.func.jvp` without grad and
-            then a second forward. "finite_difference" needs no forward derivative of the network,
-            three forwards, and is accurate to about 1e-3. The first three agree to rounding.
+            own: the fastest, at the memory of an ordinary step. "dual_checkpoint" does the same,
+            keeps of every block its input alone, and computes the block's values, not its tangents,
+            again for the backward pass. "func" is one `torch.func.jvp` in grad mode, whose value is
+            trained; the derivative's graph lives until it is cut off at the end, at several times
+            the memory. "two_pass" runs `torch.func.jvp` without grad and then a second forward.
+            "finite_difference" needs no forward derivative of the network, three forwards, and is
+            accurate to about 1e-3. All others agree to rounding.
 
     Raises:
         ValueError: if the method is unknown.
     """
 
     def __init__(
-        self, method: Literal["dual", "func", "two_pass", "finite_difference"] = "dual"
+        self,
+        method: Literal[
+            "dual", "dual_checkpoint", "func", "two_pass", "finite_difference"
+        ] = "dual",
     ) -> None:
         if method not in METHODS:
             raise ValueError(
@@ -87,7 +94,9 @@ class TangentComputer:
             return F
 
         point = Point(x_t / sigma_data, t, dx_dt / sigma_data, cos_sin=t.cos() * t.sin())
-        F, cos_sin_dF_dt = METHODS[self.method](f, point)
+        recompute = self.method == "dual_checkpoint"
+        with checkpointed_blocks(network) if recompute else nullcontext():
+            F, cos_sin_dF_dt = METHODS[self.method](f, point)
         if F.shape != x_t.shape:
             raise ValueError(
                 f"the network must return the shape of its input, {tuple(x_t.shape)}, got "

@@ -104,6 +104,7 @@ def by_finite_difference(f: Function, point: Point, h: float = 1e-3) -> tuple[Te
 
 METHODS: dict[str, Callable[[Function, Point], tuple[Tensor, Tensor]]] = {
     "dual": by_dual_numbers,
+    "dual_checkpoint": by_dual_numbers,  # inside checkpointed_blocks
     "func": by_forward_mode,
     "two_pass": by_two_passes,
     "finite_difference": by_finite_difference,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention with log-sum-exp: values, gradients, masks; and the one that returns the tangent."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from scm_lightning.autodiff.attention import (
 )
 from scm_lightning.autodiff.attention.fused import backward_from_lse
 from scm_lightning.autodiff.attention.masks import additive_mask, finite_lse
+from scm_lightning.autodiff.attention.primal import align_bias, choose_backend
 
 B, H, M, N, D = 2, 3, 7, 5, 8
 
@@ -136,6 +139,59 @@ def test_no_queries_or_no_keys(randn, num_queries, num_keys):
     assert not o.any()
     assert not to.any()
     assert (lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("backend", ["flash", "efficient"])
+@pytest.mark.parametrize("features", [40, 43])
+def test_padding_for_cuda_is_cut_off_again(monkeypatch, backend, features):
+    """Shapes alone, on meta tensors: the efficient operator pads lse to a multiple of 32."""
+    monkeypatch.setitem(attention_with_lse.__globals__, "choose_backend", lambda *_: backend)
+    q, k = (torch.empty(B, H, n, features, dtype=torch.half, device="meta") for n in (37, 29))
+    mask = torch.empty(H, 37, 29, device="meta") if backend == "efficient" else None
+    o, lse = attention_with_lse(q, k, k, attn_mask=mask)
+    assert o.shape == q.shape
+    assert lse.shape == (B, H, 37)
+    assert (o.dtype, lse.dtype) == (torch.half, torch.float32)
+
+
+def test_bias_is_laid_out_as_the_efficient_operator_asks(randn):
+    """Rows of a multiple of 16 elements, axes of size one not stored, values unchanged."""
+    for shape in ((1, 1, 37, 29), (B, 1, 37, 29), (1, H, 37, 29), (B, H, 37, 32)):
+        mask = randn(*shape).expand(B, H, 37, shape[-1])
+        bias = align_bias(mask)
+        assert torch.equal(bias, mask)
+        assert bias.stride(2) == 32
+        assert bias.stride(3) == 1
+        assert [s == 0 for s in bias.stride()[:2]] == [size == 1 for size in shape[:2]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dv", "masked", "is_causal", "major", "expected"),
+    [
+        (torch.half, D, False, False, 9, "flash"),
+        (torch.half, D, False, False, 7, "efficient"),
+        (torch.half, D, False, True, 9, "efficient"),  # flash aligns M != N at the bottom right
+        (torch.half, D, True, False, 9, "efficient"),
+        (torch.half, 4, False, False, 9, "efficient"),
+        (torch.float32, D, False, False, 9, "efficient"),
+        (torch.float64, D, False, False, 9, "dense"),
+    ],
+)
+def test_choice_on_cuda(monkeypatch, dtype, dv, masked, is_causal, major, expected):
+    """With stand-ins for the device, which this machine need not have."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major)
+    )
+
+    def tensor(*shape):
+        device = SimpleNamespace(type="cuda")
+        return SimpleNamespace(
+            shape=shape, dtype=dtype, device=device, numel=lambda: 1, requires_grad=False
+        )
+
+    q, k, v = tensor(B, H, M, D), tensor(B, H, N, D), tensor(B, H, N, dv)
+    mask = tensor(B, H, M, N) if masked else None
+    assert choose_backend(q, k, v, mask, is_causal) == expected
 
 
 def test_autocast_casts_as_torch_does(randn):

@@ -10,6 +10,7 @@ from scm_lightning.networks import MLP, DiT, UNet
 
 SIGMA_DATA = 0.7
 METHODS = ["dual", "func", "two_pass", "finite_difference"]
+"""Methods that take any function; dual_checkpoint takes networks with blocks."""
 SHAPE = (2, 4, 6)
 
 
@@ -71,7 +72,7 @@ def test_methods_agree_on_output_derivative_and_gradients(randn, build, dropout)
     """With dropout, labels and guidance, in float64."""
     network, given = wake(build(dropout)).train(), inputs(randn)
     oracle = run("two_pass", network, given)
-    for method in ("func", "dual"):
+    for method in ("func", "dual", "dual_checkpoint"):
         for one, other in zip(run(method, network, given), oracle, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     F, J, *gradients = run("finite_difference", network, given)
@@ -154,9 +155,34 @@ def test_half_precision_keeps_time_and_results_in_float32(randn, precision):
 
 def test_misfits_are_refused(randn):
     given = inputs(randn)
-    with pytest.raises(ValueError, match="must be one of dual, func, two_pass, finite_difference"):
+    with pytest.raises(
+        ValueError, match="must be one of dual, dual_checkpoint, func, two_pass, finite_diff"
+    ):
         TangentComputer("reverse")
     with pytest.raises(ValueError, match=r"must return the shape of its input, \(5, 2, 4, 6\)"):
         TangentComputer()(lambda u, t, labels, guidance: u[:, :1] * t.sum(), **given)
     with pytest.raises(ValueError, match="velocity must have the shape of x_t"):
         TangentComputer()(mlp(0.0), **{**given, "dx_dt": given["x_t"][:1]})
+
+
+def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
+    """Fewer numbers saved for the backward pass; the blocks are themselves again afterwards."""
+    network, given = wake(mlp(0.3)).train(), inputs(randn)
+    saved = {}
+    for method in ("dual", "dual_checkpoint"):
+        kept = {}
+
+        def keep(x, kept=kept):
+            kept[x.data_ptr()] = x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            TangentComputer(method)(network, **given)
+        saved[method] = sum(kept.values()) - sum(p.numel() for p in network.parameters())
+    assert saved["dual_checkpoint"] < 0.7 * saved["dual"]
+    assert "forward" not in vars(network.blocks[0])
+
+
+def test_checkpointing_needs_blocks(randn):
+    with pytest.raises(ValueError, match="found none in Linear; keep the blocks in one"):
+        TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3), **inputs(randn))

@@ -68,7 +68,7 @@ def attention_with_lse(
 def autocast_like_torch(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, cast as `scaled_dot_product_attention` would; else return the tensors."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
@@ -121,7 +121,7 @@ def _attend(
     if backend == "flash":
         o, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, scale=scale)[:2]
     else:
-        bias = None if mask is None else _align_bias(mask)
+        bias = None if mask is None else align_bias(mask)
         o, lse = aten._scaled_dot_product_efficient_attention(
             q, k, v, bias, True, 0.0, is_causal, scale=scale
         )[:2]
@@ -134,8 +134,12 @@ def pad_features(x: Tensor, multiple: int = 8) -> Tensor:
     return x if x.shape[-1] % multiple == 0 else pad(x, (0, -x.shape[-1] % multiple))
 
 
-def _align_bias(mask: Tensor) -> Tensor:
-    """Same mask in rows of a multiple of 16 elements; axes that are expanded stay so."""
+def align_bias(mask: Tensor) -> Tensor:
+    """Same mask in rows of a multiple of 16 elements, as the efficient operator asks.
+
+    Args:
+        mask: additive mask, whose expanded samples and heads stay so. (B, H, M, N).
+    """
     stored = mask[tuple(slice(0, 1) if s == 0 else slice(None) for s in mask.stride()[:2])]
     num_keys = mask.shape[-1]
     padded = pad(stored, (0, -num_keys % 16)).contiguous()

@@ -240,5 +240,5 @@ def launch(
     some = [q, k, v, tq, tk, tv, o, lse, to]
     strides = [tuple(x.stride()[:3]) for x in some]
     function = triton_kernels.both if kernel == "both" else triton_kernels.tangent_only
-    with torch.cuda.device_of(q):  # nothing on the CPU
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         function[grid](*some, mask, *strides, tuple(mask.stride()), H, M, N, scale, **options)
