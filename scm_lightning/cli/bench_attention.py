@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scm_lightning.autodiff.attention import attention_tangent, attention_with_lse
+from scm_lightning.autodiff.jvp_attention import attention_tangent, attention_with_lse
 
 FORWARD = "SDPA forward"
 MATH_LIMIT = 4096

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 3: networks F(u, t, labels, guidance), and the parts they share."""
 
+from scm_lightning.networks.diffusers_network import DiffusersNetwork
 from scm_lightning.networks.dit import DiT
 from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding, PreciseLinear
 from scm_lightning.networks.mlp import MLP
@@ -13,6 +14,7 @@ __all__ = [
     "AdaptiveDoubleNorm",
     "Conditioning",
     "DiT",
+    "DiffusersNetwork",
     "PositionalEmbedding",
     "PreciseLinear",
     "UNet",

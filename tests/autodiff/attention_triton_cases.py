@@ -12,9 +12,9 @@ from itertools import product
 import pytest
 import torch
 
-from scm_lightning.autodiff.attention import attention_with_lse
-from scm_lightning.autodiff.attention.reference import reference
-from scm_lightning.autodiff.attention.triton_launch import TILES, Tile, launch
+from scm_lightning.autodiff.jvp_attention import attention_with_lse
+from scm_lightning.autodiff.jvp_attention.reference import reference
+from scm_lightning.autodiff.jvp_attention.triton_launch import TILES, Tile, launch
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run test_attention_triton.py instead"
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch.library import opcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scm_lightning.autodiff.attention import (
+from scm_lightning.autodiff.jvp_attention import (
     attention,
     attention_tangent,
     attention_with_lse,
     fused_attention_with_tangent,
 )
-from scm_lightning.autodiff.attention.fused import attention_dual_op
-from scm_lightning.autodiff.attention.tangent import attention_tangent_op
+from scm_lightning.autodiff.jvp_attention.fused import attention_dual_op
+from scm_lightning.autodiff.jvp_attention.tangent import attention_tangent_op
 
 B, H, M, N, D = 2, 3, 7, 5, 8
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scm_lightning.autodiff.attention import (
+from scm_lightning.autodiff.jvp_attention import (
     attention_tangent,
     attention_with_lse,
     fused_attention_with_tangent,
 )
-from scm_lightning.autodiff.attention.fused import backward_from_lse
-from scm_lightning.autodiff.attention.masks import additive_mask, finite_lse
-from scm_lightning.autodiff.attention.primal import align_bias, choose_backend
+from scm_lightning.autodiff.jvp_attention.fused import backward_from_lse
+from scm_lightning.autodiff.jvp_attention.masks import additive_mask, finite_lse
+from scm_lightning.autodiff.jvp_attention.primal import align_bias, choose_backend
 
 B, H, M, N, D = 2, 3, 7, 5, 8
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from scm_lightning.autodiff.attention import attention_tangent, attention_with_lse
-from scm_lightning.autodiff.attention.blockwise import blockwise
-from scm_lightning.autodiff.attention.reference import reference
+from scm_lightning.autodiff.jvp_attention import attention_tangent, attention_with_lse
+from scm_lightning.autodiff.jvp_attention.blockwise import blockwise
+from scm_lightning.autodiff.jvp_attention.reference import reference
 
 B, H, M, N, D, DV = 2, 3, 21, 13, 8, 5  # unlike each other; M and N no multiples of a block
 SCALE = 0.23

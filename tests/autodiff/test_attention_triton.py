@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scm_lightning.autodiff.attention.triton_launch import (
+from scm_lightning.autodiff.jvp_attention.triton_launch import (
     TILES,
     choose_tile,
     find_tile,
@@ -67,7 +67,7 @@ def compile_for(kernel, capability, itemsize, features, mask, is_causal):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from scm_lightning.autodiff.attention import triton_kernels
+    from scm_lightning.autodiff.jvp_attention import triton_kernels
 
     dtype, dtype_name = DTYPES[itemsize]
     x = torch.empty(1, 1, 4096, features, dtype=dtype, device="meta")

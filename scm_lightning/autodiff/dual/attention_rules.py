@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from scm_lightning.autodiff.attention import attention_tangent, attention_with_lse
 from scm_lightning.autodiff.dual.number import RULES, Dual, dual, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.jvp_attention import attention_tangent, attention_with_lse
 
 
 def attention_rule(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.attention.masks import causal_mask, expand_mask, finite_lse
+from scm_lightning.autodiff.jvp_attention.masks import causal_mask, expand_mask, finite_lse
 from scm_lightning.core import at_least_float32
 
 BLOCK_M = 512  # queries; with BLOCK_N, P_b and tS_b take 0.5 MB each in float32

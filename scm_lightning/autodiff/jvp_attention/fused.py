@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.attention.blockwise import BLOCK_M
-from scm_lightning.autodiff.attention.masks import (
+from scm_lightning.autodiff.jvp_attention.blockwise import BLOCK_M
+from scm_lightning.autodiff.jvp_attention.masks import (
     additive_mask,
     adjacent_features,
     causal_mask,
@@ -25,13 +25,13 @@ from scm_lightning.autodiff.attention.masks import (
     expand_mask,
     finite_lse,
 )
-from scm_lightning.autodiff.attention.primal import (
+from scm_lightning.autodiff.jvp_attention.primal import (
     attention_with_lse,
     autocast_like_torch,
     choose_backend,
 )
-from scm_lightning.autodiff.attention.tangent import attention_tangent, prepare_tangents
-from scm_lightning.autodiff.attention.triton_launch import dual_kernel, find_tile
+from scm_lightning.autodiff.jvp_attention.tangent import attention_tangent, prepare_tangents
+from scm_lightning.autodiff.jvp_attention.triton_launch import dual_kernel, find_tile
 from scm_lightning.core import at_least_float32
 
 

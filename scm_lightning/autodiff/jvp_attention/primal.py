@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scm_lightning.autodiff.attention.masks import (
+from scm_lightning.autodiff.jvp_attention.masks import (
     additive_mask,
     adjacent_features,
     causal_mask,

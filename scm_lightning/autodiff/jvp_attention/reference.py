@@ -11,7 +11,7 @@ Axes: B batch, H heads, M queries, N keys, D features of q and k, Dv features of
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.attention.masks import causal_mask, expand_mask, finite_lse
+from scm_lightning.autodiff.jvp_attention.masks import causal_mask, expand_mask, finite_lse
 from scm_lightning.core import at_least_float32
 
 

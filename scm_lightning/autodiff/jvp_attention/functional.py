@@ -17,8 +17,8 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.overrides import handle_torch_function, has_torch_function
 
-from scm_lightning.autodiff.attention.primal import attention_with_lse
-from scm_lightning.autodiff.attention.tangent import attention_tangent
+from scm_lightning.autodiff.jvp_attention.primal import attention_with_lse
+from scm_lightning.autodiff.jvp_attention.tangent import attention_tangent
 
 
 def attention(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.attention.masks import adjacent_features, expand_mask
+from scm_lightning.autodiff.jvp_attention.masks import adjacent_features, expand_mask
 
 Kernel = Literal["tangent", "both"]
 
@@ -220,7 +220,7 @@ def launch(
         scale: factor of q k^T.
         tile: shape of one program's work.
     """
-    from scm_lightning.autodiff.attention import triton_kernels
+    from scm_lightning.autodiff.jvp_attention import triton_kernels
 
     q, k, v = (adjacent_features(x) for x in primals)
     tq, tk, tv = (q if x is None else adjacent_features(x) for x in tangents)

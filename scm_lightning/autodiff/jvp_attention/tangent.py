@@ -13,10 +13,10 @@ Axes: B batch, H heads, M queries, N keys, D features of q and k, Dv features of
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.attention.blockwise import blockwise
-from scm_lightning.autodiff.attention.masks import check_attention_inputs, expand_mask
-from scm_lightning.autodiff.attention.primal import autocast_like_torch
-from scm_lightning.autodiff.attention.triton_launch import find_tile, tangent_kernel
+from scm_lightning.autodiff.jvp_attention.blockwise import blockwise
+from scm_lightning.autodiff.jvp_attention.masks import check_attention_inputs, expand_mask
+from scm_lightning.autodiff.jvp_attention.primal import autocast_like_torch
+from scm_lightning.autodiff.jvp_attention.triton_launch import find_tile, tangent_kernel
 
 
 def attention_tangent(

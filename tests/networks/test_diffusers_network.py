@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""diffusers models under dual numbers, where torch's own forward mode fails."""
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import nn
+
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.networks import DiffusersNetwork
+
+SIGMA_DATA = 0.7
+
+
+def unet():
+    """With attention, down- and upsampling, and classes."""
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        num_class_embeds=3,
+    )
+
+
+def dit():
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=2,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=3,
+        norm_num_groups=8,
+    )
+
+
+def wake(network):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.15, generator=generator)
+    return network.double().eval()
+
+
+@pytest.mark.parametrize("build", [unet, dit])
+def test_derivative_matches_differences(build, randn):
+    """And the value is that of the model called as diffusers calls it."""
+    model = build()
+    network = wake(DiffusersNetwork(model))
+    x_t, dx_dt = randn(5, 2, 8, 8), randn(5, 2, 8, 8)
+    h = 2**-7  # diffusers embeds the time in float32: a smaller step is lost in its rounding
+    t, labels = torch.linspace(0.2, 1.5, 5).double(), torch.tensor([0, 1, 2, 0, 1])
+    F, J = TangentComputer("dual")(network, x_t, t, dx_dt, sigma_data=SIGMA_DATA, labels=labels)
+    with torch.no_grad():
+        after = network((x_t + h * dx_dt) / SIGMA_DATA, t + h, labels)
+        before = network((x_t - h * dx_dt) / SIGMA_DATA, t - h, labels)
+        cos_sin = (t.cos() * t.sin())[:, None, None, None]
+        torch.testing.assert_close(J, cos_sin * (after - before) / (2 * h), rtol=2e-3, atol=2e-5)
+        torch.testing.assert_close(F, network(x_t / SIGMA_DATA, t, labels))
+    assert float(J.abs().max()) > 1e-3
+    F.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_stock_forward_mode_fails_on_the_unet(randn):
+    """What dual numbers are for: torch 2.13 refuses this very network."""
+    network = wake(DiffusersNetwork(unet()))
+    x_t, t = randn(5, 2, 8, 8), torch.linspace(0.2, 1.5, 5).double()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        TangentComputer("func")(network, x_t, t, x_t, sigma_data=SIGMA_DATA, labels=labels)
+
+
+def test_other_models_are_refused(randn):
+    with pytest.raises(ValueError, match="found none in Linear; write an adapter"):
+        DiffusersNetwork(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="take no guidance scale"):
+        DiffusersNetwork(unet())(randn(5, 2, 8, 8), torch.ones(5), None, torch.ones(5))
