@@ -18,6 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from scm_lightning.autodiff.checkpointing import checkpointed_blocks
+from scm_lightning.autodiff.dual import TangentError
 from scm_lightning.autodiff.methods import METHODS, Point
 from scm_lightning.core import at_least_float32
 
@@ -79,7 +80,8 @@ class TangentComputer:
             variance and per radian; in float32 or wider.
 
         Raises:
-            ValueError: if the velocity or the network's output has another shape than x_t.
+            ValueError: if the velocity or the network's output has another shape than x_t, or the
+                tangent cannot pass an operation; then module and operation are named.
 
         Source: arXiv 2410.11081, Section 4.2 and Algorithm 1.
         """
@@ -95,11 +97,27 @@ class TangentComputer:
 
         point = Point(x_t / sigma_data, t, dx_dt / sigma_data, cos_sin=t.cos() * t.sin())
         recompute = self.method == "dual_checkpoint"
-        with checkpointed_blocks(network) if recompute else nullcontext():
-            F, cos_sin_dF_dt = METHODS[self.method](f, point)
+        try:
+            with checkpointed_blocks(network) if recompute else nullcontext():
+                F, cos_sin_dF_dt = METHODS[self.method](f, point)
+        except TangentError as error:
+            raise ValueError(f"in {_innermost_module(network, error)}: {error}") from error
         if F.shape != x_t.shape:
             raise ValueError(
                 f"the network must return the shape of its input, {tuple(x_t.shape)}, got "
                 f"{tuple(F.shape)} from {type(network).__name__}"
             )
         return at_least_float32(F), at_least_float32(cos_sin_dF_dt)
+
+
+def _innermost_module(network: nn.Module, error: Exception) -> str:
+    """Name the module of a network in whose forward an error arose."""
+    names = {id(module): name for name, module in network.named_modules()}
+    found, trace = network, error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in names:
+            found = owner
+        trace = trace.tb_next
+    name = names[id(found)]
+    return f"module {name} ({type(found).__name__})" if name else f"{type(found).__name__}"

@@ -8,8 +8,8 @@ process, medians over interleaved rounds: absolute times depend on the machine a
 import json
 import platform
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import CompiledTangents, TangentComputer
 from scm_lightning.autodiff.methods import METHODS
 from scm_lightning.cli.bench_attention import FORWARD, attention_steps
 from scm_lightning.cli.costs import Cost, measure
@@ -38,7 +38,7 @@ TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
 def training_steps(
-    network: nn.Module, path: TrigFlow, batch: Batch
+    network: nn.Module, path: TrigFlow, batch: Batch, compiled: bool = False
 ) -> dict[str, Callable[[], None]]:
     """Steps to compare: forward, tangent and backward, without the optimizer.
 
@@ -46,36 +46,39 @@ def training_steps(
         network: F(u, t, labels, guidance), student and teacher in one.
         path: owner of `sigma_data`.
         batch: data to train on.
+        compiled: whether to measure compiled steps too.
 
     Returns:
         By name: a plain diffusion step, sCT by every method, sCD by dual numbers.
     """
-    generator = torch.Generator().manual_seed(0)
     x0, labels = batch
-    t = torch.linspace(0.1, 1.5, len(x0), device=x0.device)
-    x_t, z = path.add_noise(x0, t, generator)
     sigma_data = path.sigma_data
+    t = torch.linspace(0.1, 1.5, len(x0), device=x0.device)
+    x_t, z = path.add_noise(x0, t, torch.Generator().manual_seed(0))
+    pair = path.velocity(x0, z, t)
 
-    def diffusion() -> None:
+    def diffusion(network: Callable[..., Tensor]) -> None:
         F = network(x_t / sigma_data, t, labels)
-        dx_dt = path.velocity(x0, z, t)
-        diffusion_loss(F, dx_dt, sigma_data=sigma_data).mean().backward()  # type: ignore[no-untyped-call]
+        diffusion_loss(F, pair, sigma_data=sigma_data).mean().backward()  # type: ignore[no-untyped-call]
 
-    def consistency(method: Any, dx_dt: Tensor) -> None:
-        F, J = TangentComputer(method)(network, x_t, t, dx_dt, sigma_data=sigma_data, labels=labels)
+    def consistency(tangents: TangentComputer | CompiledTangents, dx_dt: Tensor) -> None:
+        F, J = tangents(network, x_t, t, dx_dt, sigma_data=sigma_data, labels=labels)
         g = tangent(F.detach(), J, x_t, dx_dt, t, sigma_data=sigma_data, r=1.0)
         consistency_loss(F, normalize_tangent(g), torch.zeros_like(t)).mean().backward()  # type: ignore[no-untyped-call]
 
     def distillation() -> None:
         with torch.no_grad():
             F = network(x_t / sigma_data, t, labels)
-        consistency("dual", sigma_data * at_least_float32(F))
+        consistency(TangentComputer("dual"), sigma_data * at_least_float32(F))
 
-    steps: dict[str, Callable[[], None]] = {PLAIN: diffusion}
+    steps: dict[str, Callable[[], None]] = {PLAIN: partial(diffusion, network)}
     for method in METHODS:
-        pair = path.velocity(x0, z, t)
-        steps[f"sCT, {method}"] = lambda method=method, pair=pair: consistency(method, pair)  # type: ignore[misc]
+        steps[f"sCT, {method}"] = partial(consistency, TangentComputer(method), pair)  # type: ignore[arg-type]
     steps["sCD, dual"] = distillation
+    if compiled:
+        whole = CompiledTangents(TangentComputer("dual"))
+        steps["diffusion, compiled"] = partial(diffusion, torch.compile(network))
+        steps["sCT, dual, compiled"] = partial(consistency, whole, pair)
     return steps
 
 
@@ -83,7 +86,11 @@ class BenchTrainer(Trainer):
     """Lightning's trainer with one more thing to do to a model: measure its step."""
 
     def bench(
-        self, model: LightningModule, datamodule: LightningDataModule, rounds: int = 15
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        rounds: int = 15,
+        compiled: bool = False,
     ) -> None:
         """Measure the training step of a configuration; write `bench.json` and `bench.png`.
 
@@ -91,6 +98,7 @@ class BenchTrainer(Trainer):
             model: a teacher's or student's module, whose network is measured.
             datamodule: its data, for one batch.
             rounds: rounds to take the median over.
+            compiled: whether to measure compiled steps too; compiling takes minutes.
 
         Raises:
             ValueError: if there are no rounds, or the model is none of this package's.
@@ -106,14 +114,16 @@ class BenchTrainer(Trainer):
         x0, labels = next(iter(datamodule.train_dataloader()))
         batch = Batch(x0.to(device), None if labels is None else labels.to(device))
         network = model.trained_network().to(device).train()
-        steps = measure(training_steps(network, model.path, batch), network.parameters(), rounds)
+        steps = training_steps(network, model.path, batch, compiled)
+        with self.precision_plugin.train_step_context():
+            costs = measure(steps, network.parameters(), rounds)
         attention = {
             tokens: measure(attention_steps(tokens, device), [], max(3, rounds // 3))
             for tokens in TOKENS
         }
         parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         title = f"{type(network).__name__}, {parameters:.1f} M parameters, batch {len(batch.x0)}"
-        report(title, steps, attention, Path(self.default_root_dir), device)
+        report(title, costs, attention, Path(self.default_root_dir), device)
 
 
 def report(
@@ -132,7 +142,8 @@ def report(
         ratio = cost.relative_to(plain)
         # A plain step is three forwards: forward, and backward to activations and to weights.
         cells = (ratio.seconds, ratio.bytes, ratio.flops, 3 * ratio.flops)
-        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+        # Inside a compiled graph the counter sees nothing.
+        table.add_row(name, *(f"{cell:.2f}" if cell else "-" for cell in cells))
     console.print(table)
     table = Table(title="attention, 4 heads of 64 channels: SDPA's forward is 1")
     for heading in ("tokens", "what", "time", "peak memory, MiB"):

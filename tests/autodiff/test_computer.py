@@ -134,10 +134,11 @@ def test_both_prescriptions_of_the_input_tangent_agree(randn):
     torch.testing.assert_close(SIGMA_DATA * J, as_printed)
 
 
+@pytest.mark.parametrize("build", [mlp, unet, dit])
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16 weights"])
-def test_half_precision_keeps_time_and_results_in_float32(randn, precision):
-    """The derivative stays within 2 % of float64's although the layers compute in bfloat16."""
-    network = wake(mlp(0.0)).eval()
+def test_half_precision_keeps_time_and_results_in_float32(randn, build, precision):
+    """The derivative stays within 1 % of float64's under autocast, 2 % with bfloat16 weights."""
+    network = wake(build(0.0)).eval()
     given = inputs(randn)
     _, expected = TangentComputer()(network, **given)
     half = {
@@ -150,7 +151,7 @@ def test_half_precision_keeps_time_and_results_in_float32(randn, precision):
         emb = network.conditioning(half["t"], half["labels"], half["guidance"])
     assert {F.dtype, J.dtype, emb.dtype} == {torch.float32}
     error = (J.double() - expected).norm() / expected.norm()
-    assert 1e-5 < float(error) < 0.02
+    assert 1e-5 < float(error) < (0.01 if precision == "autocast" else 0.02)
 
 
 def test_misfits_are_refused(randn):
@@ -186,3 +187,48 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
 def test_checkpointing_needs_blocks(randn):
     with pytest.raises(ValueError, match="found none in Linear; keep the blocks in one"):
         TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3), **inputs(randn))
+
+
+class InPlace(torch.nn.Module):
+    def forward(self, x):
+        return x.add_(1.0)
+
+
+class Opaque(torch.nn.Module):
+    """An operation of the user's own, as a kernel would be registered."""
+
+    def forward(self, x):
+        return torch.ops.scm_test.opaque(x)
+
+
+@torch.library.custom_op("scm_test::opaque", mutates_args=())
+def opaque(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Tanh(), inner)])
+
+    def forward(self, u, t, labels=None, guidance=None):
+        return self.blocks[0](u * expand_time(t, u))
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (InPlace(), r"in module blocks\.0\.1 \(InPlace\): .* in-place operation add_"),
+        (Opaque(), r"in module blocks\.0\.1 \(Opaque\): the operation opaque (lost|has no)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["dual", "dual_checkpoint"])
+def test_what_breaks_the_tangent_is_named_and_differences_still_work(randn, inner, message, method):
+    """Module, operation, and the method that works."""
+    given = inputs(randn)
+    with pytest.raises(ValueError, match=message) as caught:
+        TangentComputer(method)(Wrapped(inner), **given)
+    assert "use the tangent method finite_difference" in str(caught.value)
+    F, J = TangentComputer("finite_difference")(Wrapped(inner), **given)
+    assert F.shape == J.shape
+    assert float(J.abs().max()) > 1e-3

@@ -36,13 +36,12 @@ def test_gradients_are_counted_as_held():
 
 
 def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypatch, capsys):
-    """The shipped DiT, narrowed; FLOPs do not depend on the machine."""
+    """The shipped U-Net, narrowed; FLOPs do not depend on the machine."""
     monkeypatch.setattr(bench, "TOKENS", (16, 32))
     options = {
-        "config": BENCHMARKS / "dit.yaml",
+        "config": BENCHMARKS / "unet.yaml",
         "trainer.default_root_dir": tmp_path,
-        "model.init_args.network.init_args.model_channels": 64,
-        "model.init_args.network.init_args.num_blocks": 2,
+        "model.init_args.network.init_args.model_channels": 16,
         "rounds": 1,
     }
     main(["bench", *(f"--{key}={value}" for key, value in options.items())])
@@ -50,6 +49,7 @@ def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypa
     plain = result["steps"]["diffusion"]["flops"]
     forwards = {name: 3 * cost["flops"] / plain for name, cost in result["steps"].items()}
     assert forwards["sCT, dual"] == pytest.approx(4.0, abs=0.1)
+    assert forwards["sCT, dual_checkpoint"] == pytest.approx(5.0, abs=0.2)
     assert forwards["sCT, two_pass"] == pytest.approx(6.0, abs=0.1)
     assert forwards["sCD, dual"] == pytest.approx(5.0, abs=0.1)
     assert set(result["attention"]) == {"16", "32"}

@@ -7,6 +7,6 @@ from scm_lightning.autodiff.dual import (  # noqa: F401
     layer_rules,
     linear_rules,
 )
-from scm_lightning.autodiff.dual.number import RULES, Dual, fallback_calls, is_dual
+from scm_lightning.autodiff.dual.number import RULES, Dual, TangentError, fallback_calls, is_dual
 
-__all__ = ["RULES", "Dual", "fallback_calls", "is_dual"]
+__all__ = ["RULES", "Dual", "TangentError", "fallback_calls", "is_dual"]

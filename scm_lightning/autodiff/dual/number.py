@@ -34,6 +34,10 @@ _PROPERTIES = frozenset(
 _PASSED_ON = frozenset(("size", "dim", "numel", "is_floating_point", "is_contiguous", "stride"))
 
 
+class TangentError(ValueError):
+    """An operation that the tangent cannot pass."""
+
+
 @dataclass(eq=False, repr=False)  # a dataclass, so that FSDP finds the tensors inside
 class Dual:
     """A tensor and its tangent, in the place of the tensor.
@@ -152,14 +156,14 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     """Apply an operation to arguments among which there are dual numbers.
 
     Raises:
-        ValueError: if the operation works in place, has no forward derivative or loses it.
+        TangentError: if the operation works in place, has no forward derivative or loses it.
     """
     name = func.__name__
     rule = RULES.get(name)
     if rule is not None:
         return rule(func, *args, **kwargs)
     if name.endswith("_") and not name.endswith("__"):
-        raise ValueError(
+        raise TangentError(
             f"the tangent cannot follow the in-place operation {name}; write it out of place, or "
             "use the tangent method finite_difference"
         )
@@ -181,7 +185,7 @@ def _by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             return x
         primal, tangent = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
         if tangent is None:
-            raise ValueError(
+            raise TangentError(
                 f"the operation {func.__name__} lost the tangent: it has no forward derivative; "
                 "use the tangent method finite_difference, or write it with torch operations"
             )
@@ -192,7 +196,7 @@ def _by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             out = func(*_map(enter, args), **_map(enter, kwargs))
         except (NotImplementedError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(
+            raise TangentError(
                 f"the operation {func.__name__} has no forward derivative ({reason}); use the "
                 "tangent method finite_difference, or write it with other operations"
             ) from error
