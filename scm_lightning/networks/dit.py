@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scm_lightning.autodiff import attention
 from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
+from scm_lightning.networks.shapes import check_data_shape
 
 
 class SelfAttention(nn.Module):
@@ -149,11 +150,7 @@ class DiT(nn.Module):
         Raises:
             ValueError: if an image has another shape than `data_shape`.
         """
-        if u.shape[1:] != self.data_shape:
-            raise ValueError(
-                f"this DiT takes images of shape {self.data_shape}, got {tuple(u.shape[1:])}; set "
-                "data_shape to the shape of your data"
-            )
+        check_data_shape(self, u, self.data_shape)
         emb = self.conditioning(t, labels, guidance)
         patches = nn.functional.pixel_unshuffle(u, self.patch_size)
         tokens = patches.flatten(2).transpose(1, 2)  # (B, L, patch elements)

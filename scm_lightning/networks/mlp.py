@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scm_lightning.networks.embeddings import Conditioning
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
+from scm_lightning.networks.shapes import check_data_shape
 
 
 class MLPBlock(nn.Module):
@@ -91,11 +92,7 @@ class MLP(nn.Module):
         Raises:
             ValueError: if a sample has another shape than `data_shape`.
         """
-        if u.shape[1:] != self.data_shape:
-            raise ValueError(
-                f"this MLP takes samples of shape {self.data_shape}, got {tuple(u.shape[1:])}; set "
-                "data_shape to the shape of your data"
-            )
+        check_data_shape(self, u, self.data_shape)
         emb = self.conditioning(t, labels, guidance)
         h = self.input(u.flatten(1).to(self.input.weight.dtype))
         for block in self.blocks:
