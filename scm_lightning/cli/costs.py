@@ -9,7 +9,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +106,10 @@ def attention_tangent_flops(
 
 
 def measure(
-    functions: Mapping[str, Callable[[], object]], parameters: Iterable[nn.Parameter], rounds: int
+    functions: Mapping[str, Callable[[], object]],
+    parameters: Iterable[nn.Parameter],
+    rounds: int,
+    compiled: Collection[str] = (),
 ) -> dict[str, Cost]:
     """Measure functions.
 
@@ -114,6 +117,7 @@ def measure(
         functions: what to call, by name.
         parameters: whose gradients are zeroed before every call, kept in memory.
         rounds: rounds to take the median time over.
+        compiled: names of compiled functions, into which the counter of FLOPs cannot see: 0.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its every start
     parameters = list(parameters)
@@ -133,8 +137,10 @@ def measure(
     costs = {}
     for name, function in functions.items():
         prepare()
-        with FlopCounter() as counter:
-            function()
+        counter = FlopCounter()
+        if name not in compiled:
+            with counter:
+                function()
         prepare()
         median = statistics.median(seconds[name])
         costs[name] = Cost(median, _peak(function), float(counter.flops))
