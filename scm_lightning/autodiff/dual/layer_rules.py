@@ -80,14 +80,15 @@ def rms_norm_rule(
 ) -> Dual:
     """`rms_norm`."""
     primal, tangent = _wide(x)
-    axes = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(primal.dtype).eps if eps is None else eps
-    rstd = torch.rsqrt(primal.square().mean(axes, keepdim=True) + eps)
-    normed = primal * rstd
-    out = normed if weight is None else normed * weight
+    out = torch.nn.functional.rms_norm(primal, list(normalized_shape), weight, eps)
     with torch.no_grad():
-        along = (normed * tangent).mean(axes, keepdim=True)
-        tangent = rstd * (tangent - normed * along)
+        axes = tuple(range(-len(normalized_shape), 0))
+        size = math.prod(normalized_shape)
+        eps = torch.finfo(primal.dtype).eps if eps is None else eps
+        square = torch.linalg.vector_norm(primal, dim=axes, keepdim=True).square() / size
+        rstd = torch.rsqrt(square + eps)
+        along = (primal * tangent).sum(axes, keepdim=True) * (rstd * rstd / size)
+        tangent = torch.addcmul(tangent, primal, along, value=-1) * rstd
         return dual(out, tangent if weight is None else tangent * weight)
 
 

@@ -77,7 +77,10 @@ def mul_rule(func: Callable[..., Any], x: Any, y: Any) -> Any:
             return dual(out, tx * primal_of(y))
         if tx is None:
             return dual(out, primal_of(x) * ty)
-        return dual(out, tx * y.primal + x.primal * ty)
+        first = tx * y.primal
+        if first.dtype == x.primal.dtype == ty.dtype:  # addcmul takes one type alone
+            return dual(out, torch.addcmul(first, x.primal, ty))
+        return dual(out, first + x.primal * ty)
 
 
 def product_rule(func: Callable[..., Any], x: Any, y: Any) -> Any:
