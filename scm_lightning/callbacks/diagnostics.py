@@ -4,9 +4,9 @@
     tangent_norm/T0-T1   mean norm of g, before it is bounded, over the samples with t in [T0, T1)
     grad_norm            norm of the gradient of the trained network
 
-In a healthy run the tangent norm is steady or falls, at every time. A norm that climbs from small
-times upwards, or samples that get worse with a second step, mean too high a learning rate, too
-short a warm-up or too few small times.
+In a healthy run the tangent norm rises with the warm-up and then settles or falls, at every time. A
+norm that goes on climbing, from small times upwards, or samples that get worse with a second step,
+mean too high a learning rate, too short a warm-up or too few small times.
 """
 
 import math

@@ -125,9 +125,7 @@ class SampleMetrics(Callback):
 
     def _floor(self, trainer: Trainer, reference: Reference) -> dict[str, Score]:
         """Scores of the held-out data, as if they were samples; the same in every process."""
-        scores, count = SampleScores(reference, reference.block_size), 0
-        for metric in (scores.distance, *scores.blocks, scores.accuracy, scores.nearest):
-            metric.sync_on_compute = False
+        scores, count = SampleScores(reference, reference.block_size, shared=False), 0
         for batch in shards_of(trainer).heldout_batches():
             x0, labels = batch.x0.to(reference.device), batch.labels
             indices = torch.arange(count, count + len(x0), device=reference.device)

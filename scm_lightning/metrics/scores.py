@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from scm_lightning.metrics.features import FeatureExtractor, Features
 from scm_lightning.metrics.frechet import FrechetDistance
@@ -72,18 +72,21 @@ class SampleScores:
 
     Args:
         reference: what to compare with.
-        num_samples: samples that will come, over all processes.
+        num_samples: samples that will come, over all processes; at most.
+        shared: whether every process has a part of the samples, rather than all of them.
     """
 
-    def __init__(self, reference: Reference, num_samples: int) -> None:
+    def __init__(self, reference: Reference, num_samples: int, shared: bool = True) -> None:
         self.reference = reference
-        self.num_samples = num_samples
+        self.count = SumMetric().to(reference.device)
         self.distance = reference.new_distance()
         num_blocks = num_samples // reference.block_size
         self.blocks = [reference.new_distance() for _ in range(num_blocks)]
         self.accuracy = MeanMetric().to(reference.device)
         self.nearest = NearestNeighbourDistance(reference.data, reference.sigma_data)
         self.nearest.to(reference.device)
+        for metric in (self.count, self.distance, *self.blocks, self.accuracy, self.nearest):
+            metric.sync_on_compute = shared
 
     def update(self, indices: Tensor, x0: Tensor, labels: Tensor | None) -> None:
         """Add samples.
@@ -94,6 +97,7 @@ class SampleScores:
             labels: classes that were asked for. (B,), or None.
         """
         looked = self.reference.look(x0)
+        self.count.update(len(x0))
         self.distance.update(looked.features, real=False)
         for number, block in enumerate(self.blocks):
             inside = indices // self.reference.block_size == number
@@ -112,11 +116,12 @@ class SampleScores:
             `accuracy`, share of samples that the extractor gives the class asked for, if it
             classifies.
         """
-        scores = {"fd": Score(float(self.distance.compute()), self.num_samples)}
-        if self.blocks:
-            mean = sum(float(block.compute()) for block in self.blocks) / len(self.blocks)
+        count = int(self.count.compute())
+        scores = {"fd": Score(float(self.distance.compute()), count)}
+        if full := self.blocks[: count // self.reference.block_size]:
+            mean = sum(float(block.compute()) for block in full) / len(full)
             scores["fd_block"] = Score(mean, self.reference.block_size)
         if self.accuracy.update_called:
-            scores["accuracy"] = Score(float(self.accuracy.compute()), self.num_samples)
-        scores["nearest"] = Score(float(self.nearest.compute()), self.num_samples)
+            scores["accuracy"] = Score(float(self.accuracy.compute()), count)
+        scores["nearest"] = Score(float(self.nearest.compute()), count)
         return scores

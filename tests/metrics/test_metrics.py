@@ -120,7 +120,7 @@ def test_scores_of_a_set(randn):
     reference = Reference(Pixels(), lambda x: x, [data[:7], data[7:]], 0.7, 5, torch.device("cpu"))
     labels = (samples[:, 0, 0, 0] > 0.5).long()
     labels[3] = 1 - labels[3]
-    scores = SampleScores(reference, num_samples=13)
+    scores = SampleScores(reference, num_samples=19)  # six of them will not come
     for chosen in (range(5, 13), range(5)):
         chosen = torch.tensor(chosen)
         scores.update(chosen, samples[chosen], labels[chosen])
