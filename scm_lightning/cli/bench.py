@@ -10,10 +10,10 @@ import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from scm_lightning.core import (
 )
 from scm_lightning.data import Batch
 from scm_lightning.modules import GenerativeModule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLAIN = "diffusion"
 TOKENS = (512, 1024, 2048, 4096, 8192)
@@ -171,8 +174,10 @@ def report(
 
 def plot(
     title: str, steps: Mapping[str, Cost], attention: Mapping[int, Mapping[str, Cost]]
-) -> Figure:
+) -> "Figure":
     """Bars of the steps' time and memory, lines of attention's time over tokens."""
+    from matplotlib.figure import Figure  # a second of import that no other command needs
+
     figure = Figure(figsize=(11, 4), layout="constrained")
     bars, lines = figure.subplots(1, 2)
     ratios = [cost.relative_to(steps[PLAIN]) for cost in steps.values()]
