@@ -194,6 +194,8 @@ def plot(
             (tokens, costs[name].seconds) for tokens, costs in attention.items() if name in costs
         ]
         lines.loglog(*zip(*points, strict=True), marker="o", label=name)
+    lines.set_xticks(list(attention), [f"{tokens:,}" for tokens in attention])
+    lines.minorticks_off()
     lines.set_xlabel("tokens")
     lines.set_ylabel("seconds")
     lines.set_title("attention")
