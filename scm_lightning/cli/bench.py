@@ -12,6 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
