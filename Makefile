@@ -9,7 +9,7 @@ INSTALL = .venv/bin/pip install -q --disable-pip-version-check -c constraints.tx
 
 .PHONY: demo test test-slow lint
 
-# One thread: with two, a loaded machine can be 35 times slower (a quiet one is a third faster).
+# One thread: two that wait for each other on a loaded machine can be many times slower.
 demo: .venv/installed
 	$(SCM) fit     --config configs/digits_teacher.yaml $(SEEDED)
 	$(SCM) fit     --config configs/digits_scd.yaml $(SEEDED)

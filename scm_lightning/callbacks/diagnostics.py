@@ -5,8 +5,8 @@
     grad_norm            norm of the gradient of the trained network
 
 In a healthy run the tangent norm rises with the warm-up and then settles or falls, at every time. A
-norm that goes on climbing, from small times upwards, or samples that get worse with a second step,
-mean too high a learning rate, too short a warm-up or too few small times.
+norm that goes on climbing, from small times upwards, or samples that get much worse with a second
+step, mean too high a learning rate, too short a warm-up or too few small times.
 """
 
 import math

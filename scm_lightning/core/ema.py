@@ -10,6 +10,8 @@ Source: Karras et al., EDM (arXiv 2206.00364) for the half-life, EDM2 (arXiv 231
 for the power function; both used by arXiv 2410.11081, Section 5.
 """
 
+from functools import cache
+
 import numpy as np
 
 
@@ -60,6 +62,7 @@ def power_function_decay(step: int, gamma: float) -> float:
     return float((1.0 - 1.0 / step) ** (gamma + 1.0))
 
 
+@cache  # asked for at every optimizer step
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Exponent of the power-function profile of relative width `sigma_rel`.
 

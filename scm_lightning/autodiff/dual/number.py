@@ -28,10 +28,25 @@ RULES: dict[str, Rule] = {}
 fallback_calls: Counter[str] = Counter()
 """How often an operation without a rule went through torch's forward mode."""
 
-_PROPERTIES = frozenset(
-    ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad", "is_sparse")
+_OF_THE_VALUE = frozenset(
+    [
+        "device",
+        "dim",
+        "dtype",
+        "is_contiguous",
+        "is_cuda",
+        "is_floating_point",
+        "is_sparse",
+        "layout",
+        "ndim",
+        "numel",
+        "requires_grad",
+        "shape",
+        "size",
+        "stride",
+    ]
 )
-_PASSED_ON = frozenset(("size", "dim", "numel", "is_floating_point", "is_contiguous", "stride"))
+"""Attributes that a dual number answers as its value does."""
 
 
 class TangentError(ValueError):
@@ -63,7 +78,7 @@ class Dual:
 
     def __getattr__(self, name: str) -> Any:
         """Properties of the primal, and tensor methods as operations on the dual number."""
-        if name in _PROPERTIES or name in _PASSED_ON:
+        if name in _OF_THE_VALUE:
             return getattr(self.primal, name)
         if name in ("T", "mT"):
             return apply(torch.Tensor.transpose, (self, -2, -1), {})
