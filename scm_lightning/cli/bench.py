@@ -61,7 +61,7 @@ def training_steps(
     Returns:
         By name: a plain diffusion step, sCT by every method, sCD by dual numbers.
     """
-    x0, labels = batch
+    x0, labels, _ = batch
     sigma_data = path.sigma_data
     t = torch.linspace(0.1, 1.5, len(x0), device=x0.device)
     x_t, z = path.add_noise(x0, t, torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ class BenchTrainer(Trainer):
         datamodule.prepare_data()
         datamodule.setup("fit")
         device = self.strategy.root_device
-        x0, labels = next(iter(datamodule.train_dataloader()))
+        x0, labels, _ = next(iter(datamodule.train_dataloader()))
         batch = Batch(x0.to(device), None if labels is None else labels.to(device))
         network = model.trained_network().to(device).train()
         steps = training_steps(network, model.path, batch, compiled)

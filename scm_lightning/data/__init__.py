@@ -6,12 +6,14 @@ from scm_lightning.data.augmentation import Augmentation, HorizontalFlip
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
 from scm_lightning.data.fashion_mnist import FashionMNIST, load_fashion_splits
-from scm_lightning.data.index import ShardIndex, Split
-from scm_lightning.data.module import RequestStream, ShardDataModule
+from scm_lightning.data.image_set import ImageSet, prepare_shards
+from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
+from scm_lightning.data.loader import NumberedBatches, TrainingLoader
+from scm_lightning.data.module import Reading, ShardDataModule
 from scm_lightning.data.noise import GaussianNoise
-from scm_lightning.data.prepare import ImageSet, prepare_shards
 from scm_lightning.data.prepared import Shards
-from scm_lightning.data.shards import Sample, TrainingStream, read_shards, write_shards
+from scm_lightning.data.requests import RequestStream
+from scm_lightning.data.shards import Sample, read_shard, write_shard
 
 __all__ = [
     "Augmentation",
@@ -21,18 +23,22 @@ __all__ = [
     "GaussianNoise",
     "HorizontalFlip",
     "ImageSet",
+    "Latents",
+    "NumberedBatches",
+    "Reading",
     "RequestStream",
     "Sample",
     "SampleRequest",
+    "Shard",
     "ShardDataModule",
     "ShardIndex",
     "Shards",
     "Split",
-    "TrainingStream",
+    "TrainingLoader",
     "load_digit_splits",
     "load_fashion_splits",
     "prepare_digits",
     "prepare_shards",
-    "read_shards",
-    "write_shards",
+    "read_shard",
+    "write_shard",
 ]

@@ -12,10 +12,13 @@ class Batch(NamedTuple):
     Attributes:
         x0: data. (B, ...), data units: standard deviation `sigma_data`.
         labels: class labels. (B,) int64, or None.
+        indices: numbers of the samples in their split, by which a report can name them.
+            (B,) int64, or None.
     """
 
     x0: Tensor
     labels: Tensor | None
+    indices: Tensor | None = None
 
 
 class SampleRequest(NamedTuple):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.module import ShardDataModule
-from scm_lightning.data.prepare import Array, ImageSet, prepare_shards
+from scm_lightning.data.shards import Array
 
 NUM_CLASSES = 10
 HELDOUT_PER_CLASS = 36
@@ -60,4 +61,4 @@ class Digits(ShardDataModule):
 
     def prepare_data(self) -> None:
         """Write the shards if they are not there."""
-        prepare_digits(self.root)
+        prepare_digits(Path(self.root))

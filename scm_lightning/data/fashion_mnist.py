@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_lightning.data.module import ShardDataModule
-from scm_lightning.data.prepare import Array, ImageSet, prepare_shards
+from scm_lightning.data.image_set import ImageSet, prepare_shards
+from scm_lightning.data.module import Reading, ShardDataModule
+from scm_lightning.data.shards import Array
 
 NUM_CLASSES = 10
 SIDE = 28
@@ -130,6 +131,7 @@ class FashionMNIST(ShardDataModule):
         sample_seed: seed of all drawn samples.
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on.
+        reading: how shards are read, and what is done with damaged ones.
         source: folder of the idx files; read on first use only.
         size: side of the images, 16 or 32. Pixels.
 
@@ -150,6 +152,7 @@ class FashionMNIST(ShardDataModule):
         sample_seed: int = 0,
         shuffle_seed: int = 0,
         use_labels: bool = True,
+        reading: Reading = Reading(),
         source: str = DEFAULT_SOURCE,
         size: int = 32,
     ) -> None:
@@ -165,6 +168,7 @@ class FashionMNIST(ShardDataModule):
             sample_seed,
             shuffle_seed,
             use_labels,
+            reading,
         )
         if size not in SIZES:
             raise ValueError(f"Fashion-MNIST comes in the sizes {SIZES}, got {size}; choose one")
@@ -178,7 +182,7 @@ class FashionMNIST(ShardDataModule):
             ValueError: if a source file is missing, damaged or does not fit the others, or
                 something else is in the place of the folder.
         """
-        prepare_shards(self.root, self._load, SAMPLES_PER_SHARD)
+        prepare_shards(Path(self.root), self._load, SAMPLES_PER_SHARD)
 
     def setup(self, stage: str) -> None:
         """Read the index.

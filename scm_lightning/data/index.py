@@ -1,30 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a folder of shards: what is in them, and how pixels become data.
+"""The index of a folder of shards: what is in them, and how stored arrays become data.
 
-Pixels are normalised per channel by the statistics of the training split:
+Arrays are normalised per channel; latents likewise, with a mean and deviation of their own:
 
-    x0     = (pixels - mean) sigma_data / std          per channel
-    pixels = x0 std / sigma_data + mean
+    x0    = (array - mean) sigma_data / std          per channel
+    array = x0 std / sigma_data + mean
+
+The index is written last: a folder that has one is complete.
 """
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scm_lightning import __version__
+from scm_lightning.data.location import is_remote, place_of, read_file
+from scm_lightning.teachers.snapshots import written_whole
+
 INDEX_FILE = "shards.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+DTYPES = ("uint8", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of samples.
+
+    Args:
+        name: plain name, in the folder of the index.
+        num_samples: samples in it.
+        num_bytes: its size.
+        sha256: checksum of its content.
+
+    Raises:
+        ValueError: if it has no samples.
+    """
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_samples, int) or self.num_samples < 1:
+            raise ValueError(f"a shard must hold samples, got {self.num_samples} in {self.name}")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a data set: its shard files, relative to the index, and their number of samples."""
+    """A part of a data set: its shards, in order."""
 
-    shards: list[str]
-    num_samples: int
+    shards: list[Shard]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    def numbers(self) -> list[range]:
+        """Numbers in the split of the samples of each shard."""
+        ends = list(itertools.accumulate(shard.num_samples for shard in self.shards))
+        return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """How the latents of a folder were made from images, and are turned back.
+
+    Args:
+        autoencoder: folder or name of diffusers' AutoencoderKL.
+        weights_sha256: checksum of its weights.
+        image_shape: shape of the images. (C, H, W).
+        stored: `mean` of the posterior, or `mean_std`, both, of which a sample is drawn whenever a
+            batch is made.
+    """
+
+    autoencoder: str
+    weights_sha256: str
+    image_shape: tuple[int, ...]
+    stored: str
 
 
 @dataclass(frozen=True)
@@ -33,74 +95,143 @@ class ShardIndex:
 
     Args:
         splits: parts of the data set by name; `train` and `heldout`.
-        shape: shape of one sample.
+        shape: shape of one sample as data. (C, H, W).
+        dtype: type of the stored arrays: uint8, float16 or float32.
         num_classes: number of classes, 0 without labels.
-        mean: mean of the training pixels, per channel.
-        std: standard deviation of the training pixels, per channel.
-        max_value: the pixel value shown as white.
+        class_names: their names; none if they go by their numbers.
+        mean: mean to subtract, per channel.
+        std: standard deviation to divide by, per channel.
+        max_value: the pixel value shown as white; of latents unused.
         source: where the data come from.
+        source_checksum: fingerprint of the source and of how it was prepared.
+        num_unreadable: files of the source that could not be read and were left out.
+        latents: of what the samples are latents; None if they are the images themselves.
+        version: version of this package that wrote the shards.
         format_version: version of this file's layout.
+
+    Raises:
+        ValueError: if the statistics do not fit the shape.
     """
 
     splits: Mapping[str, Split]
     shape: tuple[int, ...]
+    dtype: str
     num_classes: int
+    class_names: list[str]
     mean: list[float]
     std: list[float]
     max_value: float
     source: str
+    source_checksum: str = ""
+    num_unreadable: int = 0
+    latents: Latents | None = None
+    version: str = field(default=__version__)
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        channels = self.shape[0] if self.shape else 0
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"data of shape {self.shape} need a mean and a deviation for each of {channels} "
+                f"channels, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < 1e30 for s in self.std):
+            raise ValueError(
+                f"data must have finite means and positive standard deviations per channel, got "
+                f"{self.mean} and {self.std}; a channel that never changes cannot be learned"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"arrays must be of a type of {DTYPES}, got {self.dtype}")
+
     def write(self, folder: Path) -> None:
-        """Write the index into a folder of shards."""
-        (folder / INDEX_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write the index into a folder of shards, whole or not at all."""
+        with written_whole(folder / INDEX_FILE) as file:
+            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
-    def read(folder: Path) -> "ShardIndex":
-        """Read the index of a folder and check that its shards are there.
+    def read(root: Path | str) -> "ShardIndex":
+        """Read the index of a folder or place, and check that the shards are there and whole.
+
+        Sizes are compared in a folder only.
 
         Raises:
-            ValueError: if the index is missing, damaged or of another version, or a shard is
-                missing.
+            ValueError: if the index is missing, damaged or of another version.
         """
-        file = folder / INDEX_FILE
+        place = place_of(str(root), INDEX_FILE)
         try:
-            fields = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read: {error}; prepare the shards again") from error
-        if fields.get("format_version") != FORMAT_VERSION:
+            fields = json.loads(read_file(place))
+            version = fields.get("format_version")
+        except (OSError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{file} must have format version {FORMAT_VERSION}, got "
-                f"{fields.get('format_version')}; prepare the shards with this version"
+                f"{place} cannot be read: {error}; prepare the shards again"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{place} must have format version {FORMAT_VERSION}, got {version}; remove "
+                f"{root} and prepare the shards with scm_lightning {__version__}"
             )
-        fields["splits"] = {name: Split(**split) for name, split in fields["splits"].items()}
-        fields["shape"] = tuple(fields["shape"])
-        index = ShardIndex(**fields)
-        for split in index.splits.values():
-            for shard in split.shards:
-                if not (folder / shard).is_file():
-                    raise ValueError(
-                        f"{file} lists the shard {shard}, which is missing; remove the folder to "
-                        "have it prepared again"
-                    )
-        return index
+        try:
+            return _index_of(fields)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{place} does not describe shards: {error}; prepare the shards again"
+            ) from error
 
-    def files(self, folder: Path, split: str) -> list[str]:
-        """Paths of the shards of a split."""
-        return [str(folder / shard) for shard in self.splits[split].shards]
+    def damage(self, root: Path | str) -> list[str]:
+        """What is wrong with the files of a folder, by their sizes; nothing for other places."""
+        if is_remote(str(root)):
+            return []
+        found = []
+        for shard in (shard for split in self.splits.values() for shard in split.shards):
+            file = Path(root) / shard.name
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.num_bytes:
+                what = "is missing" if size is None else f"has {size} bytes"
+                found.append(f"shard {file} {what}, of {shard.num_bytes} listed in {INDEX_FILE}")
+        return found
 
-    def pixels_to_data(self, pixels: Tensor, sigma_data: float) -> Tensor:
-        """Normalise pixels. (B, *shape) pixel units to (B, *shape) data units."""
-        mean, std = self._statistics(pixels)
-        return (pixels.float() - mean) * (sigma_data / std)
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of an array in the shards: as data, or means and deviations of latents."""
+        if self.latents is not None and self.latents.stored == "mean_std":
+            return (2 * self.shape[0], *self.shape[1:])
+        return self.shape
 
-    def data_to_images(self, x0: Tensor, sigma_data: float) -> Tensor:
-        """Make images to look at and to measure. (B, *shape) data units to [0, 1], clipped."""
+    @property
+    def num_stored_bytes(self) -> int:
+        """Size of the arrays of the training split."""
+        one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize
+        return one * self.splits["train"].num_samples
+
+    def arrays_to_data(self, arrays: Tensor, sigma_data: float) -> Tensor:
+        """Normalise arrays. (B, *shape) pixels or latents to (B, *shape) data units."""
+        mean, std = self._statistics(arrays)
+        return (arrays.float() - mean) * (sigma_data / std)
+
+    def data_to_arrays(self, x0: Tensor, sigma_data: float) -> Tensor:
+        """Undo the normalisation. (B, *shape) data units to pixels or latents, float32."""
         mean, std = self._statistics(x0)
-        return ((x0.float() * (std / sigma_data) + mean) / self.max_value).clamp(0, 1)
+        return x0.float() * (std / sigma_data) + mean
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = (-1, *[1] * (len(self.shape) - 1))
         mean = torch.tensor(self.mean, device=x.device).reshape(axes)
         std = torch.tensor(self.std, device=x.device).reshape(axes)
         return mean, std
+
+
+def _index_of(fields: dict[str, Any]) -> ShardIndex:
+    """The index that a file's fields describe."""
+    splits = {
+        name: Split([Shard(**shard) for shard in split["shards"]])
+        for name, split in fields["splits"].items()
+    }
+    if missing := {"train", "heldout"} - splits.keys():
+        raise ValueError(f"it has no split {' and '.join(sorted(missing))}")
+    for shard in (shard for split in splits.values() for shard in split.shards):
+        place_of("the folder", shard.name)  # refuses a name that is a path or a command
+    latents = fields["latents"]
+    if latents is not None:
+        latents = Latents(**{**latents, "image_shape": tuple(latents["image_shape"])})
+    known = {**fields, "splits": splits, "latents": latents, "shape": tuple(fields["shape"])}
+    return ShardIndex(**known)

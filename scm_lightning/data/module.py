@@ -1,109 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data module over a folder of shards: batches to train on, orders for samples to draw."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-import torch
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from scm_lightning.data.batch import Batch, SampleRequest
+from scm_lightning.data.collate import Collate
+from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import ShardIndex
-from scm_lightning.data.shards import Sample, TrainingStream, read_shards, stack_samples
-
-
-class RequestStream(IterableDataset[SampleRequest]):
-    """Orders for samples 0 to N - 1, every class equally often, split between processes unpadded.
-
-    Every process gets as many orders, the last of which may be empty: sharded networks are gathered
-    by all processes together.
-
-    Args:
-        num_samples: number of samples N of the whole set.
-        num_classes: classes, taken in turn; 0 for no labels.
-        batch_size: samples per order.
-        shape: shape of one sample.
-        seed: seed of the set.
-        rank: number of this process.
-        world_size: number of processes.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        batch_size: int,
-        shape: tuple[int, ...],
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.indices = range(rank, num_samples, world_size)
-        self.num_orders = -(-num_samples // (world_size * batch_size))
-        self.num_classes = num_classes
-        self.batch_size = batch_size
-        self.shape = shape
-        self.seed = seed
-
-    def __len__(self) -> int:
-        """Number of orders."""
-        return self.num_orders
-
-    def __iter__(self) -> Iterator[SampleRequest]:
-        """Yield the orders."""
-        for number in range(self.num_orders):
-            own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-            indices = torch.tensor(own, dtype=torch.int64)
-            labels = indices % self.num_classes if self.num_classes else None
-            yield SampleRequest(indices, labels, self.shape, self.seed)
+from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.loader import NumberedBatches, TrainingLoader
+from scm_lightning.data.location import is_remote, place_of
+from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
+from scm_lightning.data.requests import RequestStream
+from scm_lightning.data.shards import read_shard
+from scm_lightning.data.stream import Layout, StreamedBatches
 
 
 @dataclass(frozen=True)
-class Collate:
-    """Makes a batch of samples; an object, not a closure, so that spawned workers can pickle it.
+class Reading:
+    """How shards are read.
 
     Args:
-        index: index of the shards.
-        sigma_data: standard deviation that the data are scaled to.
-        source: where the samples come from, for messages.
-        use_labels: whether the classes are handed on.
+        mapped: decode the training split once into a cache on the disk, and map that into memory;
+            None for sets in a folder of up to 4 GiB. Other sets are streamed.
+        shuffle_buffer: samples that a loader worker shuffles at a time, in streamed sets.
+        start_method: how loader workers are started: fork, spawn or forkserver; None for the
+            system's.
+        max_damaged: damaged samples that are left out with a warning; one more is an error.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
 
-    index: ShardIndex
-    sigma_data: float
-    source: str
-    use_labels: bool = True
+    mapped: bool | None = None
+    shuffle_buffer: int = 8192
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None
+    max_damaged: int = 0
 
-    def __call__(self, samples: list[Sample]) -> Batch:
-        """Stack, check and normalise samples.
-
-        Raises:
-            ValueError: if a sample does not fit the index.
-        """
-        num_classes = max(self.index.num_classes, 1)  # without classes all are of class 0
-        for sample in samples:
-            if sample.pixels.shape != self.index.shape or not 0 <= sample.label < num_classes:
-                raise ValueError(
-                    f"{self.source} must hold samples of shape {self.index.shape} with labels "
-                    f"below {num_classes}, got shape {sample.pixels.shape} and label "
-                    f"{sample.label} in sample {sample.key}; prepare the shards again"
-                )
-        pixels, labels = stack_samples(samples)
-        x0 = self.index.pixels_to_data(pixels, self.sigma_data)
-        return Batch(x0, labels if self.use_labels and self.index.num_classes else None)
+    def __post_init__(self) -> None:
+        if self.shuffle_buffer < 1 or self.max_damaged < 0:
+            raise ValueError(
+                f"shuffle_buffer must be at least 1 and max_damaged at least 0, got "
+                f"{self.shuffle_buffer} and {self.max_damaged}"
+            )
 
 
 class ShardDataModule(LightningDataModule, ABC):
-    """Streams the shards of one folder.
+    """Streams the shards of one folder, or of a place that webdataset can read from.
 
     Args:
         sigma_data: standard deviation that the data are scaled to. The path of the model owns the
             number; the command line passes it on.
-        root: folder of the shards and their index.
+        root: folder of the shards and their index, or a place; see `data/location.py`.
         batch_size: training samples per batch and process.
         sample_batch_size: samples drawn at a time in validation, test and predict.
         num_workers: loader processes; 0 loads in the training process.
@@ -114,6 +73,8 @@ class ShardDataModule(LightningDataModule, ABC):
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on; false for an unconditional model of data that
             have classes.
+        reading: how shards are read, and what is done with damaged ones.
+        autoencoder: folder or name of the autoencoder of latents; None for the one in the index.
 
     Raises:
         ValueError: if a number is out of range.
@@ -132,6 +93,8 @@ class ShardDataModule(LightningDataModule, ABC):
         sample_seed: int = 0,
         shuffle_seed: int = 0,
         use_labels: bool = True,
+        reading: Reading = Reading(),
+        autoencoder: str | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, sample_batch_size) < 1 or num_workers < 0:
@@ -145,7 +108,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 f"{num_val_samples}, {num_test_samples}, {num_predict_samples} and {sample_seed}"
             )
         self.sigma_data = sigma_data
-        self.root = Path(root)
+        self.root = root
         self.batch_size = batch_size
         self.sample_batch_size = sample_batch_size
         self.num_workers = num_workers
@@ -157,32 +120,43 @@ class ShardDataModule(LightningDataModule, ABC):
         self.sample_seed = sample_seed
         self.shuffle_seed = shuffle_seed
         self.use_labels = use_labels
+        self.reading = reading
+        self.autoencoder = autoencoder
 
     @abstractmethod
     def prepare_data(self) -> None:
         """Make the shards if they are not there; called in one process."""
 
     def setup(self, stage: str) -> None:
-        """Read the index."""
-        self.index = ShardIndex.read(self.root)
-        self.collate = Collate(self.index, self.sigma_data, str(self.root), self.use_labels)
+        """Read the index.
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless `Batch`es of the training split."""
+        Raises:
+            ValueError: if it is missing or damaged; or a shard, and damage is not left out.
+        """
+        self.index = ShardIndex.read(self.root)
+        damage = self.index.damage(self.root)
+        if damage and not self.reading.max_damaged:
+            more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
+            raise ValueError(
+                f"{damage[0]}{more}; remove {self.root} and prepare it again, or raise max_damaged "
+                "of the data"
+            )
+        self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
+        self.faults = {
+            name: Faults(self.reading.max_damaged, split.num_samples)
+            for name, split in self.index.splits.items()
+        }
+
+    def train_dataloader(self) -> TrainingLoader:
+        """`Batch`es of the training split: an epoch is a pass, and a state its position."""
         rank, world_size = self._process()
-        stream = TrainingStream(
-            self.index.files(self.root, "train"),
+        batches = self._training_batches(rank, world_size)
+        return TrainingLoader(
+            batches,
             self.batch_size,
-            self.collate,
-            self.shuffle_seed,
-            rank,
             world_size,
-        )
-        return DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            self.num_workers,
+            self.reading.start_method,
         )
 
     def val_dataloader(self) -> DataLoader[SampleRequest]:
@@ -207,12 +181,71 @@ class ShardDataModule(LightningDataModule, ABC):
 
     def to_images(self, x0: Tensor) -> Tensor:
         """Make images to look at and to measure. (B, *shape) data units to [0, 1]."""
-        return self.index.data_to_images(x0, self.sigma_data)
+        arrays = self.index.data_to_arrays(x0, self.sigma_data)
+        if self.index.latents is None:
+            return (arrays / self.index.max_value).clamp(0, 1)
+        return self._decoder.decode(arrays)
+
+    def num_damaged(self) -> int:
+        """Damaged samples met so far and left out, by this process and its workers."""
+        return sum(faults.count for faults in self.faults.values())
+
+    def keys(self, indices: Tensor) -> list[str]:
+        """Names of training samples, `SHARD/KEY`, to find them by. (B,) numbers in the split."""
+        names = []
+        for index in indices.tolist():
+            split = self.index.splits["train"]
+            for shard, numbers in zip(split.shards, split.numbers(), strict=True):
+                if index in numbers:
+                    samples = read_shard(place_of(self.root, shard.name))
+                    sample = next(itertools.islice(samples, index - numbers.start, None))
+                    names.append(f"{shard.name}/{sample.key}")
+        return names
+
+    @cached_property
+    def _decoder(self) -> Autoencoder:
+        assert self.index.latents is not None
+        return Autoencoder.of(self.index.latents, self.autoencoder)
+
+    def _training_batches(self, rank: int, world_size: int) -> NumberedBatches:
+        mapped = self.reading.mapped
+        if mapped is None:
+            small = self.index.num_stored_bytes <= MAX_MAPPED_BYTES
+            mapped = small and not is_remote(self.root)
+        if mapped and is_remote(self.root):
+            raise ValueError(
+                f"only shards in a folder can be mapped, got {self.root}; copy them, or leave "
+                "reading.mapped unset"
+            )
+        if mapped:
+            split = map_split(self.index, Path(self.root), "train", self.faults["train"])
+            return MappedBatches(
+                split, self.collate, self.batch_size, self.shuffle_seed, rank, world_size
+            )
+        layout = Layout(
+            self.batch_size,
+            rank,
+            world_size,
+            max(self.num_workers, 1),
+            self.reading.shuffle_buffer,
+            self.shuffle_seed,
+        )
+        train = self.index.splits["train"]
+        return StreamedBatches(self.root, train, self.collate, self.faults["train"], layout)
 
     def _batches(self, split: str) -> Iterator[Batch]:
-        samples = list(read_shards(self.index.files(self.root, split)))
-        for start in range(0, len(samples), self.sample_batch_size):
-            yield self.collate(samples[start : start + self.sample_batch_size])
+        """All whole samples of a split, in their order."""
+        listed = self.index.splits[split]
+        slots = itertools.chain.from_iterable(
+            read_slots(place_of(self.root, shard.name), numbers, self.index, self.faults[split])
+            for shard, numbers in zip(listed.shards, listed.numbers(), strict=True)
+        )
+        whole = ((n, sample) for n, sample in enumerate(slots) if sample is not None)
+        while chunk := list(itertools.islice(whole, self.sample_batch_size)):
+            indices = [number for number, _ in chunk]
+            arrays = np.stack([sample.array for _, sample in chunk])
+            labels = np.array([sample.label for _, sample in chunk])
+            yield self.collate(arrays, labels, np.array(indices), indices)
 
     def _request_loader(self, stage: str) -> DataLoader[SampleRequest]:
         requests = RequestStream(

@@ -1,139 +1,138 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Webdataset shards: writing samples, and reading them back in a reproducible order.
+"""Webdataset shards: tar files of samples, written whole and read as a stream.
 
-A sample is three members of a tar file: `KEY.x.npy` (one array), `KEY.cls` (one integer), and
-nothing else. Members are decoded here by name; webdataset's own decoder would unpickle some.
+A sample is two members of the file: `KEY.x.npy` (one array) and `KEY.cls` (one whole number);
+others are passed over. Nothing is written to the disk while reading, and nothing unpickled. Links,
+devices and members larger than a sample can be are damage, so a hostile file cannot fill the
+memory.
 """
 
+import hashlib
 import io
-import itertools
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 import webdataset
-from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+
+from scm_lightning.data.index import Shard
+from scm_lightning.data.location import is_remote
+from scm_lightning.teachers.snapshots import written_whole
+
+Array = np.ndarray[Any, Any]
+
+ARRAY, LABEL = "x.npy", "cls"
+MAX_MEMBER_BYTES = 1 << 28
+"""No sample is larger: an array of 64 million float32."""
 
 
 class Sample(NamedTuple):
-    """One decoded sample: its pixels as stored, its class and its key."""
+    """One decoded sample: its array as stored, its class and its key."""
 
-    pixels: np.ndarray[Any, Any]
+    array: Array
     label: int
     key: str
 
 
-def write_shards(
-    samples: Iterable[tuple[np.ndarray[Any, Any], int]],
-    pattern: str,
-    samples_per_shard: int,
-) -> list[str]:
-    """Write samples into numbered tar files.
+class Damage(NamedTuple):
+    """A sample that cannot be used, and why."""
+
+    reason: str
+    key: str
+
+
+class BrokenShardError(ValueError):
+    """A file that is missing, no tar file, or breaks off."""
+
+
+def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
+    """Write samples into one file, which appears whole or not at all.
+
+    Equal samples give equal bytes.
 
     Args:
-        samples: arrays and their class.
-        pattern: path of the files, with a number in printf's form: `folder/train-%06d.tar`.
-        samples_per_shard: samples in every file but the last.
+        file: where to.
+        samples: key, array and class of each.
 
     Returns:
-        Names of the files, without their folder.
+        What the index says of the file.
     """
-    # A whole number as the time, because tar needs a header more for fractions of a second.
-    with webdataset.ShardWriter(pattern, maxcount=samples_per_shard, verbose=0, mtime=0) as writer:
-        for number, (pixels, label) in enumerate(samples):
-            buffer = io.BytesIO()
-            np.save(buffer, pixels, allow_pickle=False)
-            member = {"x.npy": buffer.getvalue(), "cls": str(label).encode()}
-            writer.write({"__key__": f"{number:08d}", **member})
-        num_shards = writer.shard
-    return [Path(pattern % shard).name for shard in range(num_shards)]
+    num_samples = 0
+    with written_whole(file) as beside:
+        # A whole number as the time, because tar needs a header more for fractions of a second.
+        with webdataset.TarWriter(str(beside), mtime=0, user="scm", group="scm") as writer:
+            for key, array, label in samples:
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                members = {ARRAY: buffer.getvalue(), LABEL: str(label).encode()}
+                writer.write({"__key__": key, **members})
+                num_samples += 1
+        content = beside.read_bytes()
+    return Shard(file.name, num_samples, len(content), hashlib.sha256(content).hexdigest())
 
 
-def read_shards(files: Sequence[str]) -> Iterator[Sample]:
-    """Read every sample of some shards once, in their order."""
-    pipeline = webdataset.DataPipeline(
-        webdataset.SimpleShardList(list(files)),
-        webdataset.tarfile_to_samples(),
-        webdataset.map(decode_sample),
-    )
-    yield from pipeline
-
-
-def decode_sample(members: dict[str, Any]) -> Sample:
-    """Decode the members of one sample.
-
-    Raises:
-        ValueError: if a member is missing or damaged; names shard and key.
-    """
-    where = f"sample {members.get('__key__')} of shard {members.get('__url__')}"
-    try:
-        pixels = np.load(io.BytesIO(members["x.npy"]), allow_pickle=False)
-        return Sample(pixels, int(members["cls"]), str(members["__key__"]))
-    except KeyError as error:
-        raise ValueError(f"{where} has no member {error}; prepare the shards again") from error
-    except ValueError as error:
-        raise ValueError(f"{where} is damaged: {error}; prepare the shards again") from error
-
-
-class TrainingStream(IterableDataset[Any]):
-    """Endless batches of training samples, in an order fixed by (seed, epoch, rank, worker).
-
-    The data set is decoded once and kept in memory; every epoch is a new permutation of it, split
-    between processes and their workers.
+def read_shard(place: str) -> Iterator[Sample | Damage]:
+    """Read the samples of one file in their order.
 
     Args:
-        files: shards of the training split.
-        batch_size: samples per batch and process.
-        collate: makes a batch of a list of samples.
-        seed: seed of the order.
-        rank: number of this process.
-        world_size: number of processes. Both are given, not read from the environment: a spawned
-            worker would not find them there and would read everything twice.
+        place: path or address; see `data/location.py`.
+
+    Yields:
+        Every sample, and damage in the place of one that cannot be decoded.
+
+    Raises:
+        BrokenShardError: where the file breaks off, after all before it.
     """
-
-    def __init__(
-        self,
-        files: Sequence[str],
-        batch_size: int,
-        collate: Callable[[list[Sample]], Any],
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.files = list(files)
-        self.batch_size = batch_size
-        self.collate = collate
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield batches without end."""
-        worker = get_worker_info()
-        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        share = slice(self.rank * num_workers + worker_id, None, self.world_size * num_workers)
-        samples = list(read_shards(self.files))
-        if len(samples) < self.world_size * num_workers:
-            raise ValueError(
-                f"{len(samples)} samples are too few for {self.world_size} processes with "
-                f"{num_workers} loader workers each; use fewer"
-            )
-        stream = itertools.chain.from_iterable(self._epochs(samples, share))
-        while True:
-            yield self.collate(list(itertools.islice(stream, self.batch_size)))
-
-    def _epochs(self, samples: list[Sample], share: slice) -> Iterator[list[Sample]]:
-        for epoch in itertools.count():
-            order = list(samples)
-            random.Random(f"{self.seed} {epoch}").shuffle(order)
-            yield order[share]
+    key = ""
+    try:
+        with _opened(place) as stream:
+            members: dict[str, bytes] = {}
+            for name, content in _members(stream):
+                prefix, _, kind = name.partition(".")
+                if members and (prefix != key or kind in members):
+                    yield _decode(key, members)
+                    members = {}
+                key = prefix
+                members[kind] = content
+            if members:
+                yield _decode(key, members)
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        after = f" after sample {key}" if key else ""
+        raise BrokenShardError(f"it breaks off{after}: {error}") from error
 
 
-def stack_samples(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Stack pixels and labels. (B, *shape) and (B,) int64."""
-    pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    return pixels, torch.tensor([sample.label for sample in samples])
+def _opened(place: str) -> BinaryIO:
+    if not is_remote(place):
+        return Path(place).open("rb")
+    stream: BinaryIO = webdataset.gopen(place)
+    return stream
+
+
+def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in an uncompressed tar stream."""
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            if not plain or member.size > MAX_MEMBER_BYTES:
+                raise ValueError(
+                    f"member {member.name!r} is no plain file of at most {MAX_MEMBER_BYTES} bytes"
+                )
+            content = archive.extractfile(member)
+            assert content is not None, "plain files have content"
+            yield member.name, content.read()
+            archive.members = []  # type: ignore[attr-defined]  # kept for ever otherwise
+
+
+def _decode(key: str, members: dict[str, bytes]) -> Sample | Damage:
+    """Decode the members of one sample; webdataset's own decoder would unpickle some."""
+    if missing := {ARRAY, LABEL} - members.keys():
+        return Damage(f"has no member {' and '.join(sorted(missing))}", key)
+    try:
+        array = np.load(io.BytesIO(members[ARRAY]), allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            return Damage("holds an archive in the place of an array", key)
+        return Sample(array, int(members[LABEL]), key)
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+        return Damage(f"cannot be decoded: {error}", key)

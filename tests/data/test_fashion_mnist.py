@@ -16,7 +16,7 @@ from scm_lightning.data import (
     ShardIndex,
     load_fashion_splits,
     prepare_shards,
-    read_shards,
+    read_shard,
 )
 
 COUNTS = {"train": 23, "t10k": 12}
@@ -79,8 +79,9 @@ def test_shards_hold_both_splits(source, tmp_path):
     root = tmp_path / "shards"
     data = module(source, root, size=16)
     for split, (images, labels) in load_fashion_splits(source, 16).items():
-        samples = list(read_shards(data.index.files(root, split)))
-        assert np.array_equal(np.stack([sample.pixels for sample in samples]), images)
+        files = [root / shard.name for shard in data.index.splits[split].shards]
+        samples = [sample for file in files for sample in read_shard(str(file))]
+        assert np.array_equal(np.stack([sample.array for sample in samples]), images)
         assert [sample.label for sample in samples] == labels.tolist()
     batch = next(data.reference_batches())
     assert float(batch.x0.mean()) == pytest.approx(0.0, abs=1e-5)
@@ -143,7 +144,8 @@ def test_damaged_files_are_named(source, damage):
 
 def toy():
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)
-    return ImageSet({"train": (pixels, np.arange(3))}, 3, 12.0, "a test")
+    splits = {"train": (pixels, np.arange(3)), "heldout": (pixels, np.arange(3))}
+    return ImageSet(splits, 3, 12.0, "a test")
 
 
 def test_two_preparations_at_once_both_succeed(tmp_path):
@@ -160,7 +162,8 @@ def test_two_preparations_at_once_both_succeed(tmp_path):
             run.result()
     assert [file.name for file in tmp_path.iterdir()] == ["shards"]
     index = ShardIndex.read(tmp_path / "shards")
-    samples = list(read_shards(index.files(tmp_path / "shards", "train")))
+    files = [tmp_path / "shards" / shard.name for shard in index.splits["train"].shards]
+    samples = [sample for file in files for sample in read_shard(str(file))]
     assert [sample.label for sample in samples] == [0, 1, 2]
 
 

@@ -10,17 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from scm_lightning.data.index import INDEX_FILE, ShardIndex, Split
-from scm_lightning.data.shards import write_shards
-
-Array = np.ndarray[Any, Any]
+from scm_lightning.data.shards import Array, write_shard
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,14 @@ class ImageSet:
         num_classes: number of classes.
         max_value: the pixel value shown as white.
         source: where the data come from.
+        class_names: names of the classes; none if they go by their numbers.
     """
 
     splits: Mapping[str, tuple[Array, Array]]
     num_classes: int
     max_value: float
     source: str
+    class_names: list[str] = field(default_factory=list)
 
 
 def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard: int) -> None:
@@ -70,21 +69,26 @@ def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard
 
 
 def _write(images: ImageSet, folder: Path, samples_per_shard: int) -> None:
-    written = {}
+    splits = {}
     for name, (pixels, labels) in images.splits.items():
-        pairs = zip(pixels, labels.tolist(), strict=True)
+        starts = range(0, len(pixels), samples_per_shard)
+        shards = []
         # Closed at once: rich waits for itself if its thread collects a bar that was left half-way.
-        shown = track(pairs, f"writing {name} shards", total=len(pixels))
-        with closing(shown) as samples:  # type: ignore[type-var]
-            shards = write_shards(samples, str(folder / f"{name}-%06d.tar"), samples_per_shard)
-        written[name] = Split(shards, len(pixels))
+        with closing(track(starts, f"writing {name} shards")) as shown:  # type: ignore[type-var]
+            for number, start in enumerate(shown):
+                rows = range(start, min(start + samples_per_shard, len(pixels)))
+                samples = ((f"{row:08d}", pixels[row], int(labels[row])) for row in rows)
+                shards.append(write_shard(folder / f"{name}-{number:06d}.tar", samples))
+        splits[name] = Split(shards)
     train = images.splits["train"][0]
     ShardIndex(
-        splits=written,
+        splits=splits,
         shape=train.shape[1:],
+        dtype=str(train.dtype),
         num_classes=images.num_classes,
-        mean=train.mean(axis=(0, 2, 3), dtype=np.float64).tolist(),
-        std=train.std(axis=(0, 2, 3), dtype=np.float64).tolist(),
+        class_names=images.class_names,
+        mean=train.mean(axis=(0, *range(2, train.ndim)), dtype=np.float64).tolist(),
+        std=train.std(axis=(0, *range(2, train.ndim)), dtype=np.float64).tolist(),
         max_value=images.max_value,
         source=images.source,
     ).write(folder)

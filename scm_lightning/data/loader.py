@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader of training batches: as long as a pass, endless over passes, exact to resume.
+
+A trainer's epoch is one pass in whole batches; the samples left over open the next, so that every
+batch is full and none is left out. The loader keeps its workers from epoch to epoch, and knows how
+many batches it has handed out: that number, in a checkpoint, is the position of the data.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader, Dataset
+
+from scm_lightning.data.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+ENDLESS = 1 << 62
+
+
+class NumberedBatches(Dataset[Batch], ABC):
+    """Training batches by their number, without end.
+
+    Attributes:
+        elastic: whether the order is the same for any number of processes and workers.
+        num_samples: samples of a pass, over all processes.
+    """
+
+    elastic: bool
+    num_samples: int
+
+    @abstractmethod
+    def __getitem__(self, number: int) -> Batch:
+        """Batch of a number, from 0."""
+
+
+class TrainingLoader:
+    """Batches by number, in order. Lightning saves and restores its state.
+
+    Args:
+        batches: batches by number.
+        batch_size: samples per batch and process.
+        world_size: number of processes.
+        num_workers: loader processes; 0 loads in this one.
+        start_method: how they are started: fork, spawn or forkserver; None for the system's.
+    """
+
+    def __init__(
+        self,
+        batches: NumberedBatches,
+        batch_size: int,
+        world_size: int,
+        num_workers: int,
+        start_method: str | None,
+    ) -> None:
+        self.batches = batches
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.num_workers = num_workers
+        self.start_method = start_method
+        self.num_batches = max(batches.num_samples // (batch_size * world_size), 1)
+        self.num_given = 0
+        self._stream: Iterator[Batch] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch, for every process."""
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Go on from the last batch handed out, for one epoch.
+
+        Raises:
+            ValueError: if the data are damaged; in one line, also from a worker.
+        """
+        if self._stream is None:
+            self._stream = iter(self._loader())
+        for _ in range(self.num_batches):
+            try:
+                batch = next(self._stream)
+            except ValueError as error:
+                # A worker's error comes with its traceback, which ends in the message.
+                message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+                raise ValueError(message) from error
+            self.num_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches handed out, and of what size."""
+        return {
+            "num_given": self.num_given,
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
+            "num_workers": self.num_workers,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the samples that were handed out."""
+        num_samples = state["num_given"] * state["batch_size"] * state["world_size"]
+        self.num_given, rest = divmod(num_samples, self.batch_size * self.world_size)
+        self._stream = None
+        if rest:
+            logger.warning(
+                "%d samples of the last batches come again: batches are of %d samples now",
+                rest,
+                self.batch_size * self.world_size,
+            )
+        dealt = (state["batch_size"], state["world_size"], state["num_workers"])
+        if not self.batches.elastic and dealt != self._dealt():
+            logger.warning(
+                "streamed data go on in another order: batch size, processes and workers were %s "
+                "and are %s, so some samples of this pass come twice and others not at all",
+                dealt,
+                self._dealt(),
+            )
+
+    def _dealt(self) -> tuple[int, int, int]:
+        return self.batch_size, self.world_size, self.num_workers
+
+    def _loader(self) -> DataLoader[Batch]:
+        return DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=range(self.num_given, ENDLESS),
+            num_workers=self.num_workers,
+            multiprocessing_context=self.start_method if self.num_workers else None,
+        )

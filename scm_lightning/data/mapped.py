@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast path for sets that fit a disk cache: all arrays in one file, mapped into memory.
+
+Batch i of process r in a run of R processes, of B samples each, is places
+
+    (i R + r) B, ..., (i R + r + 1) B - 1
+
+of an endless sequence: the samples in a new random order, pass after pass. So the joined batch of
+all processes is the same for any R with the same R B, a batch does not depend on who loads it, and
+a run goes on anywhere at no cost.
+
+The cache is decoded from the shards once, `.mapped/DIGEST/` beside them; where nothing can be
+written, every process decodes into its own memory.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from scm_lightning.data.batch import Batch
+from scm_lightning.data.collate import Collate
+from scm_lightning.data.faults import Faults, read_slots
+from scm_lightning.data.index import INDEX_FILE, ShardIndex
+from scm_lightning.data.loader import NumberedBatches
+from scm_lightning.data.shards import Array, Damage
+
+logger = logging.getLogger(__name__)
+
+MAX_MAPPED_BYTES = 1 << 32
+"""Larger sets are streamed unless told otherwise."""
+CACHE_FOLDER = ".mapped"
+
+
+class MappedSplit(NamedTuple):
+    """All whole samples of a split.
+
+    Attributes:
+        arrays: as stored. (N, *stored_shape).
+        labels: classes. (N,) int64.
+        indices: numbers in the split, without those of damaged samples. (N,) int64.
+        damaged: what the others suffer from: shard, damage, and their numbers.
+    """
+
+    arrays: Array
+    labels: Array
+    indices: Array
+    damaged: list[tuple[str, Damage, list[int]]]
+
+
+class MappedBatches(NumberedBatches):
+    """Batches by their number; see the module for the order.
+
+    Args:
+        split: the samples.
+        collate: makes a batch.
+        batch_size: samples per batch and process.
+        seed: seed of the order.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    elastic = True
+
+    def __init__(
+        self,
+        split: MappedSplit,
+        collate: Collate,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.split = split
+        self.num_samples = len(split.labels)
+        self.collate = collate
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._order = lru_cache(maxsize=2)(self._new_order)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch of a number, from 0."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        positions = range(first, first + self.batch_size)
+        places = (divmod(position, self.num_samples) for position in positions)
+        rows = np.array([self._order(epoch)[place] for epoch, place in places])
+        split = self.split
+        return self.collate(split.arrays[rows], split.labels[rows], split.indices[rows], positions)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the remembered orders behind: a cache cannot be sent to a worker."""
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Start with no order remembered."""
+        vars(self).update(state)
+        self._order = lru_cache(maxsize=2)(self._new_order)
+
+    def _new_order(self, epoch: int) -> list[int]:
+        order = list(range(self.num_samples))
+        random.Random(f"{self.seed} {epoch}").shuffle(order)
+        return order
+
+
+def map_split(index: ShardIndex, root: Path, split: str, faults: Faults) -> MappedSplit:
+    """All samples of a split, from the cache, which is made if missing.
+
+    Args:
+        index: index of the shards.
+        root: their folder.
+        split: name of the split.
+        faults: told of damaged samples, also of those that the cache was made without.
+
+    Raises:
+        ValueError: if more samples are damaged than may be left out, or all.
+    """
+    listing = hashlib.sha256((root / INDEX_FILE).read_bytes()).hexdigest()[:16]
+    cache = root / CACHE_FOLDER / f"{split}-{listing}"
+    try:
+        if not cache.is_dir():
+            _make_cache(index, root, split, faults, cache)
+            return _open_cache(cache)
+        mapped = _open_cache(cache)
+    except OSError as error:
+        logger.warning("%s cannot be cached, and is decoded into memory: %s", root, error)
+        return _decode_split(index, root, split, faults, folder=None)
+    for shard, damage, numbers in mapped.damaged:
+        faults.meet(shard, damage, numbers)
+    return mapped
+
+
+def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache: Path) -> None:
+    cache.parent.mkdir(exist_ok=True)
+    for older in cache.parent.glob(f"{split}-*"):
+        shutil.rmtree(older, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=cache.parent))
+    try:
+        mapped = _decode_split(index, root, split, faults, scratch)
+        np.save(scratch / "labels.npy", mapped.labels)
+        np.save(scratch / "indices.npy", mapped.indices)
+        (scratch / "damaged.json").write_text(json.dumps(mapped.damaged))
+        scratch.chmod(0o755)
+        try:
+            os.replace(scratch, cache)
+        except OSError:  # another process was faster
+            if not cache.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_cache(cache: Path) -> MappedSplit:
+    labels, indices = np.load(cache / "labels.npy"), np.load(cache / "indices.npy")
+    arrays = np.load(cache / "arrays.npy", mmap_mode="r")[: len(labels)]
+    damaged = json.loads((cache / "damaged.json").read_text())
+    return MappedSplit(arrays, labels, indices, [(s, Damage(*d), n) for s, d, n in damaged])
+
+
+def _decode_split(
+    index: ShardIndex, root: Path, split: str, faults: Faults, folder: Path | None
+) -> MappedSplit:
+    """Decode a split into a file of a folder, or into memory."""
+    shape = (index.splits[split].num_samples, *index.stored_shape)
+    arrays: Array
+    if folder is None:
+        arrays = np.empty(shape, index.dtype)
+    else:
+        file = folder / "arrays.npy"
+        arrays = np.lib.format.open_memmap(file, "w+", np.dtype(index.dtype), shape)
+    labels: list[int] = []
+    indices: list[int] = []
+    shards = index.splits[split].shards
+    places = list(zip(shards, index.splits[split].numbers(), strict=True))
+    # Closed at once: rich waits for itself if its thread collects a bar that was left half-way.
+    shown = track(places, f"decoding {split} shards", transient=True, disable=len(places) < 2)
+    with closing(shown) as files:  # type: ignore[type-var]
+        for shard, numbers in files:
+            slots = read_slots(str(root / shard.name), numbers, index, faults)
+            for number, sample in zip(numbers, slots, strict=True):
+                if sample is not None:
+                    arrays[len(labels)] = sample.array
+                    labels.append(sample.label)
+                    indices.append(number)
+    if not labels:
+        raise ValueError(f"no sample of the {split} split of {root} is whole; prepare it again")
+    return MappedSplit(
+        arrays[: len(labels)],
+        np.array(labels, np.int64),
+        np.array(indices, np.int64),
+        faults.met,
+    )
