@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 4: shards in, batches out."""
+"""Floor 4: shards in, batches out.
 
-import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+What needs lightning is imported on first use: a loader worker that is spawned needs it not, and
+starts several times faster.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from scm_lightning.data.augmentation import Augmentation, HorizontalFlip
 from scm_lightning.data.batch import Batch, SampleRequest
-from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
-from scm_lightning.data.fashion_mnist import FashionMNIST, load_fashion_splits
 from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
-from scm_lightning.data.module import Reading, ShardDataModule
-from scm_lightning.data.noise import GaussianNoise
-from scm_lightning.data.prepared import Shards
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import Sample, read_shard, write_shard
+
+if TYPE_CHECKING:
+    from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
+    from scm_lightning.data.fashion_mnist import FashionMNIST, load_fashion_splits
+    from scm_lightning.data.module import Reading, ShardDataModule
+    from scm_lightning.data.noise import GaussianNoise
+    from scm_lightning.data.prepared import Shards
 
 __all__ = [
     "Augmentation",
@@ -42,3 +50,14 @@ __all__ = [
     "read_shard",
     "write_shard",
 ]
+
+_ON_FIRST_USE = ("module", "digits", "fashion_mnist", "noise", "prepared")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for part in _ON_FIRST_USE:
+            module = importlib.import_module(f"scm_lightning.data.{part}")
+            if name in vars(module):
+                return vars(module)[name]
+    raise AttributeError(f"module 'scm_lightning.data' has no attribute {name!r}")

@@ -57,7 +57,11 @@ class Autoencoder:
         self.weights_sha256 = _sha256(folder / WEIGHTS_FILE)
         try:
             model = model_class.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,  # else a warning where accelerate is not installed
             )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
@@ -95,7 +99,7 @@ class Autoencoder:
 
         Args:
             images: images, values in [0, 1]. (B, C, H, W).
-            compute_dtype: type of the encoder's activations; of its weights, for autocast.
+            compute_dtype: type that convolutions compute in, by autocast if it is not float32.
 
         Returns:
             Mean and standard deviation. (B, c, h, w) each, float32, on the device of the images.
@@ -124,7 +128,7 @@ class Autoencoder:
         model = self.model.to(latents.device)
         size = max(1, CHUNK_PIXELS // (self.image_shape[1] * self.image_shape[2]))
         decoded = []
-        with _exact():
+        with _exact(), torch.autocast(latents.device.type, enabled=False):
             for chunk in torch.split(latents.float(), size):
                 images = model.decode(chunk).sample
                 if images.shape[1] != self.image_shape[0]:

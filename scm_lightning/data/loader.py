@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.batch import Batch
+from scm_lightning.data.worker_signals import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -124,4 +125,5 @@ class TrainingLoader:
             sampler=range(self.num_given, ENDLESS),
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
+            worker_init_fn=leave_signals_to_parent,
         )

@@ -9,6 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor

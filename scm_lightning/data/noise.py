@@ -4,6 +4,11 @@
 from collections.abc import Sequence
 
 import torch
+
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 

@@ -64,15 +64,18 @@ def take(stream, count):
     return batches
 
 
-def first_pass(loaders, num_workers):
-    """Samples of the first pass: what every lane says before it comes to its second."""
-    seen = []
-    lanes = max(num_workers, 1)
-    for each in loaders:
-        batches = numbers(take(each, lanes * (NUM_SAMPLES // BATCH + 2)))
+def first_pass(processes, num_workers):
+    """Samples of the first pass: what every lane says before it comes to its second.
+
+    Args:
+        processes: numbers of the batches of every process, more than a pass.
+        num_workers: loader workers of a process.
+    """
+    seen, lanes = [], max(num_workers, 1)
+    parts = len(processes) * lanes
+    for rank, batches in enumerate(processes):
         for lane in range(lanes):
-            parts = len(loaders) * lanes
-            part = each.batches.layout.rank * lanes + lane
+            part = rank * lanes + lane
             length = (part + 1) * NUM_SAMPLES // parts - part * NUM_SAMPLES // parts
             seen += [index for batch in batches[lane::lanes] for index in batch][:length]
     return seen
@@ -83,22 +86,21 @@ def first_pass(loaders, num_workers):
 def test_two_processes_with_two_workers(folder, mapped, start_method):
     """Every sample once, again from the seed, and from the middle of a pass on."""
     options = {"mapped": mapped, "num_workers": 2, "start_method": start_method, "world_size": 2}
-    once = [loader(folder, rank=rank, **options) for rank in range(2)]
-    if mapped:
-        batches = [numbers(take(each, 9)) for each in once]  # 2 x 9 x 4 = 72 samples in one pass
-        seen = [index for own in batches for batch in own for index in batch]
+    runs = [loader(folder, rank=rank, **options) for rank in range(2)]
+    early = [take(run, 5) for run in runs]
+    state = runs[1].state_dict()
+    late = [take(run, 17) for run in runs]
+    if mapped:  # 2 x 9 x 4 = 72 samples in one pass
+        batches = [numbers(a + b)[:9] for a, b in zip(early, late, strict=True)]
+        seen = list(itertools.chain(*itertools.chain(*batches)))
         assert len(seen) == NUM_SAMPLES
     else:
-        seen = first_pass(once, num_workers=2)
+        together = [numbers(a + b) for a, b in zip(early, late, strict=True)]
+        seen = first_pass(together, num_workers=2)
     assert sorted(seen) == list(range(NUM_SAMPLES))
-    again = loader(folder, rank=1, **options)
-    unbroken = take(again, 14)
-    broken = loader(folder, rank=1, **options)
-    take(broken, 5)
-    state = broken.state_dict()
     resumed = loader(folder, rank=1, **options)
     resumed.load_state_dict(state)
-    for x, y in zip(take(resumed, 9), unbroken[5:], strict=True):
+    for x, y in zip(take(resumed, 9), late[1], strict=False):
         assert torch.equal(x.x0, y.x0)
         assert torch.equal(x.labels, y.labels)
 
@@ -107,7 +109,9 @@ def test_two_processes_with_two_workers(folder, mapped, start_method):
 def test_more_workers_than_shards_share_a_pass(folder, world_size, num_workers):
     """Streamed; 4 x 3 lanes for five shards."""
     runs = [loader(folder, False, rank, world_size, num_workers) for rank in range(world_size)]
-    assert sorted(first_pass(runs, num_workers)) == list(range(NUM_SAMPLES))
+    enough = max(num_workers, 1) * (NUM_SAMPLES // BATCH // world_size + 2)
+    batches = [numbers(take(run, enough)) for run in runs]
+    assert sorted(first_pass(batches, num_workers)) == list(range(NUM_SAMPLES))
     assert len({len(run) for run in runs}) == 1
     assert len(runs[0]) == max(NUM_SAMPLES // (BATCH * world_size), 1)
 

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of shards while it is being written: who writes, what for, and what is finished.
+
+    FOLDER/.preparation/lock                 held by the process that writes
+    FOLDER/.preparation/plan.json            settings of the plan, and their digest
+    FOLDER/train-000012.tar                  a shard, which appears whole
+    FOLDER/.preparation/train-000012.json    its record, which appears after it
+    FOLDER/preparation.json                  at the end: the settings, and what was left out
+    FOLDER/shards.json                       at last: the folder is complete
+    FOLDER/.preparation                      is then removed
+
+A process can end at any moment, also by `kill -9` or a power cut: a shard with a record is kept,
+all others are written again, to the same bytes.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from scm_lightning.data.index import INDEX_FILE, Shard, ShardIndex
+from scm_lightning.data.preparation_plan import Plan, PlannedShard
+from scm_lightning.data.shard_content import Moments
+from scm_lightning.teachers.snapshots import written_whole
+
+WORK_FOLDER = ".preparation"
+PLAN_FILE = "plan.json"
+ACCOUNT_FILE = "preparation.json"
+"""How the shards were made; stays with them."""
+LEFTOVERS = ("*.part", f"{WORK_FOLDER}/*.part")
+"""Files that were being written when the process ended."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished shard.
+
+    Args:
+        shard: what the index says of it; None, and no file, if none of its images can be read.
+        moments: sums of its data, for mean and deviation.
+        unreadable: images that it lacks, each with the reason.
+    """
+
+    shard: Shard | None
+    moments: Moments
+    unreadable: list[str]
+
+
+class PreparationFolder:
+    """The right to write one folder of shards, and the account of what is written.
+
+    Args:
+        folder: where the shards are to be.
+        plan: what is to be written.
+
+    Raises:
+        ValueError: from `with`, if the folder holds something else, was begun with another plan,
+            or another process writes it.
+        OSError: from `with`, if it cannot be written.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._work = folder / WORK_FOLDER
+
+    def __enter__(self) -> "PreparationFolder":
+        """Take the folder, or go on with what was begun there."""
+        file, begun = self._work / PLAN_FILE, self._work.is_dir()
+        if not begun:
+            refuse_foreign_files(self.folder)
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        try:
+            if file.is_file():
+                _check_plan(self.folder, file, self.plan)
+            else:
+                _write_plan(file, self.plan)
+            for pattern in LEFTOVERS:
+                for leftover in self.folder.glob(pattern):
+                    leftover.unlink()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let others write."""
+        os.close(self._lock)
+
+    def record_of(self, planned: PlannedShard) -> Record | None:
+        """The record of a shard if it is finished, and its file there and whole by its size."""
+        try:
+            fields = json.loads(self._record_file(planned).read_text())
+        except FileNotFoundError:
+            return None
+        shard = None if fields["shard"] is None else Shard(**fields["shard"])
+        record = Record(shard, Moments(*fields["moments"]), list(fields["unreadable"]))
+        file = self.folder / planned.name
+        size = file.stat().st_size if file.is_file() else None
+        return record if size == (shard and shard.num_bytes) else None
+
+    def keep(self, planned: PlannedShard, record: Record) -> None:
+        """Note that a shard is finished."""
+        with written_whole(self._record_file(planned)) as file:
+            file.write_text(json.dumps(asdict(record)) + "\n")
+
+    def finish(self, index: ShardIndex, unreadable: Sequence[str]) -> None:
+        """Write what makes the folder complete, and remove what was for the work alone."""
+        account = {"digest": self.plan.digest, "settings": self.plan.settings}
+        with written_whole(self.folder / ACCOUNT_FILE) as file:
+            file.write_text(json.dumps({**account, "unreadable": unreadable}, indent=2) + "\n")
+        index.write(self.folder)
+        remove_work(self.folder)
+
+    def _record_file(self, planned: PlannedShard) -> Path:
+        return self._work / f"{Path(planned.name).stem}.json"
+
+    def _locked(self) -> int:
+        """Lock the folder for as long as the file that is returned stays open."""
+        file = self._work / "lock"
+        lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by workers
+            # Whoever finishes removes the file; a lock on what is no longer there holds nobody off.
+            current = file.exists() and os.path.samestat(os.fstat(lock), file.stat())
+        except BaseException as error:
+            os.close(lock)
+            if isinstance(error, (BlockingIOError, PermissionError)):
+                raise ValueError(
+                    f"{self.folder} is being prepared by another process; wait for it, or end it "
+                    "and run the same command again"
+                ) from error
+            raise
+        if not current:
+            os.close(lock)
+            raise ValueError(
+                f"another process has just finished {self.folder}; run the same command again"
+            )
+        return lock
+
+
+def read_account(folder: Path, plan: Plan) -> list[str] | None:
+    """Look whether a folder is complete already.
+
+    Args:
+        folder: a folder of shards, or none.
+        plan: what it should hold.
+
+    Returns:
+        The images that were left out of it, each with the reason; None if there is no index yet.
+
+    Raises:
+        ValueError: if it holds something else, or shards are missing.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        return None
+    file = folder / ACCOUNT_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} holds shards that scm prepare did not write; give another folder, or remove "
+            "it"
+        )
+    unreadable = list(_check_plan(folder, file, plan)["unreadable"])
+    if damage := ShardIndex.read(folder).damage(folder):
+        raise ValueError(f"{damage[0]}; remove {folder} and run the same command again")
+    remove_work(folder)
+    return unreadable
+
+
+def remove_work(folder: Path) -> None:
+    """Remove what was for the work alone. The folder is complete with and without it."""
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Refuse a place that holds other files.
+
+    Raises:
+        ValueError: if it does.
+    """
+    with suppress(FileNotFoundError):
+        if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+            raise ValueError(f"{folder} must be a folder, got a file; give another place")
+        if names := sorted({each.name for each in folder.iterdir()} - {WORK_FOLDER}):
+            raise ValueError(
+                f"{folder} must be a new or empty folder, or one that scm prepare has begun, got "
+                f"{len(names)} other files such as {names[0]}; give another folder, or remove them"
+            )
+
+
+def _write_plan(file: Path, plan: Plan) -> None:
+    with written_whole(file) as beside:
+        content = {"digest": plan.digest, "settings": plan.settings}
+        beside.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
+    """Read what a folder was begun with, and refuse another plan."""
+    try:
+        fields: dict[str, Any] = json.loads(file.read_text())
+        begun, digest = fields["settings"], fields["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}; remove {folder}") from error
+    if digest != plan.digest:
+        raise ValueError(
+            f"{folder} was prepared with other settings: {_differences(begun, plan.settings)}; "
+            "give those, or another folder, or remove this one"
+        )
+    return fields
+
+
+def _differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What was and what is, of all settings that are not the same."""
+    wanted = json.loads(json.dumps(wanted))  # tuples are lists in a file
+    names = sorted(begun.keys() | wanted.keys())
+    return ", ".join(
+        f"{name} was {_short(begun.get(name))} and is {_short(wanted.get(name))}"
+        for name in names
+        if begun.get(name) != wanted.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds out what is at a path, and opens it as a source of images."""
+
+from pathlib import Path
+
+from scm_lightning.data.fashion_mnist import FILE_PREFIXES
+from scm_lightning.data.sources.cifar10 import BATCHES, FOLDER, Cifar10Source
+from scm_lightning.data.sources.fashion import FashionSource
+from scm_lightning.data.sources.files import Folder, Zip, open_files
+from scm_lightning.data.sources.huggingface import HuggingFaceSource
+from scm_lightning.data.sources.imagenet import open_imagenet
+from scm_lightning.data.sources.source import ImageSource
+from scm_lightning.data.sources.tars import WebDatasetSource
+
+KINDS = ("folder", "imagenet", "zip", "webdataset", "cifar10", "fashion", "huggingface")
+LABELLED_KINDS = ("folder", "imagenet", "zip")
+INDEX_FILE = "shards.json"
+
+
+def open_source(path: str, kind: str = "auto", labels: str | None = None) -> ImageSource:
+    """Open a set of images.
+
+    Args:
+        path: folder, archive, or pattern of tar files (`*`, `{000..099}`).
+        kind: `folder`, `imagenet`, `zip`, `webdataset`, `cifar10`, `fashion`, `huggingface`, or
+            `auto` to find out; the source's `kind` and `description` say which it was.
+        labels: CSV file of classes with the header `file,label`; for ImageNet,
+            `LOC_val_solution.csv`.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: if nothing is there, or it is not of the kind, or labels and images do not fit.
+    """
+    if kind not in ("auto", *KINDS):
+        raise ValueError(f"kind must be auto or one of {', '.join(KINDS)}, got {kind}; choose one")
+    if kind == "auto":
+        kind = detect_kind(path)
+    if labels is not None and kind not in LABELLED_KINDS:
+        raise ValueError(
+            f"labels from a CSV file go with images in a folder or zip archive, got the kind {kind}"
+            f" for {path}; leave labels out"
+        )
+    place, table = Path(path), Path(labels) if labels is not None else None
+    if kind != "webdataset" and not place.exists():
+        raise ValueError(f"{path} must be there, and is not; correct the path")
+    if kind == "folder":
+        return open_files(kind, Folder(place), table)
+    if kind == "zip":
+        return open_files(kind, Zip(place), table)
+    if kind == "imagenet":
+        return open_imagenet(place, table)
+    if kind == "webdataset":
+        return WebDatasetSource(path)
+    if kind == "cifar10":
+        return Cifar10Source(place)
+    if kind == "fashion":
+        return FashionSource(place)
+    return HuggingFaceSource(place)
+
+
+def detect_kind(path: str) -> str:
+    """Find out the kind of a source by names of files alone.
+
+    Args:
+        path: as of `open_source`.
+
+    Returns:
+        One of `KINDS`.
+
+    Raises:
+        ValueError: if it is of none, or prepared already.
+    """
+    place = Path(path)
+    if not place.exists():
+        if any(sign in path for sign in "*?[{"):
+            return "webdataset"
+        raise ValueError(f"{path} must be there, and is not; correct the path")
+    if not place.is_dir():
+        return _file_kind(place)
+    if (place / INDEX_FILE).is_file():
+        raise ValueError(
+            f"{path} is prepared already: it holds {INDEX_FILE}; train on it as "
+            "scm_lightning.data.Shards, or give the images that it was made of"
+        )
+    signs = {
+        "huggingface": ("dataset_dict.json", "state.json"),
+        "cifar10": (BATCHES[0], f"{FOLDER}/{BATCHES[0]}"),
+        "fashion": (f"{FILE_PREFIXES['train']}-images-idx3-ubyte.gz",),
+        "imagenet": ("ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train", "LOC_val_solution.csv"),
+    }
+    for kind, names in signs.items():
+        if any((place / name).exists() for name in names):
+            return kind
+    if any(place.glob("*.tar")):
+        return "webdataset"
+    return "folder"
+
+
+def _file_kind(file: Path) -> str:
+    name = file.name.lower()
+    if name.endswith(".zip"):
+        return "zip"
+    if name.endswith(".tar"):
+        return "webdataset"
+    if name.endswith((".tar.gz", ".tgz")) and "cifar" in name:
+        return "cifar10"
+    raise ValueError(
+        f"{file} must be a folder, .zip, .tar or CIFAR-10's cifar-10-python.tar.gz, got another "
+        "file; unpack it and give the folder"
+    )
