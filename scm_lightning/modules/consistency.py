@@ -27,22 +27,17 @@ from scm_lightning.core import (
 )
 from scm_lightning.data.batch import Batch
 from scm_lightning.modules.adaptive_vsd import AdaptiveVSD
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.discrete import discrete_step
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.few_step import FewStepModule
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.modules.velocity import Velocity
 from scm_lightning.networks import WeightingHead
-from scm_lightning.sampling import Sampler, consistency_samplers, flow_map_sampler, teacher_samplers
-from scm_lightning.teachers import FrozenTeacher
+from scm_lightning.sampling import ConsistencySteps, SamplerSweep, SegmentSteps
 
 
-class ConsistencyModule(GenerativeModule):
+class ConsistencyModule(FewStepModule):
     """A consistency model f(x_t, t) = cos(t) x_t - sin(t) sigma_data F, trained in continuous time.
 
     To change a part, override the method that is named for it: `sample_times`, `velocity`,
@@ -90,6 +85,7 @@ class ConsistencyModule(GenerativeModule):
         sampling_guidance: scale that student and teacher are sampled with, if there is guidance.
         num_teacher_steps: steps N of Heun's solver when the teacher is sampled for comparison,
             costing 2 N - 1 network calls.
+        sweep: further samplers to compare in `scm test`.
 
     Raises:
         ValueError: if an option is unknown or out of range, or the teacher does not fit.
@@ -125,6 +121,7 @@ class ConsistencyModule(GenerativeModule):
         intermediate_times: Sequence[float] = (1.1,),
         sampling_guidance: float = 1.0,
         num_teacher_steps: int = 18,
+        sweep: SamplerSweep | None = None,
     ) -> None:
         if num_segments > 1 and num_intervals is not None:
             raise ValueError(
@@ -132,9 +129,22 @@ class ConsistencyModule(GenerativeModule):
                 f"num_segments {num_segments}; set one of them"
             )
         teacher = prepare_teacher(teacher, student, path, start_from_teacher)
-        super().__init__(student, path, optimizer, lr_schedule, ema)
+        segments, scale = Segments(num_segments), None if guidance is None else sampling_guidance
+        whole = ConsistencySteps(path, intermediate_times, scale)
+        parts = SegmentSteps(path, segments, scale)
+        super().__init__(
+            student,
+            path,
+            optimizer,
+            lr_schedule,
+            ema,
+            teacher=teacher,
+            num_teacher_steps=num_teacher_steps,
+            sampling_guidance=scale,
+            few_steps=whole if num_segments == 1 else parts,
+            sweep=sweep,
+        )
         self.student = student
-        self.teacher = None if teacher is None else FrozenTeacher(teacher)
         self.weighting_head = WeightingHead().requires_grad_(weighting == "learned")
         self.velocity_source = velocity
         self.times = times
@@ -144,34 +154,32 @@ class ConsistencyModule(GenerativeModule):
         self.tangent_warmup_steps = tangent_warmup_steps
         self.prior = prior
         self.guidance = guidance
-        self.segments = Segments(num_segments)
+        self.segments = segments
         self.grid = None if num_intervals is None else TimeGrid(num_intervals)
         self.vsd = vsd
         if vsd is not None:
             vsd.follow(student)
         self.weighting_lr = weighting_lr
-        self.num_teacher_steps = num_teacher_steps
-        self.intermediate_times = tuple(intermediate_times)
-        self.sampling_guidance = None if guidance is None else sampling_guidance
-        self.samplers()  # refuses times that cannot be sampled at
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One batch through Algorithm 1.
 
         Returns:
-            The loss, the times t (B,) and the norms of g before it is bounded (B,).
+            The loss; of every sample the time t, the loss and the norm of g before it is bounded,
+            (B,) each.
         """
-        x0, labels = batch
+        x0, labels, _ = batch
         t = self.sample_times(len(x0))
         x_t, z = self.path.add_noise(x0, t)
         guidance = self.sample_guidance(len(x0))
         dx_dt = self.velocity(x_t, t, x0, z, labels, guidance)
         F, g = self.student_and_tangent(x_t, t, dx_dt, labels, guidance)
         log_weight = self.log_weight(t, num_elements=x0[0].numel())
-        loss = consistency_loss(F, self.bound_tangent(g), log_weight).mean()
-        loss = loss + self.further_loss(x0, labels, guidance)
+        losses = consistency_loss(F, self.bound_tangent(g), log_weight)
+        loss = losses.mean() + self.further_loss(x0, labels, guidance)
         self.log("train/loss", loss)
-        return {"loss": loss, "t": t, "tangent_norm": tangent_norm(g)}
+        of_samples = {"sample_loss": losses.detach(), "tangent_norm": tangent_norm(g)}
+        return {"loss": loss, "t": t, **of_samples}
 
     def sample_times(self, num: int) -> Tensor:
         """Draw times to train at. (B,), radians."""
@@ -301,19 +309,3 @@ class ConsistencyModule(GenerativeModule):
         head = parameter_group(self.weighting_head, self.weighting_lr)
         groups = [parameter_group(self.student), head]
         return groups if self.vsd is None else [*groups, parameter_group(self.vsd)]
-
-    def samplers(self) -> dict[str, Sampler]:
-        """The student in one, two, ... steps; with M segments, in M."""
-        network, path, scale = self.ema.network, self.path, self.sampling_guidance
-        if self.segments.num == 1:
-            return consistency_samplers(network, path, self.intermediate_times, scale)
-        times = self.segments.edges(path.t_max())
-        sampler = flow_map_sampler(network, path, times, path.jump, scale)
-        return {f"{self.segments.num}_step": sampler}
-
-    def reference_samplers(self) -> dict[str, Sampler]:
-        """The teacher's solver, and its own single step."""
-        if self.teacher is None:
-            return {}
-        steps, scale = self.num_teacher_steps, self.sampling_guidance
-        return teacher_samplers(self.teacher, self.path, steps, scale)

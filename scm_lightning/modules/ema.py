@@ -30,6 +30,11 @@ class EMAProfile(ABC):
             images_in_step: images in this step, over all processes.
         """
 
+    @property
+    @abstractmethod
+    def short_name(self) -> str:
+        """A word that tells it from other profiles, for rows of a table."""
+
 
 @dataclass(frozen=True)
 class HalfLife(EMAProfile):
@@ -54,6 +59,14 @@ class HalfLife(EMAProfile):
         """See `EMAProfile`."""
         return half_life_decay(images_in_step, self.images, images_seen, self.ramp_up)
 
+    @property
+    def short_name(self) -> str:
+        """Million images, such as `0.5M`; with the ramp-up, if that is not the usual one."""
+        name = f"{self.images / 1e6:g}M"
+        if self.ramp_up is None:
+            return f"{name},no_ramp_up"
+        return name if self.ramp_up == HalfLife.ramp_up else f"{name},ramp_up={self.ramp_up:g}"
+
 
 @dataclass(frozen=True)
 class PowerFunction(EMAProfile):
@@ -71,6 +84,11 @@ class PowerFunction(EMAProfile):
     def decay(self, step: int, images_seen: int, images_in_step: int) -> float:
         """See `EMAProfile`."""
         return power_function_decay(step, gamma_from_sigma_rel(self.sigma_rel))
+
+    @property
+    def short_name(self) -> str:
+        """Its sigma_rel, such as `0.05`."""
+        return f"{self.sigma_rel:g}"
 
 
 def distinct_profiles(ema: EMAProfile | Sequence[EMAProfile]) -> list[EMAProfile]:

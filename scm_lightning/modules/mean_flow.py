@@ -12,26 +12,20 @@ from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
     TimeProposal,
     TrigFlow,
-    flow_step,
     mean_flow_loss,
     mean_flow_target,
     tangent_norm,
 )
 from scm_lightning.data.batch import Batch
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.few_step import FewStepModule
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.modules.velocity import PairVelocity, Velocity
-from scm_lightning.sampling import Sampler, flow_map_sampler, teacher_samplers
-from scm_lightning.teachers import FrozenTeacher
+from scm_lightning.sampling import MeanFlowSteps, SamplerSweep
 
 
-class MeanFlowModule(GenerativeModule):
+class MeanFlowModule(FewStepModule):
     """A flow map x_s = x_t - (t - s) sigma_data F(x_t / sigma_data, t, s).
 
     Args:
@@ -53,6 +47,7 @@ class MeanFlowModule(GenerativeModule):
             first is that one; see `GenerativeModule`.
         sampling_steps: numbers of equal steps from t_max to 0 that samples are drawn in.
         num_teacher_steps: steps N of Heun's solver when the teacher is sampled for comparison.
+        sweep: further samplers to compare in `scm test`: over num_steps and ema.
 
     Raises:
         ValueError: if an option is out of range, or the teacher does not fit.
@@ -79,6 +74,7 @@ class MeanFlowModule(GenerativeModule):
         ema: EMAProfile | list[EMAProfile] = HalfLife(),
         sampling_steps: Sequence[int] = (1, 2),
         num_teacher_steps: int = 18,
+        sweep: SamplerSweep | None = None,
     ) -> None:
         if not 0.0 <= share_of_intervals <= 1.0 or min(sampling_steps, default=0) < 1:
             raise ValueError(
@@ -86,25 +82,33 @@ class MeanFlowModule(GenerativeModule):
                 f"{share_of_intervals} and {list(sampling_steps)}; MeanFlow has 0.25"
             )
         teacher = prepare_teacher(teacher, network, path, start_from_teacher)
-        super().__init__(network, path, optimizer, lr_schedule, ema)
+        super().__init__(
+            network,
+            path,
+            optimizer,
+            lr_schedule,
+            ema,
+            teacher=teacher,
+            num_teacher_steps=num_teacher_steps,
+            sampling_guidance=None,
+            few_steps=MeanFlowSteps(path, sampling_steps),
+            sweep=sweep,
+        )
         self.network = network
-        self.teacher = None if teacher is None else FrozenTeacher(teacher)
         self.velocity_source = velocity
         self.times = times
         self.share_of_intervals = share_of_intervals
         self.weight_power = weight_power
         self.weight_constant = weight_constant
         self.tangents = tangents
-        self.sampling_steps = tuple(sampling_steps)
-        self.num_teacher_steps = num_teacher_steps
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One batch.
 
         Returns:
-            The loss, the times t (B,) and the norms of the residual (B,).
+            The loss; of every sample the time t, the loss and the norm of the residual, (B,) each.
         """
-        x0, labels = batch
+        x0, labels, _ = batch
         sigma_data = self.path.sigma_data
         t, t_end = self.sample_times(len(x0))
         x_t, z = self.path.add_noise(x0, t)
@@ -122,9 +126,11 @@ class MeanFlowModule(GenerativeModule):
             scale=t - t_end,
         )
         target = mean_flow_target(duration_dF_dt, dx_dt, sigma_data=sigma_data)
-        loss = mean_flow_loss(F, target, p=self.weight_power, c=self.weight_constant).mean()
+        losses = mean_flow_loss(F, target, p=self.weight_power, c=self.weight_constant)
+        loss = losses.mean()
         self.log("train/loss", loss)
-        return {"loss": loss, "t": t, "tangent_norm": tangent_norm(F.detach() - target)}
+        residual = tangent_norm(F.detach() - target)
+        return {"loss": loss, "t": t, "sample_loss": losses.detach(), "tangent_norm": residual}
 
     def sample_times(self, num: int) -> tuple[Tensor, Tensor]:
         """Draw t and s <= t. (B,) each, radians."""
@@ -150,26 +156,3 @@ class MeanFlowModule(GenerativeModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the network."""
         return [parameter_group(self.network)]
-
-    def samplers(self) -> dict[str, Sampler]:
-        """The flow map in the asked numbers of equal steps."""
-
-        def step(F: Tensor, x_t: Tensor, t: Tensor, t_end: Tensor) -> Tensor:
-            return flow_step(F, x_t, t, t_end, sigma_data=self.path.sigma_data)
-
-        start = self.path.t_max()
-        return {
-            f"{num}_step": flow_map_sampler(
-                self.ema.network,
-                self.path,
-                [start * (num - index) / num for index in range(num + 1)],
-                step,
-            )
-            for num in self.sampling_steps
-        }
-
-    def reference_samplers(self) -> dict[str, Sampler]:
-        """The teacher's solver, and its own single step."""
-        if self.teacher is None:
-            return {}
-        return teacher_samplers(self.teacher, self.path, self.num_teacher_steps)

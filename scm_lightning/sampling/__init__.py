@@ -2,19 +2,34 @@
 """Floor 3: pure functions of (network, noise, times)."""
 
 from scm_lightning.sampling.consistency import sample_consistency
+from scm_lightning.sampling.few_steps import (
+    ConsistencySteps,
+    FewSteps,
+    MeanFlowSteps,
+    SegmentSteps,
+)
 from scm_lightning.sampling.flow_map import sample_flow_map
 from scm_lightning.sampling.ode import num_evaluations, sample_ode, time_grid
 from scm_lightning.sampling.samplers import (
     Sampler,
     Samples,
+    consistency_sampler,
     consistency_samplers,
     flow_map_sampler,
     teacher_samplers,
 )
+from scm_lightning.sampling.sweep import SamplerSweep, SweepPoint
 
 __all__ = [
+    "ConsistencySteps",
+    "FewSteps",
+    "MeanFlowSteps",
     "Sampler",
+    "SamplerSweep",
     "Samples",
+    "SegmentSteps",
+    "SweepPoint",
+    "consistency_sampler",
     "consistency_samplers",
     "flow_map_sampler",
     "num_evaluations",

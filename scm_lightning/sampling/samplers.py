@@ -63,9 +63,34 @@ def consistency_samplers(
     check_times(times, last=1e-6)
     samplers = {}
     for num_steps in range(1, len(times) + 1):
-        sampler = _consistency_sampler(network, path, times[:num_steps], guidance)
+        sampler = consistency_sampler(network, path, times[:num_steps], guidance)
         samplers[f"{num_steps}_step"] = sampler
     return samplers
+
+
+def consistency_sampler(
+    network: Network, path: TrigFlow, times: Sequence[float], guidance: float | None = None
+) -> Sampler:
+    """A consistency model, called once per time; see `sample_consistency`.
+
+    Args:
+        network: the consistency model; a diffusion model, for its denoiser.
+        path: owner of `sigma_data`.
+        times: descending angles in (0, pi/2], one per step. Radians.
+        guidance: guidance scale that the network is given; None for a network without.
+
+    Raises:
+        ValueError: if the times leave (0, pi/2] or do not descend.
+    """
+    check_times(times, last=1e-6)
+
+    def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
+        scales = _scales(guidance, noise)
+        return sample_consistency(
+            network, noise, times, path=path, labels=labels, guidance=scales, generator=generator
+        )
+
+    return Sampler(len(times), draw)
 
 
 def flow_map_sampler(
@@ -117,23 +142,11 @@ def teacher_samplers(
             guided, noise, times, path=path, solver="heun", labels=labels, guidance=scales
         )
 
-    denoiser = _consistency_sampler(guided, path, (path.t_max(),), guidance)
+    denoiser = consistency_sampler(guided, path, (path.t_max(),), guidance)
     return {
         "teacher": Sampler(calls * num_evaluations(times, "heun"), draw),
         "denoiser": Sampler(calls, denoiser.draw),
     }
-
-
-def _consistency_sampler(
-    network: Network, path: TrigFlow, times: Sequence[float], guidance: float | None
-) -> Sampler:
-    def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-        scales = _scales(guidance, noise)
-        return sample_consistency(
-            network, noise, times, path=path, labels=labels, guidance=scales, generator=generator
-        )
-
-    return Sampler(len(times), draw)
 
 
 def _scales(guidance: float | None, noise: Tensor) -> Tensor | None:

@@ -181,7 +181,7 @@ def test_uncertainty_weighting_by_hand(randn):
     module.log = lambda *args: None
     batch = Batch(PATH.sigma_data * randn(5, 3), None)
     torch.manual_seed(3)
-    loss = module.training_step(batch, 0)
+    loss = module.training_step(batch, 0)["loss"]
     torch.manual_seed(3)
     x_t, z = PATH.add_noise(batch.x0, T)
     F = module.network(x_t / PATH.sigma_data, T)
