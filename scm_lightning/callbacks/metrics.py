@@ -2,6 +2,7 @@
 """Scores of samples: logged while training, tabled and written by `scm test`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +10,56 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from scm_lightning.callbacks.report import metrics_content, score_table
+from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
-from scm_lightning.data import SampleRequest
-from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score
+from scm_lightning.callbacks.sweep import report_sweep
+from scm_lightning.data import SampleRequest, ShardDataModule
+from scm_lightning.data.location import is_remote
+from scm_lightning.metrics import (
+    FeatureExtractor,
+    Reference,
+    SampleSet,
+    Score,
+    Scoring,
+    TrainingData,
+    from_first_process,
+)
 
 
 class SampleMetrics(Callback):
     """Compares drawn samples with the data.
 
-    Logs `val/fd_NAME` at every validation. In `scm test` prints a table and writes
-    `metrics.json` into the run's folder.
+    Logs `val/fdN_NAME` at every validation, N being the number of samples: far fewer than a result
+    is made of. In `scm test` prints a table and writes `metrics.json` into the run's folder.
+    Features of the training data are kept in the folder of the data, in `.references`.
 
     Args:
         features: what the Frechet distance looks at; None measures nothing.
+        kid: whether `scm test` measures the kernel distance, with torch-fidelity.
+        precision_recall: whether it measures precision and recall, with torch-fidelity; minutes for
+            50,000 samples.
     """
 
-    def __init__(self, features: FeatureExtractor | None = None) -> None:
+    def __init__(
+        self,
+        features: FeatureExtractor | None = None,
+        kid: bool = True,
+        precision_recall: bool = True,
+    ) -> None:
         self.features = features
+        self.kid = kid
+        self.precision_recall = precision_recall
         self._reference: Reference | None = None
-        self._scores: dict[str, SampleScores] = {}
+        self._sets: dict[str, SampleSet] = {}
         self._nfe: dict[str, int] = {}
-        self._seed = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
-        self._scores = {}
+        self._sets = {}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
-        self._scores = {}
+        self._sets = {}
 
     def on_validation_batch_end(
         self,
@@ -50,7 +71,7 @@ class SampleMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in samples."""
-        self._update(trainer, pl_module, "val", outputs, batch)
+        self._update(trainer, pl_module, outputs, batch, measure_nearest=False)
 
     def on_test_batch_end(
         self,
@@ -62,73 +83,104 @@ class SampleMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in samples."""
-        self._update(trainer, pl_module, "test", outputs, batch)
+        self._update(trainer, pl_module, outputs, batch, measure_nearest=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the distances."""
-        for name, scores in self._scores.items():
-            distance = scores.compute()["fd"].value
-            pl_module.log(f"val/fd_{name}", distance, prog_bar=True, sync_dist=False)
+        scoring = self._scoring(trainer)
+        if scoring is None:
+            return
+        for name, drawn in self._sets.items():
+            samples = drawn.joined()
+            score = from_first_process(samples and scoring.distance(samples.features))
+            key = scoring.reference.extractor.distance_key
+            gap = "_" if key[-1].isdigit() else ""
+            value, num_samples = score
+            name = f"val/{key}{gap}{num_samples}_{name}"
+            pl_module.log(name, value, prog_bar=True, sync_dist=False)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the file."""
-        if self._reference is None or self.features is None:
+        scoring = self._scoring(trainer)
+        if scoring is None:
             return
-        scores = {"floor": self._floor(trainer, self._reference)}
-        scores |= {name: each.compute() for name, each in self._scores.items()}
-        if trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / "metrics.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            protocol = {
-                "distance": f"Frechet distance in {self.features.description}; no FID",
-                "reference": f"{len(self._reference.data)} training images",
-                "fd_block": "mean over blocks of as many samples as there are held-out images",
-                "checkpoint": str(trainer.ckpt_path),
-            }
-            content = metrics_content(protocol, scores, self._nfe, self._seed)
-            file.write_text(json.dumps(content, indent=2) + "\n")
-            Console().print(score_table(scores, self._nfe, self.features.description))
-            Console().print(f"written to {file}")
+        joined = {name: drawn.joined() for name, drawn in self._sets.items()}
+        if not trainer.is_global_zero:
+            return
+        console, datamodule = Console(), shards_of(trainer)
+        _ = scoring.reference.statistics  # has a progress bar of its own
+        with console.status("scores of the held-out data") as status:
+            scores = {"floor": self._floor(datamodule, scoring)}
+            for name, samples in joined.items():
+                status.update(f"scores of {name}")
+                scores[name] = scoring.scores(samples) if samples else {}
+        measured = protocol(datamodule, scoring, scores, self._nfe, str(trainer.ckpt_path))
+        content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
+        file = Path(trainer.default_root_dir) / "metrics.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n")
+        below = caption(datamodule, scoring)
+        console.print(score_table(scores, self._nfe, scoring.reference.extractor, below))
+        console.print(f"written to {file}")
+        distance = scoring.reference.extractor.distance_key
+        for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
+            console.print(line, soft_wrap=True, markup=False)
 
     def _update(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        stage: str,
         outputs: Any,
         request: SampleRequest,
+        measure_nearest: bool,
     ) -> None:
         if self.features is None:
             return
         if self._reference is None:
-            self._reference = self._make_reference(trainer, pl_module, self.features)
-        self._seed = request.seed
+            self._reference = Reference(
+                self.features, training_data(shards_of(trainer)), pl_module.device
+            )
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
-            if name not in self._scores:
-                num_samples = shards_of(trainer).num_samples[stage]
-                self._scores[name] = SampleScores(self._reference, num_samples)
-            self._scores[name].update(request.indices, samples.x0, request.labels)
+            drawn = self._sets.setdefault(name, SampleSet(self._reference, measure_nearest))
+            drawn.update(request.indices, samples.x0, request.labels)
 
-    def _make_reference(
-        self, trainer: Trainer, pl_module: LightningModule, features: FeatureExtractor
-    ) -> Reference:
-        datamodule = shards_of(trainer)
-        return Reference(
-            features,
-            datamodule.to_images,
-            (batch.x0 for batch in datamodule.reference_batches()),
-            datamodule.sigma_data,
-            block_size=sum(len(batch.x0) for batch in datamodule.heldout_batches()),
-            device=pl_module.device,
-        )
+    def _scoring(self, trainer: Trainer) -> Scoring | None:
+        if self._reference is None:
+            return None
+        block_size = shards_of(trainer).index.splits["heldout"].num_samples
+        return Scoring(self._reference, block_size, self.kid, self.precision_recall)
 
-    def _floor(self, trainer: Trainer, reference: Reference) -> dict[str, Score]:
-        """Scores of the held-out data, as if they were samples; the same in every process."""
-        scores, count = SampleScores(reference, reference.block_size, shared=False), 0
-        for batch in shards_of(trainer).heldout_batches():
-            x0, labels = batch.x0.to(reference.device), batch.labels
-            indices = torch.arange(count, count + len(x0), device=reference.device)
-            scores.update(indices, x0, None if labels is None else labels.to(reference.device))
-            count += len(x0)
-        return scores.compute()
+    def _floor(self, datamodule: ShardDataModule, scoring: Scoring) -> dict[str, Score]:
+        """Scores of the held-out data, as if they were samples."""
+        drawn, count = SampleSet(scoring.reference), 0
+        for batch in datamodule.heldout_batches():
+            drawn.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
+            count += len(batch.x0)
+        samples = drawn.joined(shared=False)
+        assert samples is not None
+        return scoring.scores(samples)
+
+
+def training_data(datamodule: ShardDataModule) -> TrainingData:
+    """The training data of a run, as a reference needs them."""
+    index = datamodule.index
+    latents = index.latents
+    content = {
+        "shards": [shard.sha256 for shard in index.splits["train"].shards],
+        "mean": index.mean,
+        "std": index.std,
+        "max_value": index.max_value,
+        "latents": latents and asdict(latents),
+        "seed_of_latents": latents and datamodule.shuffle_seed,  # of the draw from each posterior
+    }
+    num_samples = index.splits["train"].num_samples
+    return TrainingData(
+        batches=lambda: (batch.x0 for batch in datamodule.reference_batches()),
+        to_images=datamodule.to_images,
+        num_samples=num_samples,
+        num_bytes=4 * num_samples * torch.Size(index.shape).numel(),
+        sigma_data=datamodule.sigma_data,
+        content=json.dumps(content),
+        folder=None if is_remote(datamodule.root) else Path(datamodule.root),
+    )

@@ -4,11 +4,26 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from scm_lightning import __version__
 from scm_lightning.callbacks.run import SAMPLER_NAMES
-from scm_lightning.metrics import Score
+from scm_lightning.data import ShardDataModule
+from scm_lightning.metrics import FeatureExtractor, Score, Scoring, fidelity
+from scm_lightning.metrics.reference import MAX_NEAREST_BYTES
+
+OTHER_COLUMNS = {
+    "kid": "KID",
+    "precision": "prec.",
+    "recall": "recall",
+    "inception_score": "IS",
+    "accuracy": "acc.",
+    "nearest": "near",
+}
+"""Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
+KID_UNIT = 1e-3
+"""Of the table; `metrics.json` has the number itself."""
 
 
 def metrics_content(
@@ -34,34 +49,132 @@ def metrics_content(
     return content
 
 
+def protocol(
+    datamodule: ShardDataModule,
+    scoring: Scoring,
+    scores: Mapping[str, Mapping[str, Score]],
+    nfe: Mapping[str, int],
+    checkpoint: str,
+) -> dict[str, str]:
+    """How the numbers were measured, in words.
+
+    Args:
+        datamodule: owner of the data.
+        scoring: what was measured.
+        scores: by row, then by kind.
+        nfe: network calls per sample, by row.
+        checkpoint: file of the weights.
+    """
+    reference, extractor = scoring.reference, scoring.reference.extractor
+    key, index = extractor.distance_key, datamodule.index
+    counts = {row: of_row[key].num_samples for row, of_row in scores.items() if key in of_row}
+    subset = "min(1000, samples, training images)"
+    words = {
+        "distance": _distance_in(extractor),
+        "images": extractor.preparation,
+        "samples": ", ".join(f"{row} {count}" for row, count in counts.items()),
+        "seed": str(datamodule.sample_seed),
+        "nfe": ", ".join(f"{row} {calls}" for row, calls in nfe.items()),
+        "reference": f"{reference.statistics.num_samples} images of the split train of "
+        f"{index.source}; digest {reference.digest[:12]}",
+        "damaged": f"{datamodule.num_damaged()} samples of the data left out",
+        f"{key}_block": f"mean over blocks of {scoring.block_size} samples, as many as there are "
+        "held-out images",
+        "checkpoint": checkpoint,
+    }
+    if index.latents is not None:
+        words["reference"] += f"; decoded from latents by {index.latents.autoencoder}"
+    if any("kid" in of_row for of_row in scores.values()):
+        words["kid"] = f"mean over 100 subsets of {subset}"
+    if any("precision" in of_row for of_row in scores.values()):
+        words["precision_recall"] = (
+            f"neighborhood {fidelity.NEIGHBOURHOOD}, against {len(reference.features)} training "
+            "images"
+        )
+    if left_out := _left_out(scoring):
+        words["left_out"] = " ".join(left_out)
+    return words
+
+
+def caption(datamodule: ShardDataModule, scoring: Scoring) -> str:
+    """What stands below the table.
+
+    Args:
+        datamodule: owner of the data.
+        scoring: what was measured.
+    """
+    name = scoring.reference.extractor.distance_name
+    words = [f"{name}, N: over N samples; compare the floor with the second only."]
+    if fidelity.is_installed() and scoring.kid:
+        words.append(f"KID: in {KID_UNIT:g}, subsets of at most {fidelity.KID_SUBSET_SIZE:,}.")
+    if fidelity.is_installed() and scoring.precision_recall:
+        words.append("prec., recall: share of samples near data, of data near samples.")
+    if not scoring.reference.extractor.is_inception:
+        words.append("acc.: share given the class asked for.")
+    if scoring.reference.has_nearest:
+        words.append("near: distance to the nearest training image, in sigma_data.")
+    if damaged := datamodule.num_damaged():
+        words.append(f"{damaged} damaged samples of the data were left out.")
+    return " ".join([*words, *_left_out(scoring)])
+
+
 def score_table(
-    scores: Mapping[str, Mapping[str, Score]], nfe: Mapping[str, int], extractor: str
+    scores: Mapping[str, Mapping[str, Score]],
+    nfe: Mapping[str, int],
+    extractor: FeatureExtractor,
+    caption: str,
 ) -> Table:
     """A table with a row for every way to draw samples.
 
     Args:
         scores: by row, then by kind.
         nfe: network calls per sample, by row.
-        extractor: description of what the distance looks at.
+        extractor: what the distance looks at.
+        caption: what stands below.
     """
-    sizes = dict.fromkeys(("fd", "fd_block"), 0)
+    name, key = extractor.distance_name, extractor.distance_key
+    sizes = dict.fromkeys((key, f"{key}_block"), 0)
     for of_row in scores.values():
         for kind in sizes:
             sizes[kind] = max(sizes[kind], of_row[kind].num_samples if kind in of_row else 0)
-    table = Table(title=f"Frechet distance in {extractor} (lower is better; no FID)")
+    others = [kind for kind in OTHER_COLUMNS if any(kind in of_row for of_row in scores.values())]
+    title = f"{_distance_in(extractor)}; lower is better"
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)  # for 80 columns
     table.add_column("samples")
-    table.add_column("NFE", justify="right")
-    table.add_column(f"distance, {sizes['fd']:,}", justify="right")
-    table.add_column(f"distance, {sizes['fd_block']:,}", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_column("nearest", justify="right")
+    heads = (f"{name}, {size:,}" for size in sizes.values())
+    for head in ("NFE", *heads, *(OTHER_COLUMNS[kind] for kind in others)):
+        table.add_column(head, justify="right", no_wrap=True)
     for row, of_row in scores.items():
-        whole = of_row["fd"] if of_row["fd"].num_samples == sizes["fd"] else None
-        cells = [whole, of_row.get("fd_block"), of_row.get("accuracy"), of_row.get("nearest")]
-        numbers = [f"{cell.value:.3f}" if cell else "-" for cell in cells]
+        whole = of_row[key] if of_row[key].num_samples == sizes[key] else None
+        cells = [whole, of_row.get(f"{key}_block"), *(of_row.get(kind) for kind in others)]
+        units = [1.0, 1.0, *(KID_UNIT if kind == "kid" else 1.0 for kind in others)]
+        numbers = [
+            f"{cell.value / unit:.3f}" if cell else "-"
+            for cell, unit in zip(cells, units, strict=True)
+        ]
         table.add_row(SAMPLER_NAMES.get(row, row), str(nfe.get(row, "-")), *numbers)
-    table.caption = (
-        "distance, N: over N samples; compare the floor with the second only. accuracy: share "
-        "given the class asked for. nearest: distance to the nearest training image, in sigma_data."
-    )
     return table
+
+
+def _distance_in(extractor: FeatureExtractor) -> str:
+    """What the distance is: FID, or a Frechet distance that is none."""
+    if extractor.is_inception:
+        return f"{extractor.distance_name} in {extractor.description}"
+    name = extractor.distance_name
+    words = "Frechet distance" if name == "FD" else f"Frechet distance {name}"
+    return f"{words} in {extractor.description}; no FID"
+
+
+def _left_out(scoring: Scoring) -> list[str]:
+    """Which scores are missing, and why."""
+    words = []
+    if not fidelity.is_installed() and (scoring.kid or scoring.precision_recall):
+        words.append(
+            f"KID, precision and recall are left out: torch-fidelity is not installed "
+            f"({fidelity.INSTALL})."
+        )
+    if not scoring.reference.has_nearest:
+        words.append(
+            f"nearest is left out: the data are larger than {MAX_NEAREST_BYTES / 2**30:g} GiB."
+        )
+    return words

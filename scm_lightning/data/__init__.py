@@ -8,7 +8,7 @@ starts several times faster.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scm_lightning.data.augmentation import Augmentation, HorizontalFlip
+from scm_lightning.data.augmentation import Augmentation
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
@@ -29,7 +29,6 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "GaussianNoise",
-    "HorizontalFlip",
     "ImageSet",
     "Latents",
     "NumberedBatches",

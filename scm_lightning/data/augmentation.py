@@ -14,7 +14,8 @@ released code; programs written after the paper's table have the uniform part al
 All but the flips are one bicubic resampling of the image reflected at its borders (ours, the filter
 that torch has): EDM samples bilinearly at twice the resolution, between two wavelet filters. The
 kernel is off by less than 0.05 pixels along each axis. Images that are not moved pass unchanged.
-Labels of zeros stand for such an image, which is what sampling asks for.
+Labels of zeros stand for such an image, which is what sampling asks for. Plain mirror images, of
+which the network is not told, are an option of the data: `horizontal_flip`.
 Source: Karras et al., arXiv 2206.00364, Appendix F.2 and Table 6.
 Axes: B batch, C channels, H and W pixels.
 """
@@ -32,26 +33,6 @@ LOG2_SCALE_STD = 0.2
 TRANSLATION_STD = 0.125
 """Of one standard deviation of translation, as a share of the image's side."""
 ROTATED_STRETCH_PROBABILITY = 0.5
-
-
-class HorizontalFlip:
-    """Mirrors half of the images, left to right, at random, and does not tell the network."""
-
-    def __call__(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, None]:
-        """Augment a batch.
-
-        Args:
-            x0: images. (B, C, H, W), any unit.
-            generator: source of random numbers; None for torch's global state.
-
-        Returns:
-            Images like `x0`, and None in the place of labels.
-
-        Raises:
-            ValueError: if the samples are no images.
-        """
-        _check_images(x0)
-        return _flip(x0, _uniform(x0, 1, generator)[:, 0] < 0.5, axis=-1), None
 
 
 class Augmentation:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stored arrays to a batch of data."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,13 +23,16 @@ class Collate:
         index: index of the shards.
         sigma_data: standard deviation that the data are scaled to.
         use_labels: whether the classes are handed on.
-        seed: seed of the draws from the posteriors of latents that are stored as mean and std.
+        seed: seed of the draws from the posteriors of latents that are stored as mean and std,
+            and of the flips.
+        horizontal_flip: whether every other image, by chance, is mirrored left to right.
     """
 
     index: ShardIndex
     sigma_data: float
     use_labels: bool = True
     seed: int = 0
+    horizontal_flip: bool = False
 
     def __call__(
         self, arrays: Array, labels: Array, indices: Array, positions: Sequence[int]
@@ -44,10 +48,13 @@ class Collate:
         stored = torch.from_numpy(arrays)
         if stored.shape[1:] != self.index.shape:
             stored = self._draw(stored, positions)
+        if self.horizontal_flip:
+            chosen = [random.Random(f"{self.seed} flip {p}").random() < 0.5 for p in positions]
+            stored = torch.where(torch.tensor(chosen)[:, None, None, None], stored.flip(-1), stored)
         x0 = self.index.arrays_to_data(stored, self.sigma_data)
         labelled = self.use_labels and self.index.num_classes > 0
-        chosen = torch.from_numpy(labels.astype(np.int64)) if labelled else None
-        return Batch(x0, chosen, torch.from_numpy(indices.astype(np.int64)))
+        classes = torch.from_numpy(labels.astype(np.int64)) if labelled else None
+        return Batch(x0, classes, torch.from_numpy(indices.astype(np.int64)))
 
     def _draw(self, stored: Tensor, positions: Sequence[int]) -> Tensor:
         """Samples of the posteriors. (B, 2 C, ...) means and deviations to (B, C, ...)."""

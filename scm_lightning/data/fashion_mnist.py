@@ -131,6 +131,7 @@ class FashionMNIST(ShardDataModule):
         sample_seed: seed of all drawn samples.
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on.
+        horizontal_flip: whether every other training image, by chance, is mirrored left to right.
         reading: how shards are read, and what is done with damaged ones.
         source: folder of the idx files; read on first use only.
         size: side of the images, 16 or 32. Pixels.
@@ -152,6 +153,7 @@ class FashionMNIST(ShardDataModule):
         sample_seed: int = 0,
         shuffle_seed: int = 0,
         use_labels: bool = True,
+        horizontal_flip: bool = False,
         reading: Reading = Reading(),
         source: str = DEFAULT_SOURCE,
         size: int = 32,
@@ -168,6 +170,7 @@ class FashionMNIST(ShardDataModule):
             sample_seed,
             shuffle_seed,
             use_labels,
+            horizontal_flip,
             reading,
         )
         if size not in SIZES:

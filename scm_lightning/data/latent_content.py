@@ -106,7 +106,7 @@ class EncodedLatents(ShardContent):
         mean, std = numbers[: self.shape[0]], numbers[self.shape[0] :]
         squares = (mean**2).sum(axis=1)
         if self.stored == "mean_std":
-            squares += (std).sum(axis=1)
+            squares += (std**2).sum(axis=1)
         return Moments(mean.shape[1], mean.sum(axis=1).tolist(), squares.tolist())
 
 

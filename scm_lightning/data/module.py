@@ -4,7 +4,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -77,6 +77,8 @@ class ShardDataModule(LightningDataModule, ABC):
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on; false for an unconditional model of data that
             have classes.
+        horizontal_flip: whether every other training image, by chance, is mirrored left to right.
+            EDM's whole augmentation, whose network is told, is an option of the teacher's module.
         reading: how shards are read, and what is done with damaged ones.
         autoencoder: folder or name of the autoencoder of latents; None for the one in the index.
 
@@ -97,6 +99,7 @@ class ShardDataModule(LightningDataModule, ABC):
         sample_seed: int = 0,
         shuffle_seed: int = 0,
         use_labels: bool = True,
+        horizontal_flip: bool = False,
         reading: Reading = Reading(),
         autoencoder: str | None = None,
     ) -> None:
@@ -124,6 +127,7 @@ class ShardDataModule(LightningDataModule, ABC):
         self.sample_seed = sample_seed
         self.shuffle_seed = shuffle_seed
         self.use_labels = use_labels
+        self.horizontal_flip = horizontal_flip
         self.reading = reading
         self.autoencoder = autoencoder
 
@@ -135,7 +139,8 @@ class ShardDataModule(LightningDataModule, ABC):
         """Read the index.
 
         Raises:
-            ValueError: if it is missing or damaged; or a shard, and damage is not left out.
+            ValueError: if it is missing or damaged; or a shard, and damage is not left out; or if
+                the data cannot be mirrored.
         """
         self.index = ShardIndex.read(self.root)
         damage = self.index.damage(self.root)
@@ -144,6 +149,11 @@ class ShardDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"{damage[0]}{more}; remove {self.root} and prepare it again, or raise max_damaged "
                 "of the data"
+            )
+        if self.horizontal_flip and (self.index.latents is not None or len(self.index.shape) != 3):
+            raise ValueError(
+                "horizontal_flip needs images: the mirror image of a latent is another one's; "
+                "prepare the latents of mirrored images, or leave it out"
             )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.faults = {
@@ -154,7 +164,8 @@ class ShardDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> TrainingLoader:
         """`Batch`es of the training split: an epoch is a pass, and a state its position."""
         rank, world_size = self._process()
-        batches = self._training_batches(rank, world_size)
+        collate = replace(self.collate, horizontal_flip=self.horizontal_flip)
+        batches = self._training_batches(collate, rank, world_size)
         return TrainingLoader(
             batches,
             self.batch_size,
@@ -211,7 +222,7 @@ class ShardDataModule(LightningDataModule, ABC):
         assert self.index.latents is not None
         return Autoencoder.of(self.index.latents, self.autoencoder)
 
-    def _training_batches(self, rank: int, world_size: int) -> NumberedBatches:
+    def _training_batches(self, collate: Collate, rank: int, world_size: int) -> NumberedBatches:
         mapped = self.reading.mapped
         if mapped is None:
             small = self.index.num_stored_bytes <= MAX_MAPPED_BYTES
@@ -224,7 +235,7 @@ class ShardDataModule(LightningDataModule, ABC):
         if mapped:
             split = map_split(self.index, Path(self.root), "train", self.faults["train"])
             return MappedBatches(
-                split, self.collate, self.batch_size, self.shuffle_seed, rank, world_size
+                split, collate, self.batch_size, self.shuffle_seed, rank, world_size
             )
         layout = Layout(
             self.batch_size,
@@ -235,7 +246,7 @@ class ShardDataModule(LightningDataModule, ABC):
             self.shuffle_seed,
         )
         train = self.index.splits["train"]
-        return StreamedBatches(self.root, train, self.collate, self.faults["train"], layout)
+        return StreamedBatches(self.root, train, collate, self.faults["train"], layout)
 
     def _batches(self, split: str) -> Iterator[Batch]:
         """All whole samples of a split, in their order."""

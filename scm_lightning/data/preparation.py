@@ -26,7 +26,7 @@ import numpy as np
 
 from scm_lightning.data.image_loader import ImageLoader, LoadedImages
 from scm_lightning.data.images import ImageTransform
-from scm_lightning.data.index import ShardIndex, Split
+from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.latent_content import paper_statistics
 from scm_lightning.data.preparation_folder import (
     PreparationFolder,

@@ -53,6 +53,7 @@ class FashionFeatures(FeatureExtractor):
     """
 
     num_features = 64
+    preparation = "32x32 pixels averaged to 16x16"
 
     def __init__(self) -> None:
         super().__init__()

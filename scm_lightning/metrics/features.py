@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+INCEPTION_DISTANCE = "FID"
+"""Name of the Frechet distance in Inception's features, and of no other."""
+
 
 class Features(NamedTuple):
     """What an extractor says of a batch of images.
@@ -24,12 +27,29 @@ class FeatureExtractor(nn.Module, ABC):
 
     Attributes:
         num_features: length of a feature vector.
-        description: name and version, written beside every number that it gives.
+        description: name and version, written beside every number that it gives. It must change
+            when the weights do: features of the reference are kept under it.
+        distance_name: what the Frechet distance in these features may be called.
+        preparation: what it does to an image before it looks, in words.
+        batch_size: images looked at together; all at once, activations would fill the memory.
     """
 
     num_features: int
     description: str
+    distance_name: str = "FD"
+    preparation: str = "images as they are"
+    batch_size: int = 1000
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
         """Look at images. (B, C, H, W), values in [0, 1]."""
+
+    @property
+    def distance_key(self) -> str:
+        """The name of the distance as a key of `metrics.json`: `fid`, `fd_dinov2`, `fd`."""
+        return self.distance_name.lower().replace("-", "_")
+
+    @property
+    def is_inception(self) -> bool:
+        """Whether the logits are Inception's, for its score, rather than the data's classes."""
+        return self.distance_name == INCEPTION_DISTANCE

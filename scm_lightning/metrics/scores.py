@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of samples, measured against the same data.
+"""Scores of a set of samples against the training data.
 
 A Frechet distance falls with the number of samples, so it is taken twice: over all samples, and as
 the mean over blocks of as many samples as there are held-out data. Only the second may be compared
 with the floor, the held-out data's own distance.
 """
 
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, SumMetric
 
-from scm_lightning.metrics.features import FeatureExtractor, Features
-from scm_lightning.metrics.frechet import FrechetDistance
-from scm_lightning.metrics.neighbours import NearestNeighbourDistance
-
-CHUNK = 1000
-"""Images of the data looked at together: all at once, their activations would fill the memory."""
+from scm_lightning.metrics import fidelity
+from scm_lightning.metrics.frechet import Statistics, frechet_distance, statistics
+from scm_lightning.metrics.reference import Reference
+from scm_lightning.metrics.samples import JoinedSamples
 
 
 class Score(NamedTuple):
@@ -28,104 +25,77 @@ class Score(NamedTuple):
     num_samples: int
 
 
-class Reference:
-    """The data that sets of samples are compared with.
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured of a set of samples.
 
     Args:
-        extractor: what the distance looks at.
-        to_images: (B, ...) data units to images in [0, 1].
-        data: the training data in batches. (B, ...) each, data units.
-        sigma_data: standard deviation of the data, in data units.
-        block_size: samples of a block: as many as there are held-out data.
-        device: where to compute.
+        reference: what samples are compared with.
+        block_size: samples of a block; as many as there are held-out data.
+        kid: whether the kernel distance is measured, if torch-fidelity is installed.
+        precision_recall: whether precision and recall are, if torch-fidelity is installed.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        to_images: Callable[[Tensor], Tensor],
-        data: Iterable[Tensor],
-        sigma_data: float,
-        block_size: int,
-        device: torch.device,
-    ) -> None:
-        self.extractor = extractor.to(device)
-        self.to_images = to_images
-        self.sigma_data = sigma_data
-        self.block_size = block_size
-        self.device = device
-        self.data = torch.cat([x0.to(device) for x0 in data])
-        self.distance = FrechetDistance(extractor.num_features).to(device)
-        for chunk in torch.split(self.data, CHUNK):
-            self.distance.update(self.look(chunk).features, real=True)
+    reference: Reference
+    block_size: int
+    kid: bool = True
+    precision_recall: bool = True
 
-    def look(self, x0: Tensor) -> Features:
-        """Features of data or samples. (B, ...), data units."""
-        looked: Features = self.extractor(self.to_images(x0))
-        return looked
-
-    def new_distance(self) -> FrechetDistance:
-        """A distance to this reference, without samples yet."""
-        distance = FrechetDistance(self.extractor.num_features).to(self.device)
-        distance.share_reference(self.distance)
-        return distance
-
-
-class SampleScores:
-    """Scores of one set of samples.
-
-    Args:
-        reference: what to compare with.
-        num_samples: samples that will come, over all processes; at most.
-        shared: whether every process has a part of the samples, rather than all of them.
-    """
-
-    def __init__(self, reference: Reference, num_samples: int, shared: bool = True) -> None:
-        self.reference = reference
-        self.count = SumMetric().to(reference.device)
-        self.distance = reference.new_distance()
-        num_blocks = num_samples // reference.block_size
-        self.blocks = [reference.new_distance() for _ in range(num_blocks)]
-        self.accuracy = MeanMetric().to(reference.device)
-        self.nearest = NearestNeighbourDistance(reference.data, reference.sigma_data)
-        self.nearest.to(reference.device)
-        for metric in (self.count, self.distance, *self.blocks, self.accuracy, self.nearest):
-            metric.sync_on_compute = shared
-
-    def update(self, indices: Tensor, x0: Tensor, labels: Tensor | None) -> None:
-        """Add samples.
-
-        Args:
-            indices: numbers of the samples in their set; a block is a run of numbers. (B,).
-            x0: samples. (B, ...), data units.
-            labels: classes that were asked for. (B,), or None.
-        """
-        looked = self.reference.look(x0)
-        self.count.update(len(x0))
-        self.distance.update(looked.features, real=False)
-        for number, block in enumerate(self.blocks):
-            inside = indices // self.reference.block_size == number
-            if bool(inside.any()):
-                block.update(looked.features[inside], real=False)
-        self.nearest.update(x0)
-        if looked.logits is not None and labels is not None:
-            self.accuracy.update((looked.logits.argmax(1) == labels).float())
-
-    def compute(self) -> dict[str, Score]:
+    def scores(self, samples: JoinedSamples) -> dict[str, Score]:
         """Scores by name.
 
         Returns:
-            `fd`, Frechet distance over all samples; `fd_block`, mean over the blocks, if the set
-            fills one; `nearest`, distance to the nearest training image in units of sigma_data;
-            `accuracy`, share of samples that the extractor gives the class asked for, if it
-            classifies.
+            `fid`, or `fd_dinov2` or `fd` with another extractor: Frechet distance over all samples;
+            the same with `_block`: mean over the blocks, if the set fills one; `kid`, `kid_std`;
+            `precision`, `recall`; `inception_score`, `inception_score_std`; `accuracy`, share of
+            samples that the extractor gives the class asked for; `nearest`, mean distance to the
+            nearest training image in units of sigma_data. NaN if a sample is not finite; without
+            those that the set or the extractor has not.
+
+        Raises:
+            ValueError: if there are fewer than two samples.
         """
-        count = int(self.count.compute())
-        scores = {"fd": Score(float(self.distance.compute()), count)}
-        if full := self.blocks[: count // self.reference.block_size]:
-            mean = sum(float(block.compute()) for block in full) / len(full)
-            scores["fd_block"] = Score(mean, self.reference.block_size)
-        if self.accuracy.update_called:
-            scores["accuracy"] = Score(float(self.accuracy.compute()), count)
-        scores["nearest"] = Score(float(self.nearest.compute()), count)
-        return scores
+        found, count = self._distances(samples.features), len(samples.features)
+        for name, value in self._by_torch_fidelity(samples).items():
+            found[name] = Score(value, count)
+        for name in ("accuracy", "nearest"):
+            column = samples.correct if name == "accuracy" else samples.nearest
+            if column is not None:
+                found[name] = Score(float(column.double().mean()), count)
+        return found
+
+    def distance(self, features: Tensor) -> Score:
+        """Frechet distance of some features. (N, num_features)."""
+        return Score(self._distance(statistics(features)), len(features))
+
+    def _distances(self, features: Tensor) -> dict[str, Score]:
+        key = self.reference.extractor.distance_key
+        found = {key: self.distance(features)}
+        if num_blocks := len(features) // self.block_size:
+            blocks = torch.split(features[: num_blocks * self.block_size], self.block_size)
+            mean = sum(self.distance(block).value for block in blocks) / num_blocks
+            found[f"{key}_block"] = Score(mean, self.block_size)
+        return found
+
+    def _distance(self, generated: Statistics) -> float:
+        real = self.reference.statistics
+        measure = fidelity.fid if self.reference.extractor.is_inception else frechet_distance
+        return measure(real, generated)
+
+    def _by_torch_fidelity(self, samples: JoinedSamples) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if not fidelity.is_installed():
+            return found
+        features, data = samples.features, self.reference.features
+        size, finite = min(len(features), len(data)), bool(features.isfinite().all())
+        unknown = (torch.nan, torch.nan)
+        if self.kid:
+            pair = fidelity.kid(features, data) if finite else unknown
+            found |= dict(zip(("kid", "kid_std"), pair, strict=True))
+        if self.precision_recall and size > fidelity.NEIGHBOURHOOD:
+            pair = fidelity.precision_recall(features, data) if finite else unknown
+            found |= dict(zip(("precision", "recall"), pair, strict=True))
+        if samples.logits is not None and len(features) >= fidelity.NUM_SPLITS:
+            pair = fidelity.inception_score(samples.logits) if finite else unknown
+            found |= dict(zip(("inception_score", "inception_score_std"), pair, strict=True))
+        return found

@@ -18,7 +18,7 @@ from scm_lightning.callbacks.diagnostics import TIME_EDGES
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.report import metrics_content, score_table
 from scm_lightning.callbacks.run import shards_of
-from scm_lightning.metrics import Score
+from scm_lightning.metrics import FeatureExtractor, Features, Score
 from scm_lightning.modules import PairVelocity
 from scm_lightning.networks import MLP
 
@@ -110,19 +110,49 @@ def test_rows_stand_under_each_other_with_captions():
     assert (pixels[:50, :200] < 128).any()  # the caption
 
 
+class Pixels(FeatureExtractor):
+    """Pixels as features."""
+
+    num_features = 3
+    description = "pixels"
+
+    def forward(self, images):
+        return Features(images.flatten(1), None)
+
+
 def test_report_names_values_counts_and_seed():
     scores = {
         "floor": {"fd": Score(0.1, 360), "fd_block": Score(0.1, 360)},
-        "2_step": {"fd": Score(0.05, 2000), "fd_block": Score(0.11, 360)},
+        "2_step": {
+            "fd": Score(0.05, 2000),
+            "fd_block": Score(0.11, 360),
+            "kid": Score(0.00125, 2000),
+        },
     }
     content = metrics_content({"distance": "pixels"}, scores, {"2_step": 2}, seed=3)
     assert content["fd/2_step"] == {"value": 0.05, "num_samples": 2000, "seed": 3}
     assert content["fd/floor"]["num_samples"] == 360
     assert content["nfe/2_step"] == {"value": 2}
-    table = score_table(scores, {"2_step": 2}, "pixels")
+    table = score_table(scores, {"2_step": 2}, Pixels(), "caption")
     columns = {column.header: list(column.cells) for column in table.columns}
-    assert columns["distance, 2,000"] == ["-", "0.050"]  # the floor has no 2,000 images
-    assert columns["distance, 360"] == ["0.100", "0.110"]
+    assert columns["FD, 2,000"] == ["-", "0.050"]  # the floor has no 2,000 images
+    assert columns["FD, 360"] == ["0.100", "0.110"]
+    assert columns["KID"] == ["-", "1.250"]  # in thousandths
+    assert table.title.startswith("Frechet distance in pixels; no FID")
+    assert "acc." not in columns
+
+
+def test_a_table_of_fid_says_so():
+    """Only Inception's extractor has the name; Reference refuses it to others."""
+    extractor = Pixels()
+    extractor.distance_name = "FID"
+    scores = {"1_step": {"fid": Score(2.5, 2000), "inception_score": Score(9.0, 2000)}}
+    table = score_table(scores, {}, extractor, "caption")
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns["FID, 2,000"] == ["2.500"]
+    assert columns["IS"] == ["9.000"]
+    assert table.title.startswith("FID in pixels")
+    assert "no FID" not in table.title
 
 
 def test_impossible_options_are_refused():

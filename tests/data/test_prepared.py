@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scm_lightning.data import ImageSet, Shards, prepare_shards
 
@@ -46,3 +47,32 @@ def test_data_without_classes_or_told_to_hide_them(tmp_path, num_classes, use_la
 def test_missing_shards_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no shards in .*nowhere: it has no shards.json"):
         Shards(0.7, str(tmp_path / "nowhere")).prepare_data()
+
+
+def test_half_of_the_images_are_mirrored_always_the_same_ones(tmp_path):
+    """In training only; another pass mirrors others."""
+    images = np.random.default_rng(0).normal(size=(40, 2, 4, 3)).astype(np.float32)
+    splits = {"train": (images, np.zeros(40, np.int64)), "heldout": (images, np.zeros(40))}
+    prepare_shards(tmp_path / "x", lambda: ImageSet(splits, 0, 1.0, "a test"), 15)
+
+    def passes(flip):
+        data = Shards(0.7, str(tmp_path / "x"), batch_size=20, horizontal_flip=flip)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        batches = [batch for _ in range(2) for batch in loader]
+        mirrored = {}
+        for number, batch in enumerate(batches):
+            plain = data.index.arrays_to_data(torch.from_numpy(images[batch.indices]), 0.7)
+            same = (batch.x0 == plain).flatten(1).all(1)
+            assert torch.equal(batch.x0[~same], plain[~same].flip(-1))
+            mirrored |= {
+                (number // 2, int(i)): not s for i, s in zip(batch.indices, same, strict=True)
+            }
+        return mirrored, next(data.heldout_batches()).x0
+
+    (flips, heldout), (again, _), (none, plain) = passes(True), passes(True), passes(False)
+    assert flips == again
+    assert 20 < sum(flips.values()) < 60
+    assert [flips[0, i] for i in range(40)] != [flips[1, i] for i in range(40)]
+    assert not any(none.values())
+    assert torch.equal(heldout, plain)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scm_lightning.metrics import FashionFeatures, Reference, SampleScores
+from scm_lightning.metrics import FashionFeatures, Reference, TrainingData
 from scm_lightning.metrics.fashion import WEIGHTS_FILE
-from scm_lightning.metrics.scores import CHUNK
 
 TROUSERS = """
 ..####.. ..####.. ..####.. ..#..#.. ..#..#.. ..#..#.. ..#..#.. ..#..#.."""
@@ -54,14 +53,13 @@ def test_other_images_are_refused(shape):
     assert str(shape) in str(caught.value)
 
 
-def test_a_reference_larger_than_a_chunk_is_seen_whole(randn):
-    """A set's distance to itself is 0 if no chunk is left out."""
-    data = randn(CHUNK + 7, 1, 16, 16).sigmoid().float()
-    data[CHUNK:] = 0.0  # seven images unlike the rest
-    device = torch.device("cpu")
-    reference = Reference(FashionFeatures(), lambda x: x, [data], 0.7, len(data), device)
-    scores = SampleScores(reference, num_samples=len(data))
-    scores.update(torch.arange(len(data)), data, None)
-    found = scores.compute()
-    assert found["fd"].value == pytest.approx(0.0, abs=1e-6)
-    assert found["fd_block"].num_samples == CHUNK + 7
+def test_images_are_looked_at_in_parts(randn):
+    """More than a batch of the extractor: no part is left out, and the order is kept."""
+    extractor = FashionFeatures()
+    images = randn(extractor.batch_size + 7, 1, 16, 16).sigmoid().float()
+    data = TrainingData(lambda: [images], lambda x: x, len(images), images.nbytes, 0.7)
+    reference = Reference(extractor, data, torch.device("cpu"))
+    looked = reference.look(images)
+    assert len(looked.features) == len(looked.logits) == len(images)
+    torch.testing.assert_close(looked.features[-7:], extractor(images[-7:]).features)
+    assert reference.statistics.num_samples == len(images)

@@ -5,24 +5,28 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from scm_lightning.data import load_digit_splits
 from scm_lightning.metrics import (
     DigitFeatures,
     FeatureExtractor,
     Features,
-    FrechetDistance,
-    NearestNeighbourDistance,
     Reference,
-    SampleScores,
+    RunningStatistics,
+    SampleSet,
+    Score,
+    Scoring,
+    TrainingData,
+    fidelity,
+    frechet_distance,
+    nearest_distances,
+    statistics,
 )
 
 
 def distance(real, generated):
-    metric = FrechetDistance(real.shape[1])
-    metric.update(real, real=True)
-    metric.update(generated, real=False)
-    return float(metric.compute())
+    return frechet_distance(statistics(real), statistics(generated))
 
 
 def test_frechet_distance_of_shifted_and_scaled_sets(randn):
@@ -36,36 +40,56 @@ def test_frechet_distance_of_shifted_and_scaled_sets(randn):
 
 
 def test_frechet_distance_against_numpy(randn):
-    """An independent matrix square root, in batches, with a shared reference."""
+    """An independent matrix square root."""
     real, generated = randn(60, 4), 0.7 * randn(40, 4) @ randn(4, 4) + 0.2
-    whole, shared = FrechetDistance(4), FrechetDistance(4)
-    for chunk in real.split(17):
-        whole.update(chunk, real=True)
-    shared.share_reference(whole)
-    for chunk in generated.split(11):
-        shared.update(chunk, real=False)
     covariances = [np.cov(x.numpy().T) for x in (real, generated)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = vectors @ np.diag(values**0.5) @ vectors.T
     cross = np.linalg.eigvalsh(root @ covariances[1] @ root) ** 0.5
     shift = float((real.mean(0) - generated.mean(0)).square().sum())
     expected = shift + np.trace(covariances[0] + covariances[1]) - 2 * cross.sum()
-    assert float(shared.compute()) == pytest.approx(expected, rel=1e-9)
+    assert distance(real, generated) == pytest.approx(expected, rel=1e-9)
+
+
+class Identity(nn.Module):
+    """Stands where torchmetrics wants a network."""
+
+    num_features = 4
+
+    def forward(self, features):
+        return features
+
+
+def test_frechet_distance_is_that_of_torchmetrics(randn):
+    real, generated = randn(60, 4), 0.7 * randn(40, 4) @ randn(4, 4) + 0.2
+    metric = FrechetInceptionDistance(feature=Identity())
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    assert distance(real, generated) == pytest.approx(float(metric.compute()), rel=1e-9)
+
+
+def test_statistics_of_batches_are_those_of_the_whole(randn):
+    """Far from zero, where sums of squares lose nine digits; an empty batch counts nothing."""
+    x = randn(60, 4) + 30_000.0
+    running = RunningStatistics(4)
+    for batch in (*x.split(17), x[:0]):
+        running.add(batch)
+    found = running.result()
+    assert found.num_samples == 60
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.cov, np.cov((x - 30_000.0).numpy().T), rtol=1e-9)
 
 
 def test_a_distance_needs_two_of_each(randn):
-    metric = FrechetDistance(3)
-    metric.update(randn(5, 3), real=True)
-    metric.update(randn(1, 3), real=False)
     with pytest.raises(ValueError, match="got 5 real and 1 generated"):
-        metric.compute()
+        distance(randn(5, 3), randn(1, 3))
 
 
 def test_nearest_neighbour_by_hand():
     """Distances 0 and 5 to the nearest of two references, in units of 0.5."""
-    metric = NearestNeighbourDistance(torch.tensor([[[0.0, 0.0]], [[10.0, 0.0]]]), sigma_data=0.5)
-    metric.update(torch.tensor([[[10.0, 0.0]], [[3.0, 4.0]]]))
-    assert float(metric.compute()) == pytest.approx(5.0)
+    reference = torch.tensor([[[0.0, 0.0]], [[10.0, 0.0]]])
+    samples = torch.tensor([[[10.0, 0.0]], [[3.0, 4.0]]])
+    assert nearest_distances(samples, reference, sigma_data=0.5).tolist() == [0.0, 10.0]
 
 
 def test_shipped_classifier_knows_digits_it_has_not_seen():
@@ -114,21 +138,73 @@ class Pixels(FeatureExtractor):
         return Features(images.flatten(1), torch.cat([1 - bright, bright], 1))
 
 
+def reference_of(data, parts=1, extractor=None):
+    """A reference of some data that are their own images up to 9, sigma_data 0.7."""
+    batches = data.chunk(parts)
+    size = (len(data), 4 * data.numel())
+    content = TrainingData(lambda: iter(batches), lambda x: x.clamp(-9, 9), *size, 0.7)
+    return Reference(extractor or Pixels(), content, torch.device("cpu"))
+
+
 def test_scores_of_a_set(randn):
     """Blocks, accuracy and counts by hand; the order of batches does not matter."""
     data, samples = randn(20, 1, 1, 2), randn(13, 1, 1, 2)
-    reference = Reference(Pixels(), lambda x: x, [data[:7], data[7:]], 0.7, 5, torch.device("cpu"))
+    reference = reference_of(data, parts=2)
     labels = (samples[:, 0, 0, 0] > 0.5).long()
     labels[3] = 1 - labels[3]
-    scores = SampleScores(reference, num_samples=19)  # six of them will not come
-    for chosen in (range(5, 13), range(5)):
-        chosen = torch.tensor(chosen)
-        scores.update(chosen, samples[chosen], labels[chosen])
-    found = scores.compute()
-    flat, features = data.flatten(1), samples.flatten(1)
+    drawn = SampleSet(reference)
+    for chosen in (range(5, 13), range(0), range(5)):
+        chosen = torch.tensor(chosen, dtype=torch.int64)
+        drawn.update(chosen, samples[chosen], labels[chosen])
+    found = Scoring(reference, 5, kid=False, precision_recall=False).scores(drawn.joined())
+    flat, features = data.flatten(1).float(), samples.flatten(1).float()
     blocks = [distance(flat, features[:5]), distance(flat, features[5:10])]
-    assert found["fd"] == (pytest.approx(distance(flat, features)), 13)
-    assert found["fd_block"] == (pytest.approx(sum(blocks) / 2), 5)
-    assert found["accuracy"] == (pytest.approx(12 / 13), 13)
     nearest = torch.cdist(features, flat).min(1).values.mean() / 0.7
-    assert found["nearest"] == (pytest.approx(float(nearest), rel=1e-5), 13)
+    assert found == {
+        "fd": (pytest.approx(distance(flat, features)), 13),
+        "fd_block": (pytest.approx(sum(blocks) / 2), 5),
+        "accuracy": (pytest.approx(12 / 13), 13),
+        "nearest": (pytest.approx(float(nearest), rel=1e-5), 13),
+    }
+
+
+def test_a_sample_that_is_not_finite_shows(randn):
+    """One in eleven makes every distance NaN; nothing ends in an error."""
+    data, samples = randn(20, 1, 1, 2), randn(11, 1, 1, 2)
+    samples[4, 0, 0, 1] = torch.inf
+    reference = reference_of(data)
+    drawn = SampleSet(reference, measure_nearest=False)
+    drawn.update(torch.arange(11), samples, None)
+    found = Scoring(reference, 5).scores(drawn.joined())
+    assert np.isnan(found["fd"].value)
+    assert np.isnan([score.value for score in found.values()]).all()
+
+
+def test_without_torch_fidelity_the_rest_is_measured(randn, monkeypatch):
+    monkeypatch.setattr(fidelity, "is_installed", lambda: False)
+    reference = reference_of(randn(20, 1, 1, 2))
+    drawn = SampleSet(reference)
+    drawn.update(torch.arange(7), randn(7, 1, 1, 2), None)
+    found = Scoring(reference, 9).scores(drawn.joined())
+    assert found.keys() == {"fd", "nearest"}
+    assert found["fd"] == Score(pytest.approx(found["fd"].value), 7)
+
+
+def test_features_are_not_of_lower_precision_under_autocast(randn):
+    """A run in bfloat16 draws in it; its samples are looked at in float32."""
+    images = randn(5, 1, 8, 8).sigmoid().float()
+    reference = reference_of(images, extractor=DigitFeatures())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reference.look(images)
+    assert torch.equal(found.features, reference.look(images).features)
+
+
+class Pretender(Pixels):
+    """Calls its distance by Inception's name."""
+
+    distance_name = "FID"
+
+
+def test_no_other_distance_is_called_fid(randn):
+    with pytest.raises(ValueError, match="only InceptionFeatures gives a FID, got pixels"):
+        reference_of(randn(5, 1, 1, 2), extractor=Pretender())

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `scm test` and a validation make of samples: hooks called by hand, on the digits' shards."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scm_lightning.callbacks import SampleMetrics
+from scm_lightning.callbacks.metrics import training_data
+from scm_lightning.data import Digits, SampleRequest
+from scm_lightning.metrics import DigitFeatures, fidelity, reference
+
+NUM_SAMPLES, SIGMA_DATA = 23, 0.7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    Digits(SIGMA_DATA, str(root / "shards")).prepare_data()
+    return root
+
+
+@pytest.fixture
+def datamodule(folder):
+    made = Digits(SIGMA_DATA, str(folder / "shards"), sample_seed=5)
+    made.setup("test")
+    return made
+
+
+def run(datamodule, tmp_path):
+    return SimpleNamespace(
+        datamodule=datamodule,
+        default_root_dir=str(tmp_path),
+        is_global_zero=True,
+        ckpt_path="last.ckpt",
+    )
+
+
+class Module(SimpleNamespace):
+    """A module that keeps what it logs."""
+
+    def __init__(self):
+        super().__init__(device=torch.device("cpu"), logged={})
+
+    def log(self, name, value, **options):
+        self.logged[name] = value
+
+
+def orders(datamodule):
+    """Training images as samples of two samplers, in two orders, of which one is empty."""
+    batch = next(datamodule.reference_batches())
+    for indices in (torch.arange(NUM_SAMPLES), torch.arange(0)):
+        request = SampleRequest(indices, batch.labels[indices], (1, 8, 8), datamodule.sample_seed)
+        drawn = {
+            "2_step": SimpleNamespace(x0=batch.x0[indices], nfe=2),
+            "blank": SimpleNamespace(x0=0.0 * batch.x0[indices], nfe=7),
+        }
+        yield drawn, request
+
+
+def scored(metrics, datamodule, tmp_path):
+    trainer, module = run(datamodule, tmp_path), Module()
+    metrics.on_test_epoch_start(trainer, module)
+    for number, (drawn, request) in enumerate(orders(datamodule)):
+        metrics.on_test_batch_end(trainer, module, drawn, request, number)
+    metrics.on_test_epoch_end(trainer, module)
+    return json.loads((tmp_path / "metrics.json").read_text())
+
+
+def in_words(text):
+    """What was printed, without the breaks of its lines."""
+    return " ".join(text.split())
+
+
+def test_the_floor_and_the_protocol_stand_beside_the_scores(
+    datamodule, tmp_path, capsys, monkeypatch
+):
+    """Copies of training images are at distance 0 from them, held-out ones are not."""
+    monkeypatch.setattr(datamodule, "num_damaged", lambda: 3)
+    content = scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
+    printed = in_words(capsys.readouterr().out)
+    protocol = content.pop("protocol")
+    assert content["fd/floor"] == {"value": pytest.approx(0.1037, abs=1e-4), "num_samples": 360} | {
+        "seed": 5
+    }
+    assert content["nearest/2_step"]["value"] == pytest.approx(0.0, abs=1e-2)
+    assert content["nearest/floor"]["value"] > 1.0
+    assert content["accuracy/2_step"]["value"] == 1.0
+    assert content["fd/blank"]["value"] > content["fd/2_step"]["value"]
+    assert content["nfe/blank"] == {"value": 7}
+    assert "Frechet distance in DigitFeatures" in protocol["distance"]
+    assert protocol["samples"] == f"floor 360, 2_step {NUM_SAMPLES}, blank {NUM_SAMPLES}"
+    assert protocol["nfe"] == "2_step 2, blank 7"
+    assert "1437 images of the split train of scikit-learn" in protocol["reference"]
+    assert {"seed": "5", "checkpoint": "last.ckpt"}.items() <= protocol.items()
+    assert protocol["damaged"].startswith("3 ")
+    assert "3 damaged samples of the data were left out" in printed
+    assert "held-out real" in printed
+    said = json.dumps([content, protocol]) + printed
+    assert "FID" not in said.replace("no FID", "")
+    assert "fid/" not in said
+
+
+def test_what_is_not_measured_is_said(datamodule, tmp_path, capsys, monkeypatch):
+    """Without torch-fidelity, and with data above the limit of memory."""
+    monkeypatch.setattr(fidelity, "is_installed", lambda: False)
+    monkeypatch.setattr(reference, "MAX_NEAREST_BYTES", 2**12)
+    content = scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
+    printed = in_words(capsys.readouterr().out)
+    for said in (printed, content["protocol"]["left_out"]):
+        assert "left out: torch-fidelity is not installed" in said
+        assert "nearest is left out" in said
+    kinds = {key.partition("/")[0] for key in content}
+    assert kinds == {"protocol", "fd", "fd_block", "accuracy", "nfe"}
+
+
+def test_scores_that_cost_can_be_left_out(datamodule, tmp_path):
+    pytest.importorskip("torch_fidelity")
+    few = scored(SampleMetrics(DigitFeatures(), False, False), datamodule, tmp_path)
+    assert not {"kid/floor", "precision/floor"} & few.keys()
+    all_of_them = scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
+    added = {"kid/floor", "kid_std/floor", "precision/floor", "recall/floor"}
+    assert added <= all_of_them.keys() - few.keys()
+    assert {key: all_of_them[key] for key in few if key != "protocol"} == {
+        key: value for key, value in few.items() if key != "protocol"
+    }
+
+
+@pytest.mark.parametrize(
+    ("distance", "name"), [("FD", "val/fd23_2_step"), ("FD-DINOv2", "val/fd_dinov2_23_2_step")]
+)
+def test_a_validation_says_of_how_many_samples_it_is(datamodule, tmp_path, distance, name):
+    """The distance of `scm test`, without its other scores."""
+    features = DigitFeatures()
+    features.distance_name = distance
+    metrics, trainer, module = SampleMetrics(features), run(datamodule, tmp_path), Module()
+    metrics.on_validation_epoch_start(trainer, module)
+    for number, (drawn, request) in enumerate(orders(datamodule)):
+        metrics.on_validation_batch_end(trainer, module, drawn, request, number)
+    metrics.on_validation_epoch_end(trainer, module)
+    assert module.logged.keys() == {name, name.replace("2_step", "blank")}
+    content = scored(SampleMetrics(features), datamodule, tmp_path)
+    key = distance.lower().replace("-", "_")
+    assert module.logged[name] == content[f"{key}/2_step"]["value"]
+
+
+def test_a_reference_is_kept_with_the_data_of_a_folder(datamodule, tmp_path):
+    """Its identity holds checksums and normalization; data from elsewhere have no folder."""
+    scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
+    data = training_data(datamodule)
+    assert len(list((data.folder / ".references").glob("*.safetensors"))) >= 1
+    assert data.num_bytes == 1437 * 64 * 4
+    checksum = datamodule.index.splits["train"].shards[0].sha256
+    assert len(checksum) == 64
+    assert checksum in data.content
+    assert str(datamodule.index.mean[0]) in data.content
+    datamodule.root = "https://host/digits"
+    assert training_data(datamodule).folder is None
