@@ -13,7 +13,7 @@ from rich.console import Console
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
-from scm_lightning.data import SampleRequest, ShardDataModule
+from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import (
     FeatureExtractor,
@@ -38,6 +38,8 @@ class SampleMetrics(Callback):
         kid: whether `scm test` measures the kernel distance, with torch-fidelity.
         precision_recall: whether it measures precision and recall, with torch-fidelity; minutes for
             50,000 samples.
+        reference: folder or place of shards of images, to compare latents with the images that they
+            were made from; None compares with the run's own data, decoded if they are latents.
     """
 
     def __init__(
@@ -45,11 +47,14 @@ class SampleMetrics(Callback):
         features: FeatureExtractor | None = None,
         kid: bool = True,
         precision_recall: bool = True,
+        reference: str | None = None,
     ) -> None:
         self.features = features
         self.kid = kid
         self.precision_recall = precision_recall
+        self.reference = reference
         self._reference: Reference | None = None
+        self._compared: ShardDataModule | None = None
         self._sets: dict[str, SampleSet] = {}
         self._nfe: dict[str, int] = {}
 
@@ -108,18 +113,19 @@ class SampleMetrics(Callback):
         if not trainer.is_global_zero:
             return
         console, datamodule = Console(), shards_of(trainer)
+        assert self._compared is not None, "set with the reference"
         _ = scoring.reference.statistics  # has a progress bar of its own
         with console.status("scores of the held-out data") as status:
-            scores = {"floor": self._floor(datamodule, scoring)}
+            scores = {"floor": self._floor(self._compared, scoring)}
             for name, samples in joined.items():
                 status.update(f"scores of {name}")
                 scores[name] = scoring.scores(samples) if samples else {}
-        measured = protocol(datamodule, scoring, scores, self._nfe, str(trainer.ckpt_path))
+        measured = protocol(self._compared, scoring, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2) + "\n")
-        below = caption(datamodule, scoring)
+        below = caption(datamodule.num_damaged(), scoring)
         console.print(score_table(scores, self._nfe, scoring.reference.extractor, below))
         console.print(f"written to {file}")
         distance = scoring.reference.extractor.distance_key
@@ -136,20 +142,43 @@ class SampleMetrics(Callback):
     ) -> None:
         if self.features is None:
             return
+        datamodule = shards_of(trainer)
         if self._reference is None:
-            self._reference = Reference(
-                self.features, training_data(shards_of(trainer)), pl_module.device
-            )
+            self._compared = self._data_to_compare_with(datamodule)
+            data = training_data(self._compared, comparable=self._compared is datamodule)
+            self._reference = Reference(self.features, data, pl_module.device)
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
-            drawn = self._sets.setdefault(name, SampleSet(self._reference, measure_nearest))
+            fresh = SampleSet(self._reference, datamodule.to_images, measure_nearest)
+            drawn = self._sets.setdefault(name, fresh)
             drawn.update(request.indices, samples.x0, request.labels)
 
     def _scoring(self, trainer: Trainer) -> Scoring | None:
         if self._reference is None:
             return None
-        block_size = shards_of(trainer).index.splits["heldout"].num_samples
+        assert self._compared is not None, "set with the reference"
+        block_size = self._compared.index.splits["heldout"].num_samples
         return Scoring(self._reference, block_size, self.kid, self.precision_recall)
+
+    def _data_to_compare_with(self, datamodule: ShardDataModule) -> ShardDataModule:
+        if self.reference is None:
+            return datamodule
+        compared = Shards(
+            datamodule.sigma_data,
+            self.reference,
+            sample_batch_size=datamodule.sample_batch_size,
+            sample_seed=datamodule.sample_seed,
+            reading=datamodule.reading,
+        )
+        compared.prepare_data()
+        compared.setup("test")
+        shapes = [each.index.image_shape for each in (datamodule, compared)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"samples can be compared with images of their own shape only, {shapes[0]}, got "
+                f"{shapes[1]} in {self.reference}; prepare the images at that size"
+            )
+        return compared
 
     def _floor(self, datamodule: ShardDataModule, scoring: Scoring) -> dict[str, Score]:
         """Scores of the held-out data, as if they were samples."""
@@ -162,8 +191,13 @@ class SampleMetrics(Callback):
         return scoring.scores(samples)
 
 
-def training_data(datamodule: ShardDataModule) -> TrainingData:
-    """The training data of a run, as a reference needs them."""
+def training_data(datamodule: ShardDataModule, comparable: bool = True) -> TrainingData:
+    """Training data, as a reference needs them.
+
+    Args:
+        datamodule: owner of the data.
+        comparable: whether they are those that the run is trained on.
+    """
     index = datamodule.index
     latents = index.latents
     content = {
@@ -183,4 +217,5 @@ def training_data(datamodule: ShardDataModule) -> TrainingData:
         sigma_data=datamodule.sigma_data,
         content=json.dumps(content),
         folder=None if is_remote(datamodule.root) else Path(datamodule.root),
+        comparable=comparable,
     )

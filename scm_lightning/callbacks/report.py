@@ -59,7 +59,7 @@ def protocol(
     """How the numbers were measured, in words.
 
     Args:
-        datamodule: owner of the data.
+        datamodule: owner of the data that samples are compared with.
         scoring: what was measured.
         scores: by row, then by kind.
         nfe: network calls per sample, by row.
@@ -96,11 +96,11 @@ def protocol(
     return words
 
 
-def caption(datamodule: ShardDataModule, scoring: Scoring) -> str:
+def caption(num_damaged: int, scoring: Scoring) -> str:
     """What stands below the table.
 
     Args:
-        datamodule: owner of the data.
+        num_damaged: samples of the data that were left out.
         scoring: what was measured.
     """
     name = scoring.reference.extractor.distance_name
@@ -113,8 +113,8 @@ def caption(datamodule: ShardDataModule, scoring: Scoring) -> str:
         words.append("acc.: share given the class asked for.")
     if scoring.reference.has_nearest:
         words.append("near: distance to the nearest training image, in sigma_data.")
-    if damaged := datamodule.num_damaged():
-        words.append(f"{damaged} damaged samples of the data were left out.")
+    if num_damaged:
+        words.append(f"{num_damaged} damaged samples of the data were left out.")
     return " ".join([*words, *_left_out(scoring)])
 
 
@@ -173,7 +173,9 @@ def _left_out(scoring: Scoring) -> list[str]:
             f"KID, precision and recall are left out: torch-fidelity is not installed "
             f"({fidelity.INSTALL})."
         )
-    if not scoring.reference.has_nearest:
+    if not scoring.reference.data.comparable:
+        words.append("nearest is left out: samples are latents, and compared with images.")
+    elif not scoring.reference.has_nearest:
         words.append(
             f"nearest is left out: the data are larger than {MAX_NEAREST_BYTES / 2**30:g} GiB."
         )

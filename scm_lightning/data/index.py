@@ -198,6 +198,11 @@ class ShardIndex:
         return self.shape
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, to look at. (C, H, W)."""
+        return self.shape if self.latents is None else self.latents.image_shape
+
+    @property
     def num_stored_bytes(self) -> int:
         """Size of the arrays of the training split."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize

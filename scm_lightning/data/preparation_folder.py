@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from scm_lightning.data.index import INDEX_FILE, Shard, ShardIndex
-from scm_lightning.data.preparation_plan import Plan, PlannedShard
+from scm_lightning.data.preparation_plan import ORDER, Plan, PlannedShard
 from scm_lightning.data.shard_content import Moments
 from scm_lightning.teachers.snapshots import written_whole
 
@@ -224,11 +224,12 @@ def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
 def _differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What was and what is, of all settings that are not the same."""
     wanted = json.loads(json.dumps(wanted))  # tuples are lists in a file
-    names = sorted(begun.keys() | wanted.keys())
+    names = [
+        name for name in sorted(begun.keys() | wanted.keys()) if begun.get(name) != wanted.get(name)
+    ]
+    told = [name for name in names if name != ORDER] or names  # it follows from the others
     return ", ".join(
-        f"{name} was {_short(begun.get(name))} and is {_short(wanted.get(name))}"
-        for name in names
-        if begun.get(name) != wanted.get(name)
+        f"{name} was {_short(begun.get(name))} and is {_short(wanted.get(name))}" for name in told
     )
 
 

@@ -22,6 +22,8 @@ from scm_lightning.data.sources.source import ImageSource
 Array = np.ndarray[Any, Any]
 
 TRAIN, HELDOUT = "train", "heldout"
+ORDER = "order"
+"""Setting that follows from the others, and from the version of numpy."""
 HELDOUT_SHARE = 0.1
 """Of the images, where neither the source nor the user says what is held out."""
 MIN_HELDOUT = 2
@@ -115,7 +117,7 @@ def make_plan(
         "samples_per_shard": samples_per_shard,
         "seed": seed,
         "fingerprint of the source": source.fingerprint(),
-        "order": _order_digest(splits),
+        ORDER: _order_digest(splits),
     }
     return Plan(shards, known)
 

@@ -34,6 +34,9 @@ MAX_NEAREST_BYTES = 2**30
 """Size of data, in float32, up to which the nearest training image is looked for."""
 FORMAT_VERSION = 1
 
+ToImages = Callable[[Tensor], Tensor]
+"""(B, ...) data units to (B, C, H, W) images in [0, 1]."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -49,15 +52,18 @@ class TrainingData:
         sigma_data: their standard deviation, in data units.
         content: what decides the images, for example checksums of files.
         folder: folder to keep the reference in; None keeps it in memory only.
+        comparable: whether samples are in the units of these data: latents are not, if they are
+            compared with images.
     """
 
     batches: Callable[[], Iterable[Tensor]]
-    to_images: Callable[[Tensor], Tensor]
+    to_images: ToImages
     num_samples: int
     num_bytes: int
     sigma_data: float
     content: str = ""
     folder: Path | None = None
+    comparable: bool = True
 
 
 class KeptFeatures(NamedTuple):
@@ -99,11 +105,16 @@ class Reference:
         self.device = device
 
     @torch.no_grad()
-    def look(self, x0: Tensor) -> Features:
-        """Features of data or samples, in float32 on the CPU. (B, ...), data units."""
+    def look(self, x0: Tensor, to_images: ToImages | None = None) -> Features:
+        """Features of data or samples, in float32 on the CPU.
+
+        Args:
+            x0: data or samples. (B, ...), data units.
+            to_images: makes images of them; None for what makes images of the training data.
+        """
         looked = []
         with torch.autocast(self.device.type, enabled=False):
-            images = self.data.to_images(x0.to(self.device))
+            images = (to_images or self.data.to_images)(x0.to(self.device))
             for part in torch.split(images, self.extractor.batch_size):
                 looked.append(self.extractor(part))
         features = torch.cat([each.features for each in looked]).float().cpu()
@@ -118,7 +129,7 @@ class Reference:
             x0: samples. (B, ...), data units.
 
         Returns:
-            (B,); or None if the data are too large to be held in memory.
+            (B,); or None if the data are too large to be held in memory, or not comparable.
         """
         if not self.has_nearest:
             return None
@@ -127,8 +138,8 @@ class Reference:
 
     @property
     def has_nearest(self) -> bool:
-        """Whether the data are small enough to look for the nearest."""
-        return self.data.num_bytes <= MAX_NEAREST_BYTES
+        """Whether the data are comparable, and small enough to look for the nearest."""
+        return self.data.comparable and self.data.num_bytes <= MAX_NEAREST_BYTES
 
     @property
     def statistics(self) -> Statistics:

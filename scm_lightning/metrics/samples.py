@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scm_lightning.metrics.reference import Reference
+from scm_lightning.metrics.reference import Reference, ToImages
 
 
 class JoinedSamples(NamedTuple):
@@ -35,11 +35,18 @@ class SampleSet:
 
     Args:
         reference: what they will be compared with.
+        to_images: makes images of the samples; None for what makes images of the training data.
         measure_nearest: whether the nearest training image is looked for.
     """
 
-    def __init__(self, reference: Reference, measure_nearest: bool = True) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        to_images: ToImages | None = None,
+        measure_nearest: bool = True,
+    ) -> None:
         self.reference = reference
+        self.to_images = to_images
         self.measure_nearest = measure_nearest
         self._parts: list[dict[str, Tensor]] = []
 
@@ -53,7 +60,7 @@ class SampleSet:
         """
         if not len(x0):
             return
-        extractor, looked = self.reference.extractor, self.reference.look(x0)
+        extractor, looked = self.reference.extractor, self.reference.look(x0, self.to_images)
         finite = x0.flatten(1).isfinite().all(dim=1).cpu()
         nan = torch.full_like(looked.features, torch.nan)  # bytes of an image could not show it
         features = torch.where(finite[:, None], looked.features, nan)

@@ -4,12 +4,13 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from scm_lightning.callbacks import SampleMetrics
 from scm_lightning.callbacks.metrics import training_data
-from scm_lightning.data import Digits, SampleRequest
+from scm_lightning.data import Digits, ImageSet, SampleRequest, prepare_digits, prepare_shards
 from scm_lightning.metrics import DigitFeatures, fidelity, reference
 
 NUM_SAMPLES, SIGMA_DATA = 23, 0.7
@@ -158,3 +159,24 @@ def test_a_reference_is_kept_with_the_data_of_a_folder(datamodule, tmp_path):
     assert str(datamodule.index.mean[0]) in data.content
     datamodule.root = "https://host/digits"
     assert training_data(datamodule).folder is None
+
+
+def test_images_in_another_folder_are_compared_with(datamodule, folder, tmp_path):
+    """As latents are: the same images give the same scores, but no nearest one."""
+    prepare_digits(tmp_path / "same")
+    own = scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
+    theirs = scored(
+        SampleMetrics(DigitFeatures(), reference=str(tmp_path / "same")), datamodule, tmp_path
+    )
+    assert theirs["fd/2_step"] == own["fd/2_step"]
+    assert theirs["fd/floor"] == own["fd/floor"]
+    assert "samples are latents" in theirs["protocol"]["left_out"]
+    assert {key for key in own.keys() - theirs.keys() if "nearest/" not in key} == set()
+    larger = np.zeros((4, 1, 9, 9), np.uint8)
+    larger[::2] = 1
+    splits = {"train": (larger, np.zeros(4)), "heldout": (larger, np.zeros(4))}
+    prepare_shards(tmp_path / "larger", lambda: ImageSet(splits, 0, 1.0, "a test"), 5)
+    with pytest.raises(ValueError, match=r"images of their own shape only, \(1, 8, 8\), got"):
+        scored(
+            SampleMetrics(DigitFeatures(), reference=str(tmp_path / "larger")), datamodule, tmp_path
+        )
