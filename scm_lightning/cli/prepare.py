@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scm prepare`: from images as they are handed out to shards that a run reads."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from scm_lightning.cli.app import CommandParser
+from scm_lightning.cli.prepare_report import (
+    SHEET_FILE,
+    contact_sheet,
+    next_command,
+    plan_table,
+    summary_table,
+)
+from scm_lightning.data.image_probe import fit_transform
+from scm_lightning.data.images import WHITE, ImageTransform
+from scm_lightning.data.latent_content import EncodedLatents
+from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.preparation import Recipe, prepare
+from scm_lightning.data.shard_content import Pixels
+from scm_lightning.data.sources import open_source
+
+DEFAULT_SIZE = 64
+INTERRUPTED = 130
+"""Exit code of a program that the keyboard has ended."""
+
+
+def run_prepare(args: Sequence[str]) -> None:
+    """Parse the arguments of `scm prepare` and do it.
+
+    Args:
+        args: arguments after the word `prepare`.
+
+    Raises:
+        ValueError: if what the user passed does not fit.
+        SystemExit: with code 130, if the keyboard interrupts.
+    """
+    parser = CommandParser(
+        prog="scm prepare",
+        description="Write shards of a set of images, which a run reads with "
+        "scm_lightning.data.Shards. Ended at any moment, the same command goes on where it was.",
+    )
+    parser.add_function_arguments(prepare_images, skip={"upscale", "dry_run"})
+    parser.add_argument(
+        "--upscale",
+        action="store_true",
+        help="Enlarge images that are smaller than the size; else they count as unreadable.",
+    )
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="Only show what would be written."
+    )
+    options = parser.parse_args(list(args)).as_dict()
+    try:
+        prepare_images(**options)
+    except KeyboardInterrupt:
+        print(
+            f"scm: interrupted; what is finished in {options['out']} is kept, and the same command "
+            "goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(INTERRUPTED) from None
+
+
+def prepare_images(
+    source: str,
+    out: str,
+    kind: str = "auto",
+    labels: str | None = None,
+    size: int | None = None,
+    crop: Literal["center", "adm", "none", "pad"] = "center",
+    channels: Literal[1, 3] | None = None,
+    background: tuple[int, int, int] = WHITE,
+    upscale: bool = False,
+    heldout: float | None = None,
+    samples_per_shard: int = 1000,
+    normalize: Literal["measured", "range", "paper"] = "measured",
+    latents: str | None = None,
+    latents_stored: Literal["mean", "mean_std"] = "mean_std",
+    latents_batch_size: int = 32,
+    latents_dtype: Literal["float16", "float32"] = "float16",
+    latents_compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    device: str = "cpu",
+    max_unreadable: int = 0,
+    workers: int | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> None:
+    """Write shards of a set of images.
+
+    Args:
+        source: folder of images (its folders are classes), zip archive, webdataset shards
+            ("a-{000..099}.tar"), ImageNet as Kaggle hands it out, CIFAR-10's archive,
+            Fashion-MNIST's folder, or a data set saved by Hugging Face's datasets.
+        out: folder to write.
+        kind: what the source is, if it cannot be found out: folder, imagenet, zip, webdataset,
+            cifar10, fashion or huggingface.
+        labels: CSV file of classes with the header file,label, for a folder or zip archive.
+        size: side of the images that are written, in pixels. By default 64, and with crop none
+            what the images have.
+        crop: center (the central square, resized by Lanczos), adm (as ADM and EDM prepare
+            ImageNet), none (images must have the size already) or pad (images that are smaller,
+            in the middle of a frame of the background).
+        channels: 1 for grey, 3 for color. By default 1 if all of 16 images looked at are grey.
+        background: color of frames and behind transparent pixels: red, green, blue, from 0 to
+            255.
+        upscale: whether images that are smaller than the size are enlarged; else they count as
+            unreadable.
+        heldout: what is held out for scores, as a share (0.1) or a number of images (5000), as
+            many of every class. By default the source's own split, or 0.1.
+        samples_per_shard: images in every file.
+        normalize: how pixels or latents are brought to the data that a network sees: measured, by
+            their mean and deviation; range, pixels to the paper's [-1, 1] at sigma_data 0.5; paper,
+            latents by the paper's mean and deviation, which hold for sd-vae-ft-mse alone.
+        latents: autoencoder of diffusers (AutoencoderKL) whose latents are written in the place of
+            pixels: its folder, or its name on the Hugging Face hub, from where it is downloaded.
+        latents_stored: mean of the posterior, or mean_std, both, of which a training batch draws.
+        latents_batch_size: images encoded at once.
+        latents_dtype: type of the numbers written.
+        latents_compute_dtype: type that the encoder computes in.
+        device: where the encoder runs: cpu, cuda, cuda:1.
+        max_unreadable: images left out at most because they cannot be read.
+        workers: processes that load images, 0 for none beside the program. By default one for
+            every core. The files are the same for any number.
+        seed: of the order of the images, and of the choice of what is held out.
+        dry_run: whether only to show what would be written.
+
+    Raises:
+        ValueError: if the source, the folder or the options do not fit.
+    """
+    console = Console()
+    if (workers is not None and workers < 0) or max_unreadable < 0:
+        raise ValueError(
+            f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
+        )
+    if size is None and crop != "none":
+        size = DEFAULT_SIZE
+    images = open_source(source, kind, labels)
+    transform, shape = fit_transform(
+        images, ImageTransform(size, crop, channels, background, upscale)
+    )
+    content: Pixels | EncodedLatents = Pixels(shape)
+    autoencoder = None if latents is None else Autoencoder(latents, shape)
+    if autoencoder is not None:
+        content = EncodedLatents(
+            autoencoder,
+            latents_stored,
+            latents_batch_size,
+            latents_dtype,
+            latents_compute_dtype,
+            device,
+        )
+    recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed)
+    console.print(f"{images.description}: {len(images.items):,} images", soft_wrap=True)
+    if dry_run:
+        console.print(plan_table(recipe))
+        return
+    done = prepare(recipe, Path(out), num_cores() if workers is None else workers, max_unreadable)
+    sheet = Path(out) / SHEET_FILE
+    if not sheet.is_file():
+        contact_sheet(Path(out), done.index, autoencoder, device).save(sheet)
+    if not done.num_images:
+        console.print(f"{out} is complete already: nothing to do", soft_wrap=True)
+    console.print(summary_table(recipe, done))
+    console.print(f"what the network will see: {sheet}", soft_wrap=True)
+    console.print(f"next: {next_command(out, done.index)}", markup=False, soft_wrap=True)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `scm prepare` shows: a table, a sheet of images, the command that comes next."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.data.index import ShardIndex
+from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.preparation import NAMED, Preparation, Recipe
+from scm_lightning.data.preparation_space import megabytes, shard_bytes
+from scm_lightning.data.shards import Sample, read_shard
+
+SHEET_FILE = "contact_sheet.png"
+SHEET_WIDTH = 1000
+"""Of the images on a sheet. Screen pixels, about."""
+MAX_COLUMNS, MAX_ROWS = 16, 12
+MAX_LOOKED_AT = 5000
+"""Images that are read to fill a sheet."""
+SHOWN_AT = 0.5
+"""A sigma_data to normalise with and back; the images do not depend on it."""
+
+
+def plan_table(recipe: Recipe) -> Table:
+    """What would be written.
+
+    Args:
+        recipe: what is made of which source.
+    """
+    plan, table = recipe.plan(), _table()
+    for split in ("train", "heldout"):
+        shards = [each for each in plan.shards if each.split == split]
+        table.add_row(split, _in_shards(plan.num_images(split), len(shards)))
+    table.add_row("classes", _classes(recipe))
+    table.add_row("sample", f"{_by(recipe.content.stored_shape)} {recipe.content.dtype}")
+    size = sum(shard_bytes(each, recipe.content) for each in plan.shards)
+    table.add_row("on disk", f"{megabytes(size)}, nothing of which is written yet")
+    return table
+
+
+def summary_table(recipe: Recipe, done: Preparation) -> Table:
+    """What was written.
+
+    Args:
+        recipe: what was made of which source.
+        done: what came of it.
+    """
+    index, table = done.index, _table()
+    for name, split in index.splits.items():
+        table.add_row(name, _in_shards(split.num_samples, len(split.shards)))
+    table.add_row("classes", _classes(recipe))
+    table.add_row("sample", f"{_by(index.stored_shape)} {index.dtype}")
+    table.add_row("mean, std", "; ".join(_statistics(index)))
+    size = sum(shard.num_bytes for split in index.splits.values() for shard in split.shards)
+    table.add_row("on disk", megabytes(size))
+    table.add_row("unreadable", _unreadable(done.unreadable))
+    if done.num_images:
+        rate = done.num_images / max(done.seconds, 1e-9)
+        table.add_row("time", f"{done.seconds:.1f} s, {rate:,.0f} images/s")
+    return table
+
+
+def contact_sheet(
+    folder: Path, index: ShardIndex, autoencoder: Autoencoder | None = None, device: str = "cpu"
+) -> Image.Image:
+    """Images of the training split, read from the shards and normalised as for a network.
+
+    Args:
+        folder: folder of the shards.
+        index: its index.
+        autoencoder: what turns latents back into images; None for pixels.
+        device: where that is done.
+
+    Returns:
+        One row of images for every class if there are few classes, else a block of images.
+    """
+    width = (index.shape if index.latents is None else index.latents.image_shape)[2]
+    columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, width)))
+    files = [str(folder / shard.name) for shard in index.splits["train"].shards]
+    read = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
+
+    def seen(samples: list[Sample]) -> Tensor:
+        return _seen(index, samples, autoencoder, device)
+
+    if not 0 < index.num_classes <= MAX_ROWS:
+        return image_grid(seen(list(islice(read, columns * MAX_ROWS // 2))), columns)
+    rows: list[list[Sample]] = [[] for _ in range(index.num_classes)]
+    for sample in islice(read, MAX_LOOKED_AT):
+        if len(rows[sample.label]) < columns:
+            rows[sample.label].append(sample)
+        elif all(len(row) == columns for row in rows):
+            break
+    named = zip(_names(index), rows, strict=True)
+    return captioned_rows({name: seen(row) for name, row in named if row})
+
+
+def next_command(out: str, index: ShardIndex) -> str:
+    """A command that trains on the shards.
+
+    Args:
+        out: folder of the shards.
+        index: its index.
+    """
+    small = index.shape[1] <= 32
+    if index.latents is None:
+        name = "cifar10" if small else "imagenet64"
+    else:
+        name = "fashion_latent" if small else "imagenet512"
+    network = "--model.init_args.network.init_args"
+    shape = ", ".join(map(str, index.shape))
+    options = [
+        f"--data.init_args.root {out}",
+        f"--data.init_args.use_labels {str(index.num_classes > 0).lower()}",
+        f'{network}.data_shape "[{shape}]"',
+        f"{network}.num_classes {index.num_classes}",
+    ]
+    return f"scm fit --config configs/{name}_teacher.yaml {' '.join(options)}"
+
+
+def _table() -> Table:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _in_shards(num_images: int, num_shards: int) -> str:
+    return f"{num_images:,} images in {num_shards:,} shard{'s' if num_shards > 1 else ''}"
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _names(index: ShardIndex) -> list[str]:
+    return index.class_names or [str(label) for label in range(index.num_classes)]
+
+
+def _classes(recipe: Recipe) -> str:
+    """Number of classes, and of the images in each if they are few."""
+    names = recipe.source.class_names
+    if not names:
+        return "none"
+    counts = Counter(item.label for item in recipe.source.items)
+    if len(names) <= MAX_ROWS:
+        listed = ", ".join(f"{name} {counts[label]:,}" for label, name in enumerate(names))
+        return f"{len(names)}: {listed}"
+    sizes = [counts[label] for label in range(len(names))]
+    return f"{len(names):,} of {min(sizes):,} to {max(sizes):,} images"
+
+
+def _statistics(index: ShardIndex) -> list[str]:
+    return [f"{mean:.4g}, {std:.4g}" for mean, std in zip(index.mean, index.std, strict=True)]
+
+
+def _unreadable(lines: list[str]) -> str:
+    if not lines:
+        return "none"
+    others = [f"and {len(lines) - NAMED:,} others"] if len(lines) > NAMED else []
+    return "\n".join([f"{len(lines):,}, left out:", *lines[:NAMED], *others])
+
+
+def _seen(
+    index: ShardIndex, samples: list[Sample], autoencoder: Autoencoder | None, device: str
+) -> Tensor:
+    """Samples as data, and back to images; of posteriors the means. (N, C, H, W) in [0, 1]."""
+    arrays = np.stack([sample.array[: index.shape[0]] for sample in samples])
+    x0 = index.arrays_to_data(torch.from_numpy(arrays), SHOWN_AT)
+    back = index.data_to_arrays(x0, SHOWN_AT)
+    if autoencoder is not None:
+        return autoencoder.decode(back.to(device))
+    return (back / index.max_value).clamp(0, 1)
