@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from scm_lightning.data import Sample, ShardIndex, read_shard
-from scm_lightning.data.images import ImageTransform
-from scm_lightning.data.preparation import Recipe
-from scm_lightning.data.shard_content import Pixels
+from scm_lightning.data.preparation.content import Pixels
+from scm_lightning.data.preparation.engine import Recipe
+from scm_lightning.data.preparation.transform import ImageTransform
 from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 SHAPE = (3, 6, 4)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from scm_lightning.cli.app import CommandParser
+from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
     contact_sheet,
@@ -17,12 +17,12 @@ from scm_lightning.cli.prepare_report import (
     plan_table,
     summary_table,
 )
-from scm_lightning.data.image_probe import fit_transform
-from scm_lightning.data.images import WHITE, ImageTransform
-from scm_lightning.data.latent_content import EncodedLatents
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.preparation import Recipe, prepare
-from scm_lightning.data.shard_content import Pixels
+from scm_lightning.data.preparation.content import Pixels
+from scm_lightning.data.preparation.engine import Recipe, prepare
+from scm_lightning.data.preparation.latent_content import EncodedLatents
+from scm_lightning.data.preparation.probe import fit_transform
+from scm_lightning.data.preparation.transform import WHITE, ImageTransform
 from scm_lightning.data.sources import open_source
 
 DEFAULT_SIZE = 64

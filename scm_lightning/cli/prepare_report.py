@@ -14,8 +14,8 @@ from torch import Tensor
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.preparation import NAMED, Preparation, Recipe
-from scm_lightning.data.preparation_space import megabytes, shard_bytes
+from scm_lightning.data.preparation.engine import NAMED, Preparation, Recipe
+from scm_lightning.data.preparation.space import megabytes, shard_bytes
 from scm_lightning.data.shards import Sample, read_shard
 
 SHEET_FILE = "contact_sheet.png"

@@ -10,8 +10,8 @@ import pytest
 from painted import SHAPE, PaintedImages, content_of, read_split, recipe
 
 from scm_lightning.data import ShardIndex
-from scm_lightning.data.images import ImageTransform
-from scm_lightning.data.preparation import prepare
+from scm_lightning.data.preparation.engine import prepare
+from scm_lightning.data.preparation.transform import ImageTransform
 
 
 def test_every_image_is_in_one_split_under_its_own_class(tmp_path):

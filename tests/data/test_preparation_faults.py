@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from painted import PaintedImages, content_of, recipe
 
-from scm_lightning.data.preparation import prepare
-from scm_lightning.data.preparation_plan import PlannedShard
-from scm_lightning.data.preparation_space import shard_bytes
-from scm_lightning.data.shard_content import Pixels
+from scm_lightning.data.preparation.content import Pixels
+from scm_lightning.data.preparation.engine import prepare
+from scm_lightning.data.preparation.plan import PlannedShard
+from scm_lightning.data.preparation.space import shard_bytes
 
 fork = multiprocessing.get_context("fork")
 """Starts a process in no time, with everything imported."""

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Any
 
 from scm_lightning.data.index import INDEX_FILE, Shard, ShardIndex
-from scm_lightning.data.preparation_plan import ORDER, Plan, PlannedShard
-from scm_lightning.data.shard_content import Moments
+from scm_lightning.data.preparation.content import Moments
+from scm_lightning.data.preparation.plan import ORDER, Plan, PlannedShard
 from scm_lightning.teachers.snapshots import written_whole
 
 WORK_FOLDER = ".preparation"

@@ -18,7 +18,7 @@ import torch
 
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.shard_content import Moments, ShardContent
+from scm_lightning.data.preparation.content import Moments, ShardContent
 
 Array = np.ndarray[Any, Any]
 

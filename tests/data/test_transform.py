@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from scm_lightning.data.images import ImageTransform, compose
+from scm_lightning.data.preparation.transform import ImageTransform, compose
 from scm_lightning.data.sources import UnreadableImageError
 
 

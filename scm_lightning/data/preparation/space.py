@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_lightning.data.preparation_plan import Plan, PlannedShard
-from scm_lightning.data.shard_content import ShardContent
+from scm_lightning.data.preparation.content import ShardContent
+from scm_lightning.data.preparation.plan import Plan, PlannedShard
 
 BLOCK, RECORD, ARRAY_HEADER = 512, 10240, 128
 ALLOWANCE, SHARD_ALLOWANCE = 2**16, 2**13

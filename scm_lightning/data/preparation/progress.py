@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from scm_lightning.data.image_loader import LoadedImages
+from scm_lightning.data.preparation.loader import LoadedImages
 
 
 class RateColumn(ProgressColumn):

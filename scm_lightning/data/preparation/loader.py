@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scm_lightning.data.images import ImageTransform
+from scm_lightning.data.preparation.transform import ImageTransform
 from scm_lightning.data.sources.source import ImageSource, UnreadableImageError
 
 Array = np.ndarray[Any, Any]

@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from scm_lightning.data.image_loader import ImageLoader, LoadedImages
-from scm_lightning.data.images import ImageTransform
 from scm_lightning.data.index import Shard, ShardIndex, Split
-from scm_lightning.data.latent_content import paper_statistics
-from scm_lightning.data.preparation_folder import (
+from scm_lightning.data.preparation.content import Moments, ShardContent
+from scm_lightning.data.preparation.folder import (
     PreparationFolder,
     Record,
     read_account,
 )
-from scm_lightning.data.preparation_plan import (
+from scm_lightning.data.preparation.latent_content import paper_statistics
+from scm_lightning.data.preparation.loader import ImageLoader, LoadedImages
+from scm_lightning.data.preparation.plan import (
     HELDOUT,
     MIN_HELDOUT,
     TRAIN,
@@ -41,9 +41,9 @@ from scm_lightning.data.preparation_plan import (
     PlannedShard,
     make_plan,
 )
-from scm_lightning.data.preparation_progress import PreparationProgress
-from scm_lightning.data.preparation_space import explained_errors, refuse_small_disk
-from scm_lightning.data.shard_content import Moments, ShardContent
+from scm_lightning.data.preparation.progress import PreparationProgress
+from scm_lightning.data.preparation.space import explained_errors, refuse_small_disk
+from scm_lightning.data.preparation.transform import ImageTransform
 from scm_lightning.data.shards import write_shard
 from scm_lightning.data.sources.source import ImageSource
 
