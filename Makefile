@@ -5,14 +5,16 @@ SEED ?= 0
 SCM = OMP_NUM_THREADS=1 .venv/bin/scm
 # Behind --config, since later options win.
 SEEDED = --seed_everything $(SEED)
+# A run that is finished is left as it is; one that was stopped goes on; a seed trains anew.
+FRESH = $(if $(filter command line,$(origin SEED)),--fresh)
 INSTALL = .venv/bin/pip install -q --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow lint
 
 # One thread: two that wait for each other on a loaded machine can be many times slower.
 demo: .venv/installed
-	$(SCM) fit     --config configs/digits_teacher.yaml $(SEEDED)
-	$(SCM) fit     --config configs/digits_scd.yaml $(SEEDED)
+	$(SCM) fit     --config configs/digits_teacher.yaml $(SEEDED) $(FRESH)
+	$(SCM) fit     --config configs/digits_scd.yaml $(SEEDED) $(FRESH)
 	$(SCM) test    --config configs/digits_scd.yaml $(SEEDED)
 	$(SCM) predict --config configs/digits_scd.yaml $(SEEDED)
 

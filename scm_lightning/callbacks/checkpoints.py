@@ -1,17 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a run."""
+"""Checkpoints of a run, from which it goes on as if it had never stopped.
+
+A checkpoint holds weights, averages and their counters, optimizer, schedules, the position in the
+data, and the random numbers of every process. It is written between two optimizer steps, never
+while gradients are accumulated, since those are not kept. What is in the folder, and how files are
+written, says `checkpoint_folder`.
+"""
 
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+
+from scm_lightning.callbacks.checkpoint_folder import (
+    LAST,
+    WholeFiles,
+    number_last,
+    numbered,
+    set_aside_later,
+    sweep,
+)
+from scm_lightning.callbacks.random_state import (
+    gathered,
+    random_state,
+    seed_after,
+    set_random_state,
+)
+from scm_lightning.callbacks.run_log import RunLog
+from scm_lightning.teachers.checkpoint_files import step_of
+
+RANDOM_KEY = "random_states"
+"""Entry of a checkpoint with the random numbers of all processes."""
 
 
-class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints every so many steps, and one at the end of the run.
+class Checkpoints(Checkpoint):
+    """Saves every so many steps, and at the end of the run.
 
-    Lightning alone leaves the steps after the last multiple of `every_n_train_steps` unsaved.
-    `last.ckpt` is always the newest state; the numbered files are kept all.
+    The numbered files are all kept; `last.ckpt` is always the newest state. Random numbers go on
+    from step to step, whatever else draws some, so that a run that was interrupted equals the one
+    that was not: on the same number of processes, of the same machine and torch.
 
     Args:
         dirpath: folder of the files; `checkpoints` in the run's folder by default.
@@ -26,19 +57,187 @@ class Checkpoints(ModelCheckpoint):
             raise ValueError(
                 f"every_n_train_steps of checkpoints must be at least 1, got {every_n_train_steps}"
             )
-        super().__init__(
-            dirpath=dirpath,
-            filename="{step:07d}",
-            auto_insert_metric_name=False,
-            save_last=True,
-            save_top_k=-1,
-            every_n_train_steps=every_n_train_steps,
-            enable_version_counter=False,
-        )
+        self.dirpath = dirpath
+        self.every_n_train_steps = every_n_train_steps
+        self._saved_step = 0
+        self._is_trial = False  # fast_dev_run leaves no files
+        self._in_batch = False
+        self._gradients_wait = False
+        self._loaded: list[Any] | None = None
+        self._own_numbers: dict[str, Any] | None = None  # after the last training step
+        self._disturbed = False
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+        assert self.dirpath is not None, "setup has filled it in"
+        return Path(self.dirpath)
+
+    def save_last(self, trainer: Trainer) -> bool:
+        """Save `last.ckpt` now. All processes must call.
+
+        Args:
+            trainer: the trainer, in a training.
+
+        Returns:
+            Whether it is saved; False while gradients are accumulated: call again after the next
+            batch.
+
+        Raises:
+            OSError: if it cannot be written; in all processes.
+        """
+        self._note_step(trainer)
+        if self._gradients_wait:
+            return False
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+        return True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read and write files our way; remove what a killed process has left."""
+        self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        self._is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if stage == "fit" and trainer.is_global_zero:
+            sweep(self.folder)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the random numbers of all processes, as the last training step has left them."""
+        self._note_step(trainer)
+        own = self._own_numbers or random_state(trainer.strategy.root_device)
+        checkpoint[RANDOM_KEY] = gathered(own, trainer.world_size)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the random numbers until training starts; starting it draws some."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._loaded = checkpoint.get(RANDOM_KEY, [])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the random numbers; set aside what is of another, longer run."""
+        self._saved_step = trainer.global_step
+        self._in_batch = self._gradients_wait = False
+        self._own_numbers = None
+        if self._loaded is not None:
+            self._go_on_from(self._loaded, trainer)
+            self._loaded = None
+        self._disturbed = True
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLog):
+                logger.start_from(trainer.global_step)
+        if trainer.is_global_zero and not self._is_trial:
+            aside = set_aside_later(self.folder, trainer.global_step)
+            if aside is not None:
+                _say(
+                    f"training starts at step {trainer.global_step}: later checkpoints in "
+                    f"{self.folder} are now in {aside}"
+                )
+            self._number_if_interrupted(trainer.global_step)
+        trainer.strategy.barrier("later checkpoints are set aside")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on with the random numbers of the last step."""
+        if self._disturbed and self._own_numbers is not None:
+            set_random_state(self._own_numbers, trainer.strategy.root_device)
+        self._disturbed = False
+        self._in_batch = True
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save every so many steps, and after the last one."""
+        self._note_step(trainer)
+        step = trainer.global_step
+        if self._gradients_wait or self._is_trial or step == self._saved_step:
+            return
+        if step % self.every_n_train_steps == 0:
+            self._save(trainer, is_numbered=True)
+        elif step == trainer.max_steps:
+            self.save_last(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that others draw random numbers."""
+        self._disturbed = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that a loader may draw random numbers for its next pass."""
+        self._disturbed = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state."""
-        super().on_train_end(trainer, pl_module)
-        assert self.dirpath is not None, "Lightning has set it by now"
-        file = Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}.ckpt"
-        trainer.save_checkpoint(file, weights_only=False)
+        """Save the final state, if training did not end at `max_steps`."""
+        if self._is_trial:
+            return
+        if self._gradients_wait and trainer.is_global_zero:
+            _say("training ended between two optimizer steps: waiting gradients are not saved")
+        self._gradients_wait = False
+        self.save_last(trainer)
+
+    def _number_if_interrupted(self, step: int) -> None:
+        """Give `last.ckpt` its number, if the process was killed before it did."""
+        last = self.folder / LAST
+        is_due = step > 0 and step % self.every_n_train_steps == 0
+        is_there = (self.folder / numbered(step)).exists()
+        if is_due and not is_there and last.is_file() and step_of(last) == step:
+            number_last(self.folder, step)
+
+    def _note_step(self, trainer: Trainer) -> None:
+        """Take note of the training step that has just been made, if that is not done yet.
+
+        Another callback may ask for a checkpoint before this one is told of the end of the batch.
+        """
+        if self._in_batch:
+            self._own_numbers = random_state(trainer.strategy.root_device)
+            self._gradients_wait = trainer.fit_loop._should_accumulate()
+            self._in_batch = False
+
+    def _save(self, trainer: Trainer, is_numbered: bool = False) -> None:
+        """Write a file; if that fails, fail in all processes, or the others would wait for ever."""
+        failure, step = None, trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()
+        try:
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        except (OSError, ValueError) as error:
+            failure = str(error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
+        if failure is None and is_numbered and trainer.is_global_zero:
+            try:
+                number_last(self.folder, step)
+            except OSError as error:
+                failure = f"{self.folder / LAST} is written, but not as {numbered(step)}: {error}"
+        failure = trainer.strategy.broadcast(failure) or failure
+        if failure:
+            raise OSError(failure)
+        self._saved_step = step
+
+    def _go_on_from(self, states: list[Any], trainer: Trainer) -> None:
+        """Take this process's random numbers, or new ones if there are none for it."""
+        device = trainer.strategy.root_device
+        fits = len(states) == trainer.world_size
+        if fits and (device.type != "cuda" or "cuda" in states[trainer.global_rank]):
+            set_random_state(states[trainer.global_rank], device)
+        else:
+            seed_after(states, trainer.global_step, trainer.global_rank)
+            if trainer.is_global_zero:
+                _say(
+                    f"random numbers are new ones from step {trainer.global_step} on: the "
+                    f"checkpoint has those of {len(states)} processes, this run has "
+                    f"{trainer.world_size} on {device.type}; it goes on, but not number for number "
+                    "as if it had never stopped"
+                )
+        self._own_numbers = random_state(device)
+
+
+def _say(line: str) -> None:
+    Console().print(line, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 """Numbers that tell a healthy run from a failing one; the loss does not.
 
     tangent_norm/T0-T1   mean norm of g, before it is bounded, over the samples with t in [T0, T1)
+    loss/T0-T1           mean loss of these samples; what is not finite is left out of both
     grad_norm            norm of the gradient of the trained network
 
 In a healthy run the tangent norm rises with the warm-up and then settles or falls, at every time. A
@@ -11,7 +12,7 @@ step, mean too high a learning rate, too short a warm-up or too few small times.
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -22,13 +23,15 @@ from torch.optim import Optimizer
 
 TIME_EDGES = (0.0, 0.1, 0.5, 1.1, 1.5, math.pi / 2)
 """Edges of the buckets of t. 1.1 is where the second sampling step starts. Radians."""
+OF_SAMPLES = {"tangent_norm": "tangent_norm", "loss": "sample_loss"}
+"""Name in the log, and in what a training step returns, (B,)."""
 
 
 class Diagnostics(Callback):
-    """Logs tangent norms per time and the gradient norm.
+    """Logs tangent norms and losses per time, and the gradient norm.
 
     Args:
-        every_n_steps: optimizer steps between two lines of the log; norms are averaged in between.
+        every_n_steps: optimizer steps between two lines of the log, which average over them.
 
     Raises:
         ValueError: if `every_n_steps` is below 1.
@@ -38,7 +41,9 @@ class Diagnostics(Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self._totals = torch.zeros(2, len(TIME_EDGES) - 1, dtype=torch.float64)
+        # Sums and counts, by quantity and bucket.
+        shape = (2, len(OF_SAMPLES), len(TIME_EDGES) - 1)
+        self._totals = torch.zeros(shape, dtype=torch.float64)
 
     def on_train_batch_end(
         self,
@@ -48,10 +53,10 @@ class Diagnostics(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Add the norms of a batch; write the means of the last steps."""
-        if not isinstance(outputs, Mapping) or "tangent_norm" not in outputs:
+        """Add the samples of a batch; write the means of the last steps."""
+        if not isinstance(outputs, Mapping) or "t" not in outputs:
             return
-        self._add(outputs["t"], outputs["tangent_norm"])
+        self._add(outputs["t"], [outputs.get(name) for name in OF_SAMPLES.values()])
         if trainer.global_step % self.every_n_steps == 0:
             self._write(trainer)
 
@@ -66,21 +71,21 @@ class Diagnostics(Callback):
             # Of a sharded network it is a sum that all processes have to make.
             pl_module.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def _add(self, t: Tensor, norms: Tensor) -> None:
+    def _add(self, t: Tensor, of_samples: list[Tensor | None]) -> None:
         edges = torch.tensor(TIME_EDGES[1:-1], device=t.device, dtype=t.dtype)
         bucket = torch.bucketize(t, edges, right=True)
-        totals = torch.zeros_like(self._totals, device=t.device)
-        totals[0].index_add_(0, bucket, norms.double())
-        totals[1].index_add_(0, bucket, torch.ones_like(norms, dtype=torch.float64))
-        self._totals = self._totals.to(t.device) + totals
+        unknown = torch.full_like(t, math.nan)
+        values = torch.stack([unknown if each is None else each for each in of_samples]).double()
+        counts = values.isfinite().double()
+        self._totals = self._totals.to(t.device)
+        self._totals.index_add_(2, bucket, torch.stack([values.nan_to_num(0.0, 0.0, 0.0), counts]))
 
     def _write(self, trainer: Trainer) -> None:
         sums, counts = trainer.strategy.reduce(self._totals, reduce_op="sum").tolist()
-        values = {
-            f"tangent_norm/{low:.2f}-{high:.2f}": total / count
-            for (low, high), total, count in zip(pairwise(TIME_EDGES), sums, counts, strict=True)
-            if count
-        }
+        buckets = [f"{low:.2f}-{high:.2f}" for low, high in pairwise(TIME_EDGES)]
+        names = [f"{name}/{bucket}" for name in OF_SAMPLES for bucket in buckets]
+        flat = zip(names, chain(*sums), chain(*counts), strict=True)
+        values = {name: total / count for name, total, count in flat if count}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         self._totals = torch.zeros_like(self._totals)

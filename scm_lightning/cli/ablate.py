@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from scm_lightning.cli.ablation import RECORD, Ablation, Overrides, Run, trials
+from scm_lightning.cli.ablation import RECORD, STARTED, Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
     CURVES_FILE,
     collect,
@@ -34,7 +34,7 @@ from scm_lightning.cli.ablation_report import (
     plot,
     score_table,
 )
-from scm_lightning.cli.app import CommandParser
+from scm_lightning.cli.parsers import CommandParser
 
 
 def parse(words: Sequence[str]) -> Ablation:
@@ -146,12 +146,13 @@ def _run(
     start = time.monotonic()
     progress.update(task, description=run.name)
     run.folder.mkdir(parents=True, exist_ok=True)
-    for stale in (RECORD, run.product, CURVES_FILE):
+    made_from, fresh = run.made_from(), not run.is_started()
+    for stale in (RECORD, STARTED, run.product, CURVES_FILE) if fresh else (RECORD,):
         (run.folder / stale).unlink(missing_ok=True)
-    made_from = run.made_from()
+    (run.folder / STARTED).write_text(json.dumps(made_from, indent=2) + "\n")
     for stage in run.stages:
         log = run.folder / f"{stage}.log"
-        command = [sys.executable, "-m", "scm_lightning", *run.words(stage)]
+        command = [sys.executable, "-m", "scm_lightning", *run.words(stage, fresh)]
         with log.open("w") as output:
             code = subprocess.run(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False

@@ -20,6 +20,8 @@ TEACHER = "model.init_args.teacher"
 OWN_KEYS = ("seed_everything", "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 RECORD = "made_from.json"
+STARTED = "started_from.json"
+"""The same as the record of a finished run, from the start on."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,14 @@ class Run:
     product: Path
     teacher: "Run | None" = None
 
-    def words(self, stage: str) -> list[str]:
-        """Arguments of `scm` for a stage."""
+    def words(self, stage: str, fresh: bool = False) -> list[str]:
+        """Arguments of `scm` for a stage; `fresh` for a training that starts anew."""
         options = {**self.options, **QUIET, "trainer.default_root_dir": str(self.folder)}
         if self.teacher is not None:
             options[TEACHER] = str(self.teacher.folder / LAST_CHECKPOINT)
         pairs = (f"--{key}={_as_word(value)}" for key, value in options.items())
-        return [stage, "--config", self.config, *pairs]
+        anew = ["--fresh"] if fresh and stage == "fit" else []
+        return [stage, "--config", self.config, *pairs, *anew]
 
     def made_from(self) -> dict[str, Any]:
         """What decides the outcome: configuration, options, teacher, version."""
@@ -141,10 +144,16 @@ class Run:
         Raises:
             OSError: if a configuration is not there.
         """
-        made_from, record = self.made_from(), self.folder / RECORD
-        if not (record.is_file() and (self.folder / self.product).is_file()):
-            return False
-        return bool(json.loads(record.read_text()) == made_from)
+        made_from = self.made_from()
+        return (self.folder / self.product).is_file() and self._says(RECORD, made_from)
+
+    def is_started(self) -> bool:
+        """Whether the run was started before, from the same options: then it goes on."""
+        return self._says(STARTED, self.made_from())
+
+    def _says(self, name: str, made_from: dict[str, Any]) -> bool:
+        record = self.folder / name
+        return record.is_file() and bool(json.loads(record.read_text()) == made_from)
 
 
 class Trial(NamedTuple):

@@ -5,14 +5,14 @@ import logging
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # isort: off
 import scm_lightning.torchvision_guard  # before lightning
 
 # isort: on
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import (
@@ -21,23 +21,38 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from rich.console import Console
 
 import scm_lightning.data
 import scm_lightning.modules
 import scm_lightning.networks  # noqa: F401  class names resolve once they are imported
-from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids, SampleMetrics
+from scm_lightning.callbacks import (
+    BadNumbers,
+    Checkpoints,
+    Diagnostics,
+    GradientSync,
+    LostProcess,
+    SampleGrids,
+    SampleMetrics,
+    StopSignals,
+)
 from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.cli.dry_run import prepare
+from scm_lightning.cli.option_checks import check_options
+from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.teachers import read_checkpoint
-from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """What is done with a trained model: not on random weights."""
 USER_ERRORS = (ValueError, OSError, MisconfigurationException)
 """What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
+REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
+"""What building an object of the configuration raises besides: its options are the user's."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the shards are in memory
+    ".*is smaller than the logging interval.*",  # it counts steps over the ends of passes
     ".*`IterableDataset` has `__len__` defined.*",  # one order stream per process, no workers
     ".*in eval mode at the start of training.*",  # the average and the teacher
     ".*LeafSpec.*is deprecated.*",  # inside Lightning
@@ -60,36 +75,19 @@ def _writes_the_log_of(root: Path, logger: Any) -> bool:
     if not isinstance(logger, Namespace):
         return logger is None
     kind, options = str(logger.class_path), logger.init_args
-    return kind.endswith(".CSVLogger") and Path(options.save_dir) == root and not options.name
-
-
-class ArgumentError(ValueError):
-    """Arguments or a configuration that the parser refuses."""
-
-
-class CommandParser(ArgumentParser):
-    """Parser of the commands that have no model: its errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
-        raise ArgumentError(message)
-
-
-class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
-        raise ArgumentError(message)
+    is_ours = kind.endswith(".RunLog") or (kind.endswith(".CSVLogger") and not options.name)
+    return is_ours and Path(options.save_dir) == root
 
 
 class SaveTrainingConfig(SaveConfigCallback):
     """Writes the run's `config.yaml` when it is trained, and leaves it alone in later stages."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it in `scm fit`."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Wait: a configuration that does not fit the run's checkpoint must not replace its own."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, now that the checkpoint has been read."""
+        super().setup(trainer, pl_module, "fit")
 
 
 class SCMCommandLine(LightningCLI):
@@ -105,8 +103,27 @@ class SCMCommandLine(LightningCLI):
         parser.add_lightning_class_args(SampleMetrics, "metrics")
         parser.add_lightning_class_args(SampleGrids, "grids")
         parser.add_lightning_class_args(Diagnostics, "diagnostics")
+        parser.add_lightning_class_args(GradientSync, "gradient_sync")
+        parser.add_lightning_class_args(BadNumbers, "bad_numbers")
+        parser.add_lightning_class_args(StopSignals, "stop_signals")
+        parser.add_lightning_class_args(LostProcess, "lost_process")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.link_arguments("model.init_args.path.sigma_data", "data.init_args.sigma_data")
+        parser.add_argument(
+            "--fresh",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="scm fit starts anew and moves the checkpoints of this folder aside; without it "
+            "the run goes on from its newest checkpoint.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse what the types of the options do not say."""
+        super().parse_arguments(parser, args)
+        subcommand = self.config.subcommand
+        names = [action.dest for action in self._parser(subcommand)._actions]
+        check_options(self.config[subcommand], names)
 
     def before_instantiate_classes(self) -> None:
         """Fill in the progress bar, and where a run's files are: `trainer.default_root_dir`."""
@@ -115,15 +132,15 @@ class SCMCommandLine(LightningCLI):
             prepare(config)
             return
         root = Path(config.trainer.default_root_dir or ".")
+        if isinstance(config.trainer.val_check_interval, int):
+            config.trainer.check_val_every_n_epoch = None  # count steps, not those of a pass
         config.checkpoints.dirpath = config.checkpoints.dirpath or str(root / "checkpoints")
         if self.subcommand != "fit" and _writes_the_log_of(root, config.trainer.logger):
             config.trainer.logger = False  # a new logger would remove the log of the training
         if config.trainer.logger is None:
             config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
-                class_path="lightning.pytorch.loggers.CSVLogger",
-                init_args=Namespace(  # type: ignore[no-untyped-call]
-                    save_dir=str(root), name="", version=""
-                ),
+                class_path="scm_lightning.callbacks.RunLog",
+                init_args=Namespace(save_dir=str(root)),  # type: ignore[no-untyped-call]
             )
         callbacks = config.trainer.callbacks or []
         shown = any(each.class_path.endswith(".Progress") for each in callbacks)
@@ -132,21 +149,28 @@ class SCMCommandLine(LightningCLI):
                 class_path="scm_lightning.callbacks.Progress"
             )
             config.trainer.callbacks = [*callbacks, progress]
-        if self.subcommand in STAGES_OF_A_RUN and config.ckpt_path is None:
-            config.ckpt_path = str(root / LAST_CHECKPOINT)
-        if config.get("ckpt_path") is not None:
-            # Refuses a missing or foreign file before the work.
-            metadata = read_checkpoint(config.ckpt_path)[METADATA_KEY]
-            if self.subcommand == "fit" and "reconstructed" in metadata:
-                raise ValueError(
-                    f"a run cannot go on from {config.ckpt_path}, which `scm reconstruct` wrote to "
-                    "sample from; give a checkpoint of the run itself"
-                )
+        if self.subcommand == "fit":
+            current = self._parser(self.subcommand).dump(config, skip_none=False)
+            self._start = starting_point(config, current, root / "config.yaml")
+            config.fresh = False  # the run's config.yaml goes on with the run
+        elif self.subcommand in STAGES_OF_A_RUN:
+            if config.ckpt_path in (None, LAST):
+                config.ckpt_path = str(root / LAST_CHECKPOINT)
+            read_checkpoint(config.ckpt_path)  # refuses a missing or foreign file before the work
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""
         with torch.device("meta") if self._is_dry_run() else nullcontext():
-            super().instantiate_classes()
+            try:
+                super().instantiate_classes()
+            except REFUSALS as error:  # of torch, Lightning or a class of the user's
+                raise ValueError(
+                    f"the configuration's objects cannot be built: {type(error).__name__}, "
+                    f"{error}; SCM_TRACEBACK=1 in the environment shows where"
+                ) from error
+        if self.subcommand == "fit":
+            # Not in the configuration, whose copy in the folder of the run names no checkpoint.
+            self.config_init[self.subcommand].ckpt_path = self._start
 
     def _is_dry_run(self) -> bool:
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
@@ -167,15 +191,18 @@ def run(args: ArgsType) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    SCMCommandLine(
-        model_class=LightningModule,
-        datamodule_class=LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_class=BenchTrainer,
-        seed_everything_default=0,
-        save_config_callback=SaveTrainingConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_class=OneLineParser,
-        args=args,
-    )
+    try:
+        SCMCommandLine(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=BenchTrainer,
+            seed_everything_default=0,
+            save_config_callback=SaveTrainingConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=OneLineParser,
+            args=args,
+        )
+    except AlreadyTrained as done:
+        Console().print(str(done), markup=False, soft_wrap=True)

@@ -5,14 +5,26 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
 from scm_lightning import __version__
+from scm_lightning.cli.launcher import follow_launcher
 
+SUBCOMMANDS = (
+    *("fit", "validate", "test", "predict", "bench"),
+    *("ablate", "reconstruct", "export", "prepare"),
+)
+MAX_VALUE = 100
+"""Letters of a value that a message repeats."""
 HELP = f"""\
-usage: scm [-h] [--version] {{fit,validate,test,predict,bench,ablate,reconstruct}} ...
+usage: scm [-h] [--version]
+           {{{",".join(SUBCOMMANDS)}}} ...
 
 scm_lightning {__version__}: continuous-time consistency models, from training to samples.
 
+  scm prepare  --source PATH --out FOLDER
+                               shards of a set of images: folders, archives, ImageNet, CIFAR-10
   scm fit      --config FILE   train a teacher or a student; writes checkpoints and logs
   scm validate --config FILE   draw a few samples and log their distance
   scm test     --config FILE   draw samples, print the table of scores, write metrics.json
@@ -22,6 +34,8 @@ scm_lightning {__version__}: continuous-time consistency models, from training t
   scm ablate   --config FILE   train and score variants over seeds; one table, one plot
   scm reconstruct --run FOLDER --sigma_rel WIDTH --out FILE
                                averaged weights of another width, from the snapshots of a run
+  scm export   --checkpoint FILE --out FILE.safetensors
+                               the averaged network of a checkpoint, to sample from or to teach
 
 Every key of a configuration is an option too: --trainer.max_steps 100, --data.init_args.batch_size
 64. --config can be given several times; later files and options win. scm SUBCOMMAND --help lists
@@ -47,31 +61,62 @@ def main(args: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"scm_lightning {__version__}")
         return
-    from scm_lightning.cli.app import (
-        USER_ERRORS,
-        ArgumentError,
-        run,
-    )  # slow: imports torch and lightning
+    if words[0] not in SUBCOMMANDS:
+        _refuse(_not_a_subcommand(words[0]))
+    follow_launcher()
+    from scm_lightning.cli.app import USER_ERRORS  # slow: imports torch and lightning
+    from scm_lightning.cli.parsers import ArgumentError, deny_dangerous_names
+    from scm_lightning.cli.strict_yaml import install
 
+    install()
+    deny_dangerous_names()
     try:
-        if words[0] == "reconstruct":
-            from scm_lightning.cli.reconstruct import run_reconstruct
-
-            run_reconstruct(words[1:])
-        elif words[0] == "ablate":
-            from scm_lightning.cli.ablate import ablate
-
-            ablate(words[1:])
-        else:
-            # A flag as people type it; the parser wants the name of the argument, and a value.
-            run(["--dry_run=true" if word == "--dry-run" else word for word in words])
+        _run(words)
     except USER_ERRORS as error:
         if os.environ.get("SCM_TRACEBACK"):
             raise
         hint = "; `scm SUBCOMMAND --help` lists what can be set"
         line = one_line(str(error)) + (hint if isinstance(error, ArgumentError) else "")
-        print(f"scm: error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+        is_other_text = isinstance(error, UnicodeDecodeError)
+        _refuse(f"a configuration must be text in UTF-8: {line}" if is_other_text else line)
+
+
+def _run(words: list[str]) -> None:
+    """Import no more than the subcommand needs, and run it."""
+    if words[0] == "reconstruct":
+        from scm_lightning.cli.reconstruct import run_reconstruct
+
+        run_reconstruct(words[1:])
+    elif words[0] == "export":
+        from scm_lightning.cli.export import run_export
+
+        run_export(words[1:])
+    elif words[0] == "prepare":
+        from scm_lightning.cli.prepare import run_prepare
+
+        run_prepare(words[1:])
+    elif words[0] == "ablate":
+        from scm_lightning.cli.ablate import ablate
+
+        ablate(words[1:])
+    else:
+        from scm_lightning.cli.app import run
+
+        # A flag as people type it; the parser wants the name of the argument, and a value.
+        run(["--dry_run=true" if word == "--dry-run" else word for word in words])
+
+
+def _refuse(line: str) -> NoReturn:
+    print(f"scm: error: {line}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _not_a_subcommand(word: str) -> str:
+    if word.startswith("-"):
+        return f"the subcommand comes first, got {word!r}: scm fit {word} ..."
+    near = get_close_matches(word, SUBCOMMANDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"invalid choice: {word!r} (choose from {', '.join(SUBCOMMANDS)}){hint}"
 
 
 def one_line(message: str) -> str:
@@ -79,6 +124,15 @@ def one_line(message: str) -> str:
     line = " ".join(message.split())
     line = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", line)
     line = re.sub(r"Not a valid subclass of .*?\(implicit class_path\) - ", "", line)
-    line = re.sub(r"( - Expected a <class '(NoneType|list)'>)? Given value type: .*", "", line)
-    line = re.sub(r"\b(.+) - \1$", r"\1", line)  # tried as one, and in a list
+    line = re.sub(r"(- )?Expected a path but .*? either not accessible or invalid - ", "", line)
+    line = re.sub(r"Type collections.abc.Callable\[.*?\] expects a function .*?class: ", "", line)
+    line = re.sub(
+        r"( - Expected a <class '(NoneType|list)'>)? Given value type: .*? Given value: (.*)",
+        lambda found: f". Got value: {found[3][:MAX_VALUE]}",
+        line,
+    )
+    line = re.sub(r"\b(.+) - \1(?=$|\. Got)", r"\1", line)  # tried as one, and in a list
+    line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)
+    line = re.sub(r" Add the import path to import_path_allowlist .*? to allow it\.?", "", line)
+    line = line.replace('in "<unicode string>", ', "at ")
     return re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")

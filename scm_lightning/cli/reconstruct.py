@@ -15,22 +15,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from scm_lightning.cli.app import LAST_CHECKPOINT, CommandParser
+from scm_lightning.cli.app import LAST_CHECKPOINT
+from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import EMA_PREFIX, METADATA_KEY
+from scm_lightning.teachers.checkpoint_files import write_checkpoint
 from scm_lightning.teachers.snapshots import (
     SNAPSHOT_FOLDER,
     Snapshot,
     read_snapshots,
     sum_of_snapshots,
-    written_whole,
 )
 
 RESIDUAL_WARNED = 0.03
@@ -98,8 +98,8 @@ def reconstruct(
     with closing(track(terms, "reading snapshots", transient=True)) as shown:  # type: ignore[type-var]
         total = sum_of_snapshots(shown)
     found = {"sigma_rel": sigma_rel, "step": step, "residual": residual}
-    with written_whole(Path(out)) as beside:
-        torch.save(_replaced(content, file, total, snapshots[-1], found), beside)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(_replaced(content, file, total, snapshots[-1], found), Path(out))
     _report(found, len(terms), max(map(abs, c.tolist())), out)
 
 

@@ -29,8 +29,15 @@ def tangent_warmup(step: int, num_steps: int) -> float:
         step: optimizer steps taken so far: not micro-batches, not batches.
         num_steps: length of the warm-up H, in optimizer steps.
 
+    Raises:
+        ValueError: if `num_steps` is negative.
+
     Source: arXiv 2410.11081, Algorithm 1, with H = 10,000.
     """
+    if num_steps < 0:
+        raise ValueError(
+            f"tangent_warmup_steps must be at least 0, got {num_steps}; the paper takes 10000"
+        )
     return 1.0 if num_steps == 0 else min(1.0, step / num_steps)
 
 
@@ -144,7 +151,7 @@ def normalize_tangent(g: Tensor, c: float = 0.1, norm: NormKind = "l2") -> Tenso
     Source: arXiv 2410.11081, Section 4.1 and Algorithm 1, c = 0.1. The paper does not define the
     norm.
     """
-    if c < 0:
+    if not c >= 0:
         raise ValueError(f"tangent norm constant c must not be negative, got {c}; paper: 0.1")
     if norm not in ("l2", "rms"):
         raise ValueError(f"tangent norm must be l2 or rms, got {norm!r}; the default is l2")

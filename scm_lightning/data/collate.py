@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scm_lightning.core import sample_generators, standard_normal
+from scm_lightning.core import standard_normal
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.shards import Array
@@ -59,5 +59,6 @@ class Collate:
     def _draw(self, stored: Tensor, positions: Sequence[int]) -> Tensor:
         """Samples of the posteriors. (B, 2 C, ...) means and deviations to (B, C, ...)."""
         mean, std = stored.float().chunk(2, dim=1)
-        generators = sample_generators(list(positions), self.seed)
+        seeds = (random.Random(f"{self.seed} posterior {p}").getrandbits(63) for p in positions)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return mean + std * standard_normal(tuple(mean.shape), generators)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loader of training batches: as long as a pass, endless over passes, exact to resume.
 
-A trainer's epoch is one pass in whole batches; the samples left over open the next, so that every
-batch is full and none is left out. The loader keeps its workers from epoch to epoch, and knows how
+A trainer's epoch is one pass in whole optimizer steps; the samples left over open the next, so that
+every batch is full and none is left out. The loader keeps its workers from epoch to epoch, and knows how
 many batches it has handed out: that number, in a checkpoint, is the position of the data.
 """
 
@@ -43,6 +43,7 @@ class TrainingLoader:
         batches: batches by number.
         batch_size: samples per batch and process.
         world_size: number of processes.
+        batches_per_step: batches that an optimizer step is accumulated from.
         num_workers: loader processes; 0 loads in this one.
         start_method: how they are started: fork, spawn or forkserver; None for the system's.
     """
@@ -52,6 +53,7 @@ class TrainingLoader:
         batches: NumberedBatches,
         batch_size: int,
         world_size: int,
+        batches_per_step: int,
         num_workers: int,
         start_method: str | None,
     ) -> None:
@@ -60,7 +62,8 @@ class TrainingLoader:
         self.world_size = world_size
         self.num_workers = num_workers
         self.start_method = start_method
-        self.num_batches = max(batches.num_samples // (batch_size * world_size), 1)
+        num_steps = batches.num_samples // (batch_size * world_size * batches_per_step)
+        self.num_batches = max(num_steps, 1) * batches_per_step
         self.num_given = 0
         self._stream: Iterator[Batch] | None = None
 

@@ -170,6 +170,7 @@ class ShardDataModule(LightningDataModule, ABC):
             batches,
             self.batch_size,
             world_size,
+            1 if self.trainer is None else self.trainer.accumulate_grad_batches,
             self.num_workers,
             self.reading.start_method,
         )

@@ -15,6 +15,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from scm_lightning.metrics.frechet import Statistics, require_two
@@ -132,6 +133,10 @@ def rgb_bytes(images: Tensor) -> Tensor:
     return (images * 255.0).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
+READING_ERRORS = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError)
+"""What torch.load raises on damaged files, or on those of a safetensors name."""
+
+
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """Weights from a file in torch's format, without running anything in it.
 
@@ -147,7 +152,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except READING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{file} must be a file of weights that torch.load reads with weights_only=True: "

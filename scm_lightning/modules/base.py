@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from scm_lightning.core import TrigFlow, sample_generators, standard_normal
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.sharding import shard
+from scm_lightning.networks.embeddings import check_labels
 from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.sampling import Sampler, Samples
 from scm_lightning.teachers import weights_mismatch
@@ -99,8 +101,18 @@ class GenerativeModule(LightningModule, ABC):
         return {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer over `parameter_groups`; override to train differently."""
+        """One optimizer over `parameter_groups`; override to train differently.
+
+        Raises:
+            ValueError: if a learning rate is no finite number of at least 0.
+        """
         optimizer = self.optimizer(self.parameter_groups())
+        rates = [group["lr"] for group in optimizer.param_groups]
+        if not all(0 <= rate < math.inf for rate in rates):
+            raise ValueError(
+                f"a learning rate must be a finite number of at least 0, got {rates}; set lr of the "
+                "optimizer, or weighting_lr"
+            )
         if self.lr_schedule is None:
             return optimizer
         schedule = self.lr_schedule(optimizer)
@@ -128,14 +140,22 @@ class GenerativeModule(LightningModule, ABC):
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         if self._first_samples is not None:
             self._check_statistics(batch.x0)
+            if batch.labels is not None:
+                check_labels(self.trained_network(), batch.labels)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
         super().optimizer_step(*args, **kwargs)
-        normalize_weights(self.trained_network())
-        for average in self.averages():
-            average.update(self.trained_network(), self._images_in_step)
+        if self._has_stepped():
+            normalize_weights(self.trained_network())
+            for average in self.averages():
+                average.update(self.trained_network(), self._images_in_step)
         self._images_in_step = 0
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Move the learning rate, if there was a step."""
+        if self._has_stepped():
+            super().lr_scheduler_step(scheduler, metric)
 
     def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with the run's own samplers."""
@@ -184,6 +204,8 @@ class GenerativeModule(LightningModule, ABC):
             "format_version": 1,
             "module": self.module_kind,
             "sigma_data": self.path.sigma_data,
+            "trained": self._name_of(self.trained_network()),
+            "averages": [average.profile.short_name for average in self.averages()],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -204,6 +226,14 @@ class GenerativeModule(LightningModule, ABC):
                 f"the checkpoint does not fit the model: {mismatch}; give the checkpoint that "
                 "belongs to this configuration"
             )
+
+    def _has_stepped(self) -> bool:
+        """Whether the last step changed weights: `BadNumbers` leaves it without gradients if not."""
+        return any(each.grad is not None for each in self.trained_network().parameters())
+
+    def _name_of(self, network: nn.Module) -> str:
+        names = (name for name, each in self.named_modules() if each is network)
+        return str(next(names))
 
     def _check_statistics(self, x0: Tensor) -> None:
         """Collect the first samples; refuse them if their scale is not `sigma_data`."""

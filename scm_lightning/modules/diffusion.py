@@ -101,9 +101,13 @@ class DiffusionModule(GenerativeModule):
         steps, scale = self.num_sampling_steps, self.sampling_guidance
         return teacher_samplers(self.ema.network, self.path, steps, scale)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        x0, labels = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One batch.
+
+        Returns:
+            The loss; of every sample the time t and the loss, (B,) each.
+        """
+        x0, labels, _ = batch
         x0, conditions = self.augment(x0)
         if labels is not None and self.label_dropout:
             labels = drop_labels(labels, self.label_dropout)
@@ -112,9 +116,10 @@ class DiffusionModule(GenerativeModule):
         dx_dt = self.path.velocity(x0, z, t)
         F = self.network(x_t / self.path.sigma_data, t, labels, **conditions)
         w = None if self.weighting_head is None else self.weighting_head(t)
-        loss = diffusion_loss(F, dx_dt, sigma_data=self.path.sigma_data, log_weight=w).mean()
+        losses = diffusion_loss(F, dx_dt, sigma_data=self.path.sigma_data, log_weight=w)
+        loss = losses.mean()
         self.log("train/loss", loss)
-        return loss
+        return {"loss": loss, "t": t, "sample_loss": losses.detach()}
 
     def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment data; say how, in a condition that only such networks have.

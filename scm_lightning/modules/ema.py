@@ -49,7 +49,7 @@ class HalfLife(EMAProfile):
     ramp_up: float | None = 0.05
 
     def __post_init__(self) -> None:
-        if self.images <= 0 or (self.ramp_up is not None and self.ramp_up <= 0):
+        if not self.images > 0 or (self.ramp_up is not None and not self.ramp_up > 0):
             raise ValueError(
                 f"an EMA half-life and its ramp-up must be positive, got {self.images} images and "
                 f"{self.ramp_up}; the paper uses 500000 on CIFAR-10, EDM a ramp-up of 0.05"

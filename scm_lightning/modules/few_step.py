@@ -59,7 +59,8 @@ class FewStepModule(GenerativeModule, ABC):
         self.sampling_guidance = sampling_guidance
         self.few_steps = few_steps
         self.sweep = sweep
-        self.samplers(), self.swept_samplers()  # refuse what cannot be sampled
+        # Refuse what cannot be sampled.
+        self.samplers(), self.reference_samplers(), self.swept_samplers()
 
     def samplers(self) -> dict[str, Sampler]:
         """The run's own numbers of steps."""

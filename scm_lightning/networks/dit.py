@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scm_lightning.autodiff import attention
 from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding, TimeEmbedding
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
-from scm_lightning.networks.shapes import check_data_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape
 
 
 class SelfAttention(nn.Module):
@@ -113,7 +113,7 @@ class DiT(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = tuple(data_shape)
+        self.data_shape = checked_shape(data_shape, model_channels)
         self.patch_size = patch_size
         if len(self.data_shape) != 3 or any(size % patch_size for size in self.data_shape[1:]):
             raise ValueError(

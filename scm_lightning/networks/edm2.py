@@ -20,7 +20,7 @@ from scm_lightning.core import at_least_float32
 from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
 from scm_lightning.networks.embeddings import TimeEmbedding
 from scm_lightning.networks.magnitude import MPConv2d, mp_concat
-from scm_lightning.networks.shapes import check_data_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """`model_channels` of the paper's sizes: 280, 498, 778, 1119 and 1523 million parameters on
@@ -70,7 +70,7 @@ class EDM2UNet(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = tuple(data_shape)
+        self.data_shape = checked_shape(data_shape, model_channels)
         _check_levels(self.data_shape, len(channel_mult))
         widths = [model_channels * mult for mult in channel_mult]
         emb = max(widths)

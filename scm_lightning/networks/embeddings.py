@@ -191,6 +191,25 @@ def check_conditions(
         )
 
 
+def check_labels(network: nn.Module, labels: Tensor) -> None:
+    """Refuse labels beyond the classes of a network, which no GPU could say in a sentence.
+
+    Args:
+        network: any network; one without a `Conditioning` is not looked at.
+        labels: class labels. (B,) int64.
+
+    Raises:
+        ValueError: if a label is too large.
+    """
+    largest = int(labels.max())
+    for module in network.modules():
+        if isinstance(module, Conditioning) and 0 < module.num_classes <= largest:
+            raise ValueError(
+                f"the data have a label {largest}, the network has {module.num_classes} classes "
+                "from 0; set num_classes to that of your data"
+            )
+
+
 class Conditioning(nn.Module):
     """Embedding of time, class and guidance scale that every block of a network reads.
 
@@ -215,6 +234,8 @@ class Conditioning(nn.Module):
         augment_channels: int = 0,
     ) -> None:
         super().__init__()
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}; 0 is for none")
         num_features = num_features or num_channels
         self.num_classes = num_classes
         self.time_embedding = time_embedding

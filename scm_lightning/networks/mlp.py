@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scm_lightning.networks.embeddings import Conditioning, TimeEmbedding
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
-from scm_lightning.networks.shapes import check_data_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape
 
 
 class MLPBlock(nn.Module):
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = tuple(data_shape)
+        self.data_shape = checked_shape(data_shape, model_channels)
         num_elements = math.prod(self.data_shape)
         self.conditioning = Conditioning(
             emb_channels, num_classes, guided, two_times, time_embedding

@@ -1,7 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one check that every network makes of its input."""
+"""The checks that every network makes of its sizes and of its input."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+
+def checked_shape(data_shape: Sequence[int], model_channels: int) -> tuple[int, ...]:
+    """The shape of one sample, refused if no sample or no network can have such sizes.
+
+    Args:
+        data_shape: shape of one sample.
+        model_channels: channels of the network.
+
+    Raises:
+        ValueError: if a size is less than 1, or there is none.
+    """
+    if not data_shape or min(data_shape) < 1 or model_channels < 1:
+        raise ValueError(
+            f"data_shape and model_channels must be sizes of at least 1, got {list(data_shape)} "
+            f"and {model_channels}; set data_shape to the shape of your data"
+        )
+    return tuple(data_shape)
 
 
 def check_data_shape(network: nn.Module, u: Tensor, data_shape: tuple[int, ...]) -> None:

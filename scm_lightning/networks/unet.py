@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scm_lightning.networks.embeddings import Conditioning, TimeEmbedding
-from scm_lightning.networks.shapes import check_data_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape
 from scm_lightning.networks.unet_blocks import (
     Resampling,
     ResidualBlock,
@@ -64,7 +64,7 @@ class UNet(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = tuple(data_shape)
+        self.data_shape = checked_shape(data_shape, model_channels)
         factor = 2 ** (len(channel_mult) - 1)
         if len(self.data_shape) != 3 or any(size % factor for size in self.data_shape[1:]):
             raise ValueError(

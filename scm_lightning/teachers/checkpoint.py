@@ -6,15 +6,15 @@ configuration, the weights from the file, and both must fit.
 """
 
 import copy
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scm_lightning.core import TrigFlow
+from scm_lightning.teachers.checkpoint_files import existing_checkpoints, load_checked
+from scm_lightning.teachers.exports import SUFFIX, read_export
 
 METADATA_KEY = "scm_lightning"
 """Entry of a checkpoint that says what it holds; written by the modules, read here."""
@@ -46,33 +46,49 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this package without running code from it.
 
     Raises:
-        ValueError: if the file is missing, unreadable or from another program.
+        ValueError: if the file is missing, damaged or from another program.
     """
     if not Path(file).is_file():
+        others = existing_checkpoints(Path(file).parent)
+        advice = (
+            "train first with `scm fit`, or give another path"
+            if others == "none"
+            else f"give one of those that are there: {others}"
+        )
+        raise ValueError(f"there is no checkpoint {file}; {advice}")
+    if Path(file).suffix == SUFFIX:
         raise ValueError(
-            f"there is no checkpoint {file}; train first with `scm fit`, or give another path"
+            f"{file} has weights only and is no checkpoint of a run; give the .ckpt file, and an "
+            "export only as a teacher"
         )
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is no checkpoint, or a damaged one; give another path")
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=True
-        )
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or METADATA_KEY not in checkpoint:
+    checkpoint = load_checked(Path(file), mmap=True)
+    if not _is_of_a_run(checkpoint):
         raise ValueError(
             f"{file} is not a checkpoint of scm_lightning; give one that `scm fit` wrote"
         )
     return checkpoint
 
 
+def _is_of_a_run(checkpoint: Any) -> bool:
+    """Whether a file holds what Lightning and the modules write, of the types they write."""
+    if not isinstance(checkpoint, dict):
+        return False
+    metadata, state = checkpoint.get(METADATA_KEY), checkpoint.get("state_dict")
+    return (
+        isinstance(metadata, dict)
+        and isinstance(metadata.get("module"), str)
+        and isinstance(metadata.get("sigma_data"), int | float)
+        and isinstance(state, dict)
+        and all(isinstance(weight, Tensor) for weight in state.values())
+        and "pytorch-lightning_version" in checkpoint
+    )
+
+
 def load_teacher(file: str | Path, network: nn.Module, path: TrigFlow) -> nn.Module:
     """Load the averaged weights of a diffusion run into a copy of a network.
 
     Args:
-        file: a checkpoint written by `DiffusionModule`.
+        file: a checkpoint written by `DiffusionModule`, or its export by `scm export`.
         network: network of the same architecture; the student. It is not changed.
         path: owner of the `sigma_data` that the teacher must have been trained with.
 
@@ -83,23 +99,17 @@ def load_teacher(file: str | Path, network: nn.Module, path: TrigFlow) -> nn.Mod
         ValueError: if the file is missing or from another kind of run, or if network, number of
             classes or `sigma_data` do not fit.
     """
-    checkpoint = read_checkpoint(file)
-    metadata = checkpoint[METADATA_KEY]
-    if metadata["module"] != "diffusion":
+    module, sigma_data, weights = _network_of(file)
+    if module != "diffusion":
         raise ValueError(
-            f"a teacher must be a diffusion run, {file} is a {metadata['module']} run; give the "
-            "checkpoint of the teacher"
+            f"a teacher must be a diffusion run, {file} is a {module} run; give the checkpoint of "
+            "the teacher"
         )
-    if metadata["sigma_data"] != path.sigma_data:
+    if sigma_data != path.sigma_data:
         raise ValueError(
             f"teacher and student need the same sigma_data: {file} was trained with "
-            f"{metadata['sigma_data']}, the student has {path.sigma_data}; set path.sigma_data"
+            f"{sigma_data}, the student has {path.sigma_data}; set path.sigma_data"
         )
-    weights = {
-        name.removeprefix(EMA_PREFIX): weight
-        for name, weight in checkpoint["state_dict"].items()
-        if name.startswith(EMA_PREFIX)
-    }
     if mismatch := weights_mismatch(weights, network):
         raise ValueError(
             f"the teacher {file} does not fit the student: {mismatch}; give the student the "
@@ -108,3 +118,18 @@ def load_teacher(file: str | Path, network: nn.Module, path: TrigFlow) -> nn.Mod
     teacher = copy.deepcopy(network)
     teacher.load_state_dict(weights)
     return teacher
+
+
+def _network_of(file: str | Path) -> tuple[str, float, dict[str, Tensor]]:
+    """Kind of the run, `sigma_data`, and weights of an export or of a checkpoint's average."""
+    if Path(file).suffix == SUFFIX:
+        export, exported = read_export(Path(file))
+        return export.module, export.sigma_data, exported
+    checkpoint = read_checkpoint(file)
+    metadata = checkpoint[METADATA_KEY]
+    weights = {
+        name.removeprefix(EMA_PREFIX): weight
+        for name, weight in checkpoint["state_dict"].items()
+        if name.startswith(EMA_PREFIX)
+    }
+    return metadata["module"], metadata["sigma_data"], weights

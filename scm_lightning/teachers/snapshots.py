@@ -64,8 +64,18 @@ def written_whole(file: Path) -> Iterator[Path]:
         with beside.open("rb+") as written:
             os.fsync(written.fileno())
         os.replace(beside, file)
+        flush_folder(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Put the names of a folder's files on the disk, so that a crash does not undo a rename."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tensor]) -> Path:

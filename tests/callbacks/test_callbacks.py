@@ -10,9 +10,9 @@ import torch
 from gaussian import PATH
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from tiny import loader, trainer
+from tiny import loader, mlp, trainer
 
-from scm_lightning import ConsistencyModule
+from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids
 from scm_lightning.callbacks.diagnostics import TIME_EDGES
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
@@ -79,9 +79,17 @@ def test_a_run_logs_and_saves_its_last_step(tmp_path):
 
 
 def test_progress_counts_to_the_end_of_the_run():
+    """Seven steps of two batches, over passes of three batches."""
     bar = Progress()
-    bar._trainer = SimpleNamespace(max_steps=100, global_step=40, accumulate_grad_batches=3)
-    assert bar.total_train_batches == 180
+    options = {"limit_train_batches": 3, "accumulate_grad_batches": 2, "callbacks": [bar]}
+    fit = trainer(7, **options, enable_progress_bar=True)
+    seen = []
+    bar.on_train_end = lambda *of_run: seen.append(bar.train_progress_bar)
+    fit.fit(DiffusionModule(mlp(), path=PATH), loader())
+    (task,) = seen
+    # Lightning steps at the end of a pass, too: 2 batches, then 1.
+    assert (task.total, task.completed) == (14, 11)
+    assert task.description == "Training"
 
 
 def test_grid_puts_images_in_order_without_blurring():

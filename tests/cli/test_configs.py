@@ -5,14 +5,18 @@ The digits', of which more is asked, are run in test_runs.py; overlays in test_o
 ablations in test_ablate.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from scm_lightning.cli import main
-from scm_lightning.data import ImageSet, prepare_shards
+from scm_lightning.data import ImageSet, ShardIndex, prepare_shards
+from scm_lightning.data.index import Latents
+from scm_lightning.data.latents import Autoencoder
 from scm_lightning.teachers import read_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,7 +39,8 @@ DATA = {
     "imagenet512": ((4, 8, 8), 1000),
 }
 DATA |= {"fashion16": ((1, 16, 16), 10), "fashion32": ((1, 32, 32), 10)}
-"""Shape and number of classes of the data, by the first word of a configuration's name."""
+DATA |= {"fashion_latent": ((4, 8, 8), 10)}
+"""Shape and number of classes of the data, by a configuration's name without its last word."""
 BASES = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("digits"))
 SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 VARIANTS = sorted(file.stem for file in (CONFIGS / "variants").glob("*.yaml"))
@@ -49,16 +54,35 @@ def network_of(base):
     return key, lines[place + 1].split("networks.")[1].split()[0]
 
 
+def make_latents(shards):
+    """Call the arrays of a folder latents of images of 32x32 pixels."""
+    folder = str(shards / "autoencoder")
+    AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4),
+        norm_num_groups=2,
+    ).save_pretrained(folder)
+    weights = Autoencoder(folder, (1, 32, 32)).weights_sha256
+    known = Latents(folder, weights, (1, 32, 32), "mean")
+    replace(ShardIndex.read(shards), latents=known).write(shards)
+
+
 def fit(base, folder, *overlays):
     """Two steps of a configuration with overlays; its checkpoint."""
-    data, (key, network) = base.split("_")[0], network_of(base)
+    data, (key, network) = base.rpartition("_")[0], network_of(base)
     shape, num_classes = DATA[data]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, *shape)).astype(np.uint8)
     splits = {name: (images, np.arange(24) % num_classes) for name in ("train", "heldout")}
     prepare_shards(folder / data, lambda: ImageSet(splits, num_classes, 255.0, "a test"), 10)
+    if data.endswith("latent"):
+        make_latents(folder / data)
     options = {
         "trainer.default_root_dir": folder / base,
+        "fresh": "true",  # variants of a base share its folder
         "trainer.accelerator": "cpu",
         "trainer.devices": 1,
         "trainer.num_nodes": 1,

@@ -83,7 +83,7 @@ def metrics(folder, run):
 
 
 def test_every_overlay_is_run_here():
-    assert OVERLAYS == ["cpu", "ddp", "debug", "fsdp2"]
+    assert OVERLAYS == ["cpu", "ddp", "debug", "fsdp2", "sweep"]  # sweep: test_sweep_run.py
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "debug"])
@@ -97,7 +97,7 @@ def test_overlays_of_one_process(overlay, tmp_path):
         if key not in ("default_root_dir", "max_steps", "val_check_interval"):
             assert saved["trainer"][key] == value
     assert saved["trainer"]["max_steps"] == 2
-    assert "val/fd_teacher" in metrics(tmp_path, folder.name)
+    assert "val/fd21_teacher" in metrics(tmp_path, folder.name)
 
 
 def test_ddp_trains_in_two_processes(teacher):
@@ -106,7 +106,7 @@ def test_ddp_trains_in_two_processes(teacher):
     assert checkpoint["global_step"] == 2
     assert int(checkpoint["state_dict"]["ema.num_images"]) == 2 * 2 * 128
     log = metrics(teacher, "digits_teacher_ddp")
-    assert log.count("val/fd_teacher") == 1
+    assert log.count("val/fd21_teacher") == 1
 
 
 def test_fsdp2_leaves_a_checkpoint_for_one_process(student, teacher, capsys):
@@ -115,7 +115,7 @@ def test_fsdp2_leaves_a_checkpoint_for_one_process(student, teacher, capsys):
     checkpoint = torch.load(last(teacher, run), weights_only=True)
     assert int(checkpoint["state_dict"]["ema.num_images"]) == 2 * 2 * 128
     assert checkpoint["state_dict"]["student.input.weight"].shape == (256, 64)
-    assert "val/fd_2_step" in metrics(teacher, run)
+    assert "val/fd21_2_step" in metrics(teacher, run)
     main([*student("test"), "--trainer.strategy=auto", "--trainer.devices=1"])
     assert "student, 2 steps" in capsys.readouterr().out
 

@@ -15,6 +15,7 @@ from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients
 from scm_lightning.modules import TeacherVelocity
 from scm_lightning.networks import MLP
 from scm_lightning.teachers import load_teacher, read_checkpoint
+from scm_lightning.teachers.exports import read_export
 from scm_lightning.teachers.snapshots import read_snapshots
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_teacher.yaml"
@@ -228,6 +229,17 @@ def test_a_wrong_option_of_an_average_is_named(profile, tmp_path, capsys):
     args = ["fit", f"--config={CONFIG}", f"--model.init_args.ema={ema}"]
     line = refused(capsys, lambda: main(args))
     assert line.startswith("scm: error: model: ema: Option 'sigma' is not accepted; `scm")
+
+
+def test_a_reconstruction_can_be_exported(two, tmp_path):
+    """Its weights, width and step, not those of the checkpoint that it was put in."""
+    out, exported = tmp_path / "out.ckpt", tmp_path / "out.safetensors"
+    reconstruct(two, out, "--step=25")
+    main(["export", f"--checkpoint={out}", f"--out={exported}"])
+    found, weights = read_export(exported)
+    assert (found.profile, found.step) == ("0.075", 25)
+    for name, weight in weights.items():
+        assert torch.equal(weight, read_checkpoint(out)["state_dict"][f"ema.network.{name}"])
 
 
 def test_help_lists_the_options(capsys):

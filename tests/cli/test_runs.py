@@ -86,7 +86,7 @@ def test_fit_leaves_a_run(teacher):
     pictures = sorted(file.name for file in (folder / "samples").iterdir())
     assert pictures == ["step_0000020.png", "step_0000040.png"]
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"train/loss", "grad_norm", "val/fd_teacher", "val/fd_denoiser"} <= set(header)
+    assert {"train/loss", "grad_norm", "val/fd50_teacher", "val/fd50_denoiser"} <= set(header)
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 40
 
@@ -114,7 +114,7 @@ def test_a_saved_configuration_is_left_alone_by_later_stages(teacher):
 
 def test_validate_logs_distances(student, capsys):
     student("validate", {SAMPLES.format("val"): 50})
-    assert "val/fd_2_step" in capsys.readouterr().out
+    assert "val/fd50_2_step" in capsys.readouterr().out
 
 
 def test_test_writes_scores_of_all_samplers(student, capsys):
@@ -141,7 +141,7 @@ def test_later_stages_leave_the_log_of_the_training(student):
     options = {SAMPLES.format("predict"): 10, SAMPLES.format("test"): 50}
     for stage in ("test", "predict"):
         root = student(stage, options)
-        assert "val/fd_2_step" in (root / "metrics.csv").read_text()
+        assert "val/fd50_2_step" in (root / "metrics.csv").read_text()
 
 
 def test_scores_do_not_depend_on_the_batch_size(student):

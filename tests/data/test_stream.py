@@ -5,6 +5,7 @@ import http.server
 import itertools
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,17 @@ def test_samples_are_what_their_numbers_say(folder):
         "train-000002.tar/00000008",
         "train-000004.tar/00000071",
     ]
+
+
+def test_an_epoch_is_made_of_whole_steps(folder):
+    """72 samples in batches of 4 are 18; in steps of 5 batches, 15; in steps of 20, one."""
+    for batches_per_step, expected in [(1, 18), (5, 15), (20, 20)]:
+        data = Shards(0.7, str(folder), BATCH)
+        data.trainer = SimpleNamespace(
+            global_rank=0, world_size=1, accumulate_grad_batches=batches_per_step
+        )
+        data.setup("fit")
+        assert len(data.train_dataloader()) == expected
 
 
 def test_too_few_samples_for_the_lanes_are_refused(folder):

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small runs for test_distributed.py, the same in one process and in several.
 
-As a program it is one of the processes: `python distributed_runs.py STRATEGY FOLDER`, with
-LOCAL_RANK and MASTER_PORT in the environment, as Lightning's own launcher sets them.
+All that is random is fed: noise is a function of the data, and times belong to a row of the joined
+batch, so that any number of processes trains on the same numbers.
 """
 
-import logging
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +16,21 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from scm_lightning import ConsistencyModule, DiffusionModule, TangentComputer, TrigFlow
-from scm_lightning.autodiff import CompiledTangents
-from scm_lightning.callbacks import Diagnostics
+from scm_lightning.callbacks import Checkpoints, Diagnostics
 from scm_lightning.core import expand_time
 from scm_lightning.data import Batch, RequestStream
-from scm_lightning.modules import PairVelocity, PowerFunction, TeacherVelocity, base
-from scm_lightning.modules.sharding import shard
+from scm_lightning.data.loader import TrainingLoader
+from scm_lightning.data.mapped import MappedBatches, MappedSplit
+from scm_lightning.modules import PairVelocity, PowerFunction, TeacherVelocity
 from scm_lightning.networks import MLP
 from scm_lightning.networks.magnitude import MPLinear
 
-SIGMA_DATA, JOINED_BATCH, NUM_STEPS, NUM_SAMPLES = 0.7, 6, 4, 5
-WORLD_SIZE = 2
+SIGMA_DATA, JOINED_BATCH, NUM_STEPS, NUM_SAMPLES = 0.7, 12, 20, 5
+NUM_MAPPED = 29
+"""Samples of a small set, so that twenty steps are eight passes and a bit."""
 
 
 class NoiseOfTheData(TrigFlow):
@@ -72,11 +68,33 @@ class JoinedBatches(IterableDataset):
         return iter(self.steps)
 
 
-class Record(Callback):
-    """What a run leaves behind: losses of the whole batch, samples, gradient norms."""
+def mapped_batches(rank, world_size):
+    """The loader that data modules use for small sets, on a set of random numbers."""
+    x0 = SIGMA_DATA * torch.randn(NUM_MAPPED, 3, generator=seeded(5))
+    labels = torch.randint(4, (NUM_MAPPED,), generator=seeded(6))
+    split = MappedSplit(x0.numpy(), labels.numpy(), torch.arange(NUM_MAPPED).numpy(), [])
+    batch_size = JOINED_BATCH // world_size
 
-    def __init__(self):
+    def collate(arrays, labels, indices, positions):
+        return Batch(*map(torch.from_numpy, (arrays, labels, indices)))
+
+    batches = MappedBatches(split, collate, batch_size, 0, rank, world_size)
+    return TrainingLoader(batches, batch_size, world_size, 0, None)
+
+
+class Record(Callback):
+    """What a run leaves behind: losses of the whole batch, samples, gradient norms.
+
+    If it goes on from a checkpoint, also a checkpoint of what it has when it starts.
+    """
+
+    def __init__(self, loaded):
         self.losses, self.samples, self.grad_norms = [], {}, []
+        self.loaded = loaded
+
+    def on_train_start(self, trainer, module):
+        if self.loaded is not None:
+            trainer.save_checkpoint(self.loaded)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.losses.append(float(trainer.strategy.reduce(outputs["loss"].detach().clone())))
@@ -95,6 +113,7 @@ class Case:
 
     make: Callable[..., nn.Module]
     precision: str = "64-true"
+    steps: int = 4
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -143,127 +162,83 @@ def diffusion(network):
 
 
 SCT, SCD = PairVelocity, TeacherVelocity
+EQUAL = {
+    f"{name}_{method}{'_float32' if precision == '32-true' else ''}": Case(
+        lambda velocity=velocity, method=method: consistency(velocity(), method),
+        precision,
+        NUM_STEPS,
+    )
+    for precision in ("64-true", "32-true")
+    for name, velocity in (("sct", SCT), ("scd", SCD))
+    for method in ("dual", "two_pass")
+}
 CASES = {
-    "sct_dual": Case(lambda: consistency(SCT(), "dual")),
-    "scd_dual": Case(lambda: consistency(SCD(), "dual")),
-    "sct_two_pass": Case(lambda: consistency(SCT(), "two_pass")),
-    "scd_two_pass": Case(lambda: consistency(SCD(), "two_pass")),
+    **EQUAL,
     "scd_dual_checkpoint": Case(lambda: consistency(SCD(), "dual_checkpoint")),
     "scd_clipped": Case(lambda: consistency(SCD(), "dual"), options={"gradient_clip_val": 0.05}),
-    "scd_float32": Case(lambda: consistency(SCD(), "dual"), precision="32-true"),
     "diffusion_normalized": Case(lambda: diffusion(Normalized())),
     "diffusion_accumulated": Case(
         lambda: diffusion(mlp(0)), options={"accumulate_grad_batches": 2}
     ),
 }
-
 BF16 = Case(lambda: consistency(SCD(), "dual"), precision="bf16-mixed")
 
 
-def run(case, folder, strategy, rank, start=0, stop=NUM_STEPS, name=None, ckpt=None, **options):
-    """Train a case, draw samples and leave a checkpoint and a record in the folder."""
-    torch.manual_seed(0)  # in every process, as `seed_everything` does
-    world_size = 1 if strategy == "auto" else WORLD_SIZE
-    rows = slice(rank * JOINED_BATCH // world_size, (rank + 1) * JOINED_BATCH // world_size)
-    settings = CASES.get(case, BF16)
-    precision = settings.precision
-    dtype = torch.float64 if precision == "64-true" else torch.float32
-    module, record = options.get("module") or settings.make(), Record()
-    module.times = TimesOfTheRows(rows, start, dtype)
-    trainer = Trainer(
-        accelerator="cpu",
-        strategy=strategy,
-        devices=world_size,
-        precision=precision,
-        max_steps=stop,
-        callbacks=[record, Diagnostics(every_n_steps=1)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings.options,
-    )
-    batches = JoinedBatches(rows, start, dtype, options.get("scale", 1.0))
-    trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=ckpt)
-    assert {each.dtype for each in module.parameters()} == {dtype}
-    trainer.save_checkpoint(folder / f"{name or case}.{stop}.ckpt")
-    requests = RequestStream(NUM_SAMPLES, 4, 2, (3,), 0, rank, world_size)
-    trainer.test(module, DataLoader(requests, batch_size=None), verbose=False)
-    found = {key: vars(record)[key] for key in ("losses", "samples", "grad_norms")}
-    torch.save(found | {"seed": torch.initial_seed()}, folder / f"{name or case}.{stop}.{rank}.pt")
-    return module
+@dataclass
+class Place:
+    """Where runs are: their folder, strategy, and this process among so many."""
 
+    folder: Path
+    strategy: str = "auto"
+    rank: int = 0
+    world_size: int = 1
 
-class LeavesHeadWhole(ConsistencyModule):
-    """The mistake: FSDP2 for the networks, but not for the weighting head."""
+    def run(self, case, start=0, stop=None, name=None, ckpt=None, mapped=False, **options):
+        """Train a case, draw samples and leave a checkpoint and a record in the folder.
 
-    def configure_model(self):
-        for network in (self.student, self.teacher, *(each.network for each in self.averages())):
-            if not isinstance(network, FSDPModule):
-                fully_shard(network, mesh=self.device_mesh["data_parallel"])
-
-
-def local_shares(module):
-    """Share of its weights that every network has in this process."""
-    shares = {}
-    for name, child in module.named_children():
-        weights = [each for each in child.parameters() if isinstance(each, DTensor)]
-        if weights:
-            whole = sum(each.numel() for each in weights)
-            shares[name] = sum(each.to_local().numel() for each in weights) / whole
-    return shares
-
-
-def sharded_start(mesh, rank):
-    """Weight and buffer of a network that another seed made in every process, once sharded."""
-    torch.manual_seed(rank)
-    owner = nn.ModuleDict({"network": nn.BatchNorm1d(5)})
-    nn.init.normal_(owner["network"].weight)
-    nn.init.normal_(owner["network"].running_mean)
-    shard(owner, mesh)
-    return owner["network"].weight.full_tensor().detach(), owner["network"].running_mean
-
-
-def refusal(run_it, *args, **kwargs):
-    """Message of the ValueError that something must end in."""
-    try:
-        run_it(*args, **kwargs)
-    except ValueError as error:
-        return str(error)
-    raise AssertionError("it was not refused")
-
-
-def main(strategy: str, folder: Path, rank: int) -> None:
-    """All that one of the processes does."""
-    found = {}
-    for case in CASES:
-        module = run(case, folder, strategy, rank)
-    run("bf16", folder, strategy, rank)
-    run("scd_dual", folder, strategy, rank, stop=2)
-    for name, origin in (("resumed", folder), ("taken_over", folder.parent / "auto")):
-        ckpt = origin / "scd_dual.2.ckpt"
-        run("scd_dual", folder, strategy, rank, start=2, name=name, ckpt=ckpt)
-    if strategy == "fsdp2":
-        found["shares"] = local_shares(module)
-        careless = consistency(SCD(), "dual", LeavesHeadWhole)
-        run("scd_dual", folder, strategy, rank, name="careless", module=careless)
-        found["whole_head"] = careless.weighting_head.linear.weight.detach()
-        compiled = consistency(SCD(), "dual")
-        compiled.tangents = CompiledTangents(compiled.tangents)
-        found["compiled"] = refusal(
-            run, "scd_dual", folder, strategy, rank, name="x", module=compiled
+        Args:
+            case: name of the case.
+            start: optimizer steps of the checkpoint that the run goes on from.
+            stop: optimizer steps at the end, those of the case by default.
+            name: name of the files, the case's by default.
+            ckpt: that checkpoint.
+            mapped: data of the real loader, by its own position, and the real checkpoints.
+            options: `module`, in the place of the case's; `scale` of the data.
+        """
+        torch.manual_seed(0)  # in every process, as `seed_everything` does
+        rows = slice(*(JOINED_BATCH * r // self.world_size for r in (self.rank, self.rank + 1)))
+        settings, name = CASES.get(case, BF16), name or case
+        stop = stop or settings.steps
+        dtype = torch.float64 if settings.precision == "64-true" else torch.float32
+        record = Record(None if ckpt is None else self.folder / f"{name}.loaded.ckpt")
+        module = options.get("module") or settings.make()
+        module.times = TimesOfTheRows(rows, start, dtype)
+        callbacks = [record, Diagnostics(every_n_steps=1)]
+        trainer = Trainer(
+            accelerator="cpu",
+            strategy=self.strategy,
+            devices=self.world_size,
+            precision=settings.precision,
+            max_steps=stop,
+            callbacks=[*callbacks, *([Checkpoints(str(self.folder / name))] if mapped else [])],
+            logger=False,
+            enable_checkpointing=mapped,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings.options,
         )
-        found["start"] = sharded_start(module.device_mesh["data_parallel"], rank)
-        module.bare = nn.Parameter(torch.ones(2))
-        found["bare"] = refusal(module.configure_model)
-    base.STATISTICS_SAMPLES = JOINED_BATCH
-    found["statistics"] = refusal(
-        run, "scd_dual", folder, strategy, rank, name="x", scale=1.0 + 2 * rank
-    )
-    torch.save(found, folder / f"found.{rank}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    main(sys.argv[1], Path(sys.argv[2]), int(os.environ["LOCAL_RANK"]))
+        batches = JoinedBatches(rows, start, dtype, options.get("scale", 1.0))
+        loader = DataLoader(batches, batch_size=None)
+        trainer.fit(
+            module,
+            mapped_batches(self.rank, self.world_size) if mapped else loader,
+            ckpt_path=ckpt,
+        )
+        assert {each.dtype for each in module.parameters()} == {dtype}
+        trainer.save_checkpoint(self.folder / f"{name}.{stop}.ckpt")
+        orders = RequestStream(NUM_SAMPLES, 4, 2, (3,), 0, self.rank, self.world_size)
+        trainer.test(module, DataLoader(orders, batch_size=None), verbose=False)
+        found = {key: vars(record)[key] for key in ("losses", "samples", "grad_norms")}
+        found["seed"] = torch.initial_seed()
+        torch.save(found, self.folder / f"{name}.{stop}.{self.rank}.pt")
+        return module

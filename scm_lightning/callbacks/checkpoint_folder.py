@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checkpoints of a run: their folder, and how Lightning reads and writes them.
+
+    0010000.ckpt  0020000.ckpt ...  last.ckpt
+
+are of one history: of every step that is there, the later one went on from the earlier. `last.ckpt`
+is the newest; a numbered file of the same step is the same file under another name. A run that
+starts from an earlier step moves later files to `checkpoints.old-1`, `-2`, ... beside the folder,
+so that nothing is overwritten and the largest step is the end of this run. Other files, for example
+what `scm reconstruct` writes, are let alone.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.fabric.plugins import CheckpointIO
+
+from scm_lightning.teachers.checkpoint_files import (
+    check_whole,
+    load_checked,
+    step_of,
+    write_checkpoint,
+)
+from scm_lightning.teachers.snapshots import flush_folder, written_whole
+
+LAST = "last.ckpt"
+OWN_NAME = re.compile(r"last\.ckpt|\d{7,}\.ckpt")
+
+
+class Found(NamedTuple):
+    """What a folder has to go on from.
+
+    Attributes:
+        file: the checkpoint of the largest step that is not damaged; None if there is none.
+        step: its optimizer steps; 0 without one.
+        damaged: later ones, that cannot be used, with the reason.
+    """
+
+    file: Path | None
+    step: int
+    damaged: list[tuple[Path, str]]
+
+
+def own_checkpoints(folder: Path) -> list[tuple[float, Path]]:
+    """Checkpoints that a run wrote there by itself, the largest step first.
+
+    Args:
+        folder: folder of the checkpoints; there are none in a missing one.
+
+    Returns:
+        Optimizer steps, infinite where they cannot be read, and file; `last.ckpt` behind a numbered
+        file of the same step.
+    """
+    files = [each for each in folder.glob("*.ckpt") if OWN_NAME.fullmatch(each.name)]
+    steps = [(float("inf") if (step := step_of(each)) is None else step, each) for each in files]
+    return sorted(steps, key=lambda each: (-each[0], each[1].name))
+
+
+def newest_checkpoint(folder: Path) -> Found:
+    """Find what to go on from; later files that are damaged are passed over.
+
+    Args:
+        folder: folder of the checkpoints.
+    """
+    damaged = []
+    for step, file in own_checkpoints(folder):
+        try:
+            check_whole(file)
+            load_checked(file, mmap=True)
+        except ValueError as error:
+            damaged.append((file, str(error).partition(";")[0]))
+        else:
+            return Found(file, int(step), damaged)
+    return Found(None, 0, damaged)
+
+
+def set_aside_later(folder: Path, step: int) -> Path | None:
+    """Move checkpoints of later steps than the one that training starts from, and damaged ones.
+
+    Args:
+        folder: folder of the checkpoints.
+        step: optimizer steps at the start.
+
+    Returns:
+        Where they are now; None if there were none.
+    """
+    later = [file for found, file in own_checkpoints(folder) if found > step]
+    if not later:
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for file in later:
+        os.replace(file, aside / file.name)
+    flush_folder(aside)
+    flush_folder(folder)
+    return aside
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process has left of a checkpoint that it was writing."""
+    for file in folder.glob("*.ckpt.*.part"):
+        file.unlink(missing_ok=True)
+
+
+def number_last(folder: Path, step: int) -> None:
+    """Give `last.ckpt` a second name, its step; a copy where a disk has no second names.
+
+    In this order, since a process may be killed in between: `last.ckpt` is never behind.
+
+    Args:
+        folder: folder of the checkpoints.
+        step: optimizer steps that `last.ckpt` holds.
+    """
+    last = folder / LAST
+    with written_whole(folder / numbered(step)) as beside:
+        try:
+            os.link(last, beside)
+        except OSError:
+            shutil.copyfile(last, beside)
+
+
+def numbered(step: int) -> str:
+    """Name of the file of a step."""
+    return f"{step:07d}.ckpt"
+
+
+class WholeFiles(CheckpointIO):
+    """Lightning's checkpoints as files that are there whole or not at all, with a checksum.
+
+    Nothing is ever read that could run code.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write one; see `write_checkpoint`."""
+        assert storage_options is None, "a plain file has none"
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read one onto the CPU.
+
+        Raises:
+            ValueError: if it is missing or damaged.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"there is no checkpoint {path}; give another path")
+        return load_checked(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove one."""
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that train one model hold the same weights, and step with the same gradients.
+
+Nothing else in a run notices when they do not: every process trains a model of its own, and the
+first one's is saved. So before the first three optimizer steps of a run, and before every so many
+later ones, the processes compare a checksum of every parameter and of its reduced gradient:
+
+    sum_i (2 i + 1) bits_i  mod 2^64            bits_i: element i as an integer
+
+which does not depend on the order of the sum, and changes with a flipped bit or two elements
+exchanged. A ring or a tree of reductions gives all processes the same bits. Three steps, because a
+network whose output starts at zero has gradients of most parameters from the second or third on.
+
+The gradients are those of the real first batches, on the real path, accumulation included; nothing
+is run twice. Sharded parameters (FSDP2) differ between processes by design: of these it is checked
+that the gradient is cut as its parameter is; whatever trains unsharded beside them is compared.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+START_STEPS = 3
+"""Steps that are checked at the start of a run."""
+BIT_TYPES = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class GradientSync(Callback):
+    """Refuses to train processes apart; see the module.
+
+    Args:
+        at_start: whether the first steps are checked.
+        every_n_steps: optimizer steps between two later checks; 0 for none.
+
+    Raises:
+        ValueError: if `every_n_steps` is negative.
+    """
+
+    def __init__(self, at_start: bool = True, every_n_steps: int = 1000) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"every_n_steps of checks must be at least 0, got {every_n_steps}")
+        self.at_start = at_start
+        self.every_n_steps = every_n_steps
+        self._steps_to_check = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the first steps, of a resumed run too."""
+        self._steps_to_check = START_STEPS if self.at_start else 0
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Compare the processes, where it is due.
+
+        Raises:
+            ValueError: if they differ; before the step, in all of them.
+        """
+        step = trainer.global_step + 1
+        is_due = self._steps_to_check > 0
+        is_due |= self.every_n_steps > 0 and step % self.every_n_steps == 0
+        if trainer.world_size == 1 or not is_due:
+            return
+        self._steps_to_check -= 1
+        checksums = dict(_checksums(pl_module))
+        if not checksums:
+            return
+        own = torch.stack(list(checksums.values()))
+        least, most = own.clone(), own.clone()
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        differs = [name for name, x in zip(checksums, (least != most).tolist(), strict=True) if x]
+        if differs:
+            raise ValueError(
+                f"all processes must have the same weights and gradients, but before step {step} "
+                f"they differ in {differs[0]}, {len(differs)} of {len(checksums)} in all; use each "
+                "parameter within training_step only and leave the strategy's reduction on, or, if "
+                "that is so, look for a machine that computes wrongly"
+            )
+
+
+def checksum(x: Tensor) -> Tensor:
+    """Checksum of the bits of a tensor. Scalar, int64."""
+    x = x.detach().contiguous().flatten()
+    x = torch.view_as_real(x).flatten() if x.is_complex() else x
+    bits = x.view(BIT_TYPES[x.element_size()])
+    odd = torch.arange(bits.numel(), device=bits.device).mul_(2).add_(1)
+    return odd.mul_(bits).sum()
+
+
+def _checksums(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """What must agree between processes, by name: int64 scalars, the same number in all."""
+    if all(each.grad is None for each in module.parameters()):
+        raise ValueError(
+            "a step must have gradients, got none for any parameter; leave the strategy's "
+            "reduction on"
+        )
+    for name, parameter in module.named_parameters():
+        gradient: Any = parameter.grad
+        if isinstance(parameter, DTensor):
+            if gradient is not None and not (
+                isinstance(gradient, DTensor) and gradient.placements == parameter.placements
+            ):
+                raise ValueError(
+                    f"the gradient of a sharded parameter must be reduced and cut as it is, got a "
+                    f"gradient of {name} that is not; use it within its network's forward only"
+                )
+            continue
+        yield f"the weights of {name}", checksum(parameter)
+        without = torch.zeros((), dtype=torch.int64, device=parameter.device)
+        yield f"the gradient of {name}", without if gradient is None else checksum(gradient)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that a command has launched end with it.
+
+`--trainer.devices 2` makes a command start itself again, once per further device. If the first
+process is killed, the others would wait for it, up to half an hour in a reduction. They know it by
+its number in the environment, so that nothing else that a shell starts is ended with it.
+"""
+
+import os
+import threading
+import time
+
+VARIABLE = "SCM_LAUNCHER_PID"
+GRACE_SECONDS = 5.0
+"""Time to end by oneself."""
+EXIT_ORPHANED = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+
+def follow_launcher() -> None:
+    """Watch the process that launched this one, if one did; else be the one that is watched."""
+    parent = os.getppid()
+    if os.environ.get(VARIABLE) == str(parent):
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    os.environ[VARIABLE] = str(os.getpid())
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(GRACE_SECONDS)
+    os._exit(EXIT_ORPHANED)

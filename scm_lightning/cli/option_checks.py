@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of options that the parser takes, and should not: refused before anything is built.
+
+Where a type is a function, such as one that makes the optimizer, the parser takes the name of any
+function, with arguments, and calls it: `class_path: torch.save` would write a file.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+MAX_SEED = 2**32 - 1
+LEAST = {
+    "accumulate_grad_batches": 1,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+"""Smallest values of numbers of the trainer, which it would divide by or run without."""
+MAY_BE_NONE = {"optimizer", "lr_scheduler"}
+"""Options of Lightning's; the models here have their own."""
+
+
+def check_options(config: Namespace, names: Iterable[str]) -> None:
+    """Refuse functions in the place of classes, and values that no run can have.
+
+    Args:
+        config: options of a subcommand.
+        names: dotted keys of all that there are.
+
+    Raises:
+        ValueError: if a class_path is no class's, a group of options is a list, an option is out of
+            range, or the folder of the run is a file.
+    """
+    for path in class_paths(config):
+        if not inspect.isclass(pkgutil.resolve_name(path)):
+            raise ValueError(f"class_path must name a class, got {path}; write one around it")
+    for group in sorted({name.partition(".")[0] for name in names if "." in name} - MAY_BE_NONE):
+        if not isinstance(config[group], Namespace):
+            raise ValueError(f"{group} must be a map of options to values, got {config[group]}")
+    seed = config.seed_everything
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed_everything must be from 0 to {MAX_SEED}, got {seed}; give another")
+    for name, least in LEAST.items():
+        value = config.trainer[name]
+        if value is not None and not value >= least:
+            raise ValueError(f"trainer.{name} must be at least {least}, got {value}; raise it")
+    root = Path(config.trainer.default_root_dir or ".")
+    if root.exists() and not root.is_dir():
+        raise ValueError(
+            f"trainer.default_root_dir must be a folder, got the file {root}; give another"
+        )
+
+
+def class_paths(value: Any) -> Iterator[str]:
+    """Every class_path in a configuration.
+
+    Args:
+        value: a configuration, or a part of one.
+    """
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        if isinstance(value.get("class_path"), str):
+            yield value["class_path"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from class_paths(each)

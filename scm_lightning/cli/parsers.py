@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parsers whose errors are one line, with the option that was meant if it is a near miss.
+
+No option may be cut short: with `sigma` for `sigma_data`, another option of that beginning would
+change what a command means.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
+from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.pytorch.cli import LightningArgumentParser
+
+DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
+"""Names that no configuration may give, beside those that jsonargparse knows: they run what they
+are handed."""
+LIKENESS = 0.75
+"""Share of letters in common, from which on another name is suggested."""
+UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
+
+
+def deny_dangerous_names() -> None:
+    """Refuse names of functions that run commands or code: os.system, subprocess, pickle and so on.
+
+    A precaution, and no protection from configurations of strangers: a configuration may name any
+    class or function that is installed and fits.
+    """
+    set_parsing_settings(import_path_denylist=DENIED)
+
+
+class ArgumentError(ValueError):
+    """Arguments or a configuration that the parser refuses."""
+
+
+class _OneLine(ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
+        raise ArgumentError(message + self._suggestion(message)) from ex
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse a configuration whose options are others than those of the parser."""
+        try:
+            super().validate(*args, **kwargs)
+        except KeyError as error:
+            message = str(error)
+            error.args = (message + self._suggestion(message),)
+            raise
+
+    def _suggestion(self, message: str) -> str:
+        """The option that was meant, if the message is about an unknown one."""
+        unknown = UNKNOWN.search(message)
+        if unknown is None or "did you mean" in message:
+            return ""
+        parsers: list[Any] = [self]
+        for action in self._actions:
+            if isinstance(action.choices, dict):  # of a parser of subcommands
+                parsers += action.choices.values()
+        known = {action.dest for parser in parsers for action in parser._actions}
+        known |= {name.partition(".")[2] for name in known}  # messages about a group leave it out
+        known = {name for name in known if name.count(".") == unknown[1].count(".")}
+        near = get_close_matches(unknown[1], known, n=1, cutoff=LIKENESS)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+class CommandParser(_OneLine):
+    """Parser of the commands that have no model."""
+
+
+class OneLineParser(_OneLine, LightningArgumentParser):
+    """Parser of the commands that have one."""

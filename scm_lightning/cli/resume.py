@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where `scm fit` starts: from the newest checkpoint of the run's folder, or from nothing.
+
+The same command, given again, goes on with the run; what makes it another run has to be said. So a
+run that is finished is left alone, and `--fresh` sets the old checkpoints aside and starts anew.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace, get_loader
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
+from scm_lightning.teachers import read_checkpoint
+from scm_lightning.teachers.checkpoint import METADATA_KEY
+
+LAST = "last"
+"""Value of ckpt_path for the newest checkpoint of the run; the default."""
+SEED = "seed_everything"
+OTHER_RUN = (SEED, "model.", "data.class_path")
+"""Keys that a finished run cannot take over: with another value it would be another run."""
+OF_A_START = ("ckpt_path", "fresh", "config")
+"""Keys that say how this process starts, and nothing of the run."""
+MOST_ROWS = 20
+
+
+class AlreadyTrained(Exception):  # noqa: N818  nothing is wrong
+    """The run has taken all its steps: nothing is to be done, and nothing is wrong."""
+
+
+def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
+    """Choose the checkpoint that a training goes on from; say which, and what has changed.
+
+    Args:
+        config: options of `scm fit`.
+        current: the same as YAML.
+        saved: the run's `config.yaml`, which may be missing.
+
+    Returns:
+        The checkpoint, or None for a start from nothing.
+
+    Raises:
+        AlreadyTrained: if the run is finished.
+        ValueError: if there is no such checkpoint, none that is not damaged, or if the folder's run
+            is another one.
+    """
+    given = None if config.ckpt_path == LAST else config.ckpt_path
+    if config.fresh and given is not None:
+        raise ValueError(f"fresh starts from nothing, ckpt_path from {given}; give one of the two")
+    if given is not None:
+        if "reconstructed" in read_checkpoint(given)[METADATA_KEY]:
+            raise ValueError(
+                f"a run cannot go on from {given}, which `scm reconstruct` wrote to sample from; "
+                "give a checkpoint of the run itself"
+            )
+        return str(given)
+    if config.fresh or config.trainer.fast_dev_run:
+        return None
+    file, step, damaged = newest_checkpoint(Path(config.checkpoints.dirpath))
+    for _, reason in damaged:
+        _say(reason)
+    if file is None:
+        if damaged:
+            raise ValueError(
+                f"all checkpoints in {config.checkpoints.dirpath} are damaged; put a whole one "
+                "there, or begin anew with --fresh, which moves these aside"
+            )
+        return None
+    changes = differences(saved, current)
+    _check_is_same_run(config, step, file, changes)
+    _say(f"going on from {file}, step {step}")
+    if changes:
+        _show(changes)
+    return str(file)
+
+
+def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
+    """Options whose values are not those that the run was started with.
+
+    Options that only one of them has are left out: another version of this package may have more.
+
+    Args:
+        saved: the run's `config.yaml`; nothing differs from a missing one.
+        current: configuration as YAML.
+
+    Returns:
+        Old and new value by dotted key.
+    """
+    if not saved.is_file():
+        return {}
+    found: dict[str, tuple[str, str]] = {}
+
+    def compare(before: Any, now: Any, key: str) -> None:
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            for name in sorted({*before} & {*now}):
+                compare(before[name], now[name], f"{key}.{name}" if key else str(name))
+        elif before != now and key not in OF_A_START:
+            found[key] = (str(before), str(now))
+
+    load = get_loader("yaml")
+    compare(load(saved.read_text()), load(current), "")
+    return found
+
+
+def _check_is_same_run(
+    config: Namespace, step: int, file: Path, changes: Mapping[str, tuple[str, str]]
+) -> None:
+    """Refuse another run in the folder of this one; stop if there is nothing to train."""
+    anew = "begin anew with --fresh, or give another trainer.default_root_dir"
+    if SEED in changes:
+        old, new = changes[SEED]
+        raise ValueError(
+            f"the run of {file} has {SEED} {old}, got {new}: go on with {old}, or {anew}"
+        )
+    max_steps = config.trainer.max_steps
+    if max_steps < 0 or step < max_steps:
+        return
+    others = [key for key in changes if key.startswith(OTHER_RUN)]
+    if others:
+        _show(changes)
+        raise ValueError(
+            f"{file} is at step {step} of {max_steps}, trained with another "
+            f"{', '.join(others[:3])}: {anew}"
+        )
+    raise AlreadyTrained(
+        f"already at step {step} of {max_steps}: {file}; to train on raise trainer.max_steps, or "
+        f"{anew}"
+    )
+
+
+@rank_zero_only
+def _show(changes: Mapping[str, tuple[str, str]]) -> None:
+    table = Table("changed option", "so far", "now")
+    for key, values in list(changes.items())[:MOST_ROWS]:
+        table.add_row(key, *values)
+    if len(changes) > MOST_ROWS:
+        table.add_row(f"and {len(changes) - MOST_ROWS} more", "", "")
+    Console().print(table, markup=False)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    Console().print(line, markup=False, soft_wrap=True)

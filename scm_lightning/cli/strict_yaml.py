@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML in which every key stands once, and that is no longer than it looks.
+
+PyYAML takes the last of two equal keys silently, and anchors that contain each other grow to any
+length.
+"""
+
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader
+
+MAX_NODES = 100_000
+"""Values of a configuration with all its anchors written out; the largest has some hundred."""
+
+
+def install() -> None:
+    """Let the parsers read YAML so, from now on; more often than once is no matter."""
+    load = get_loader("yaml")
+    if getattr(load, "is_strict", False):
+        return
+
+    def strict(text: str) -> object:
+        if ":" in text:
+            check_keys(text)
+        return load(text)
+
+    strict.is_strict = True  # type: ignore[attr-defined]
+    set_loader("yaml", strict, (yaml.YAMLError,))
+
+
+def check_keys(text: str) -> None:
+    """Refuse a key that stands twice in one map, and anchors without end.
+
+    Args:
+        text: one YAML document.
+
+    Raises:
+        yaml.YAMLError: if it has either, or is no YAML.
+    """
+    left = [MAX_NODES]
+
+    def visit(node: yaml.Node) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise _error(node, f"with its anchors it has more than {MAX_NODES} values")
+        if isinstance(node, yaml.SequenceNode):
+            for each in node.value:
+                visit(each)
+        elif isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                    raise _error(key, f"the key {key.value} stands twice; take one out")
+                visit(value)
+
+    root = yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+    try:
+        if root is not None:
+            visit(root)
+    except RecursionError:
+        raise _error(root, "its anchors contain themselves, or it is nested too deeply") from None
+
+
+def _error(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

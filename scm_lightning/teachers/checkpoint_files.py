@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints as files: there whole or not at all, with a checksum that every reader compares.
+
+    file    = zip archive, as torch.save writes it | comment of the archive
+    comment = "scm_lightning step " 12 digits " sha256 " 64 hex digits
+    digits  = SHA-256 of all bytes before them
+
+The checksum is in the file and not beside it: one rename puts both in place, so that no crash comes
+between them, and a copy takes it along. Traps: torch.load does not look at the checksums that a zip
+archive has, so a flipped bit is a changed weight without a word. Without our comment the end of an
+archive, 22 bytes, says that it has none: an older file, or one of another program, which cannot be
+checked. Anything else at the end is damage; no single flipped bit makes one look like the other.
+"""
+
+import hashlib
+import os
+import re
+import struct
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from rich.console import Console
+
+from scm_lightning.teachers.snapshots import written_whole
+
+END_OF_ARCHIVE = b"PK\x05\x06"
+END_SIZE = 22
+"""Bytes of the end of a zip archive: signature, counts, and last the length of the comment."""
+COMMENT = re.compile(rb"scm_lightning step (\d{12}) sha256 ([0-9a-f]{64})")
+COMMENT_SIZE = 19 + 12 + 8 + 64
+HEX_SIZE = 64
+BLOCK = 1 << 22
+
+
+class _Hashed:
+    """What torch.save writes to: all bytes hashed and counted, the last 22 held back.
+
+    An error is raised by `close`, since torch.save does not expect one.
+
+    Args:
+        opened: where the bytes go; None if they are only counted.
+    """
+
+    def __init__(self, opened: IO[bytes] | None) -> None:
+        self.opened = opened
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+        self.held = b""
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Pass on all but the last bytes."""
+        view = memoryview(data).cast("B")
+        self.num_bytes += len(view)
+        if len(view) < END_SIZE:
+            joined = self.held + bytes(view)
+            self._pass_on(joined[:-END_SIZE])
+            self.held = joined[-END_SIZE:]
+        else:
+            self._pass_on(self.held)
+            self._pass_on(view[:-END_SIZE])
+            self.held = bytes(view[-END_SIZE:])
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed when it is whole."""
+
+    def close(self, step: int) -> None:
+        """Write the end of the archive and the comment."""
+        assert self.held.startswith(END_OF_ARCHIVE), "torch.save ends with the end of an archive"
+        head = b"scm_lightning step %012d sha256 " % step
+        self._pass_on(self.held[:-2] + struct.pack("<H", COMMENT_SIZE) + head)
+        self._pass_on(self.sha256.hexdigest().encode())
+        if self.error is not None:
+            raise self.error
+
+    def _pass_on(self, data: bytes | memoryview) -> None:
+        if self.opened is None or self.error is not None:
+            return
+        self.sha256.update(data)
+        try:
+            self.opened.write(data)
+        except OSError as error:
+            self.error = error
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """Write a checkpoint; an older one of that name is replaced once all of it is on the disk.
+
+    Args:
+        checkpoint: what is to be saved, with the entry `global_step`.
+        file: where; its folder is made if only that is missing.
+
+    Raises:
+        OSError: if it cannot be written; what was there before is left as it was.
+        ValueError: if it could not be loaded without running code.
+    """
+    try:
+        if not file.parent.exists() and not file.parent.parent.exists():
+            raise FileNotFoundError(2, f"the folder {file.parent.parent} is gone")
+        with written_whole(file) as beside:
+            with beside.open("wb") as opened:
+                hashed = _Hashed(opened)
+                torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # it needs no more of a file
+                hashed.close(int(checkpoint["global_step"]))
+            _check_loadable(beside, file)
+    except OSError as error:
+        counted = _Hashed(None)
+        torch.save(checkpoint, counted)  # type: ignore[arg-type]
+        raise OSError(
+            f"the checkpoint {file} could not be written: {error.strerror or error}, where "
+            f"{counted.num_bytes + COMMENT_SIZE:,} bytes are needed; earlier checkpoints are as "
+            "they were: make room, or give another folder, and run the same command again"
+        ) from error
+
+
+def step_of(file: Path) -> int | None:
+    """Optimizer steps that a checkpoint claims to hold, without looking at the rest of it.
+
+    Args:
+        file: the checkpoint.
+
+    Returns:
+        The steps; None if the file is damaged where they stand.
+    """
+    comment, is_plain = _comment(file)
+    if comment is not None:
+        return int(comment[1])
+    if not is_plain:
+        return None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["global_step"])
+    except Exception:  # whatever a file of another program makes torch.load say
+        return None
+
+
+def check_whole(file: Path) -> bool:
+    """Compare a checkpoint with its checksum.
+
+    Args:
+        file: the checkpoint.
+
+    Returns:
+        True if it fits; False if the file has none.
+
+    Raises:
+        ValueError: if the file is damaged, or no checkpoint.
+    """
+    comment, is_plain = _comment(file)
+    if is_plain:
+        return False
+    if comment is None:
+        raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
+    sha256 = hashlib.sha256()
+    rest = file.stat().st_size - HEX_SIZE
+    with file.open("rb") as opened:
+        while rest > 0 and (block := opened.read(min(BLOCK, rest))):
+            sha256.update(block)
+            rest -= len(block)
+    if sha256.hexdigest().encode() != comment[2]:
+        raise ValueError(
+            f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
+        )
+    return True
+
+
+def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a file that torch.save wrote, checked and without running code from it.
+
+    Args:
+        file: a file that exists.
+        mmap: whether tensors are read from the file only when they are used.
+
+    Returns:
+        What was saved; tensors on the CPU.
+
+    Raises:
+        ValueError: if it is damaged, or cannot be read.
+    """
+    is_checked = check_whole(file)
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{file} cannot be read as a checkpoint: {reason}") from error
+    if not is_checked:
+        _say_unchecked(file)
+    return content
+
+
+def existing_checkpoints(folder: Path) -> str:
+    """Names of the checkpoints in a folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
+    return ", ".join(sorted(each.name for each in folder.glob("*.ckpt"))) or "none"
+
+
+def _comment(file: Path) -> tuple[re.Match[bytes] | None, bool]:
+    """Our comment, if it is whole; and whether the file ends as an archive without any."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        opened.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
+        end = opened.read()
+    length = struct.pack("<H", COMMENT_SIZE)
+    fits = end.startswith(END_OF_ARCHIVE) and end[END_SIZE - 2 : END_SIZE] == length
+    comment = COMMENT.fullmatch(end[END_SIZE:]) if fits else None
+    last = end[-END_SIZE:]
+    return comment, last.startswith(END_OF_ARCHIVE) and last.endswith(b"\0\0")
+
+
+def _check_loadable(beside: Path, file: Path) -> None:
+    """Refuse what a callback or module has put into the checkpoint and nobody could load."""
+    try:
+        torch.load(beside, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        found = re.search(r"Unsupported (?:global|class)[^.\n]*", str(error))
+        raise ValueError(
+            f"the checkpoint {file} must hold tensors, numbers and strings only, in lists, tuples "
+            f"and dictionaries, or it could not be loaded: {found[0] if found else error}; "
+            "change what the module or a callback saves"
+        ) from error
+
+
+def _others(file: Path) -> str:
+    return f"give another one: {existing_checkpoints(file.parent)} in {file.parent}"
+
+
+@cache
+def _say_unchecked(file: Path) -> None:
+    """Once per file and process, and in one process only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Console().print(f"{file} has no checksum: read unchecked", markup=False, soft_wrap=True)

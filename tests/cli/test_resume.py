@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scm fit`, called again: it goes on, stops where it is done, or is told to start anew."""
+
+import csv
+import json
+import os
+import resource
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from scm_lightning.cli import main
+from scm_lightning.cli.ablation import STARTED, Run
+from scm_lightning.cli.resume import differences
+
+CONFIG = Path(__file__).parents[2] / "configs" / "digits_teacher.yaml"
+NETWORK = "model.init_args.network.init_args"
+
+
+def fit(folder, steps, *further, shards=None, **options):
+    """Train the digits' teacher, made small, up to a step."""
+    fixed = {
+        "trainer.default_root_dir": folder,
+        "data.init_args.root": shards or folder.parent / "shards",
+        "data.init_args.batch_size": 37,
+        "data.init_args.num_val_samples": 20,
+        f"{NETWORK}.model_channels": 16,
+        f"{NETWORK}.num_blocks": 1,
+        f"{NETWORK}.dropout": 0.1,
+        "model.init_args.lr_schedule.init_args.ramp_steps": 4,
+        "checkpoints.every_n_train_steps": 5,
+        "trainer.val_check_interval": 4,
+        "trainer.log_every_n_steps": 1,
+        "trainer.max_steps": steps,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+    }
+    given = {**fixed, **{key.replace("__", "."): value for key, value in options.items()}}
+    main(["fit", f"--config={CONFIG}", *(f"--{k}={v}" for k, v in given.items()), *further])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of twelve steps."""
+    folder = tmp_path_factory.mktemp("resume") / "unbroken"
+    fit(folder, 12)
+    return folder
+
+
+@pytest.fixture
+def run(unbroken, tmp_path):
+    """A copy of it, which goes on with the same shards."""
+    shutil.copytree(unbroken, tmp_path / "run")
+    return lambda *args, **options: fit(
+        tmp_path / "run", *args, shards=unbroken.parent / "shards", **options
+    )
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def content(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as opened:
+        return [row for row in csv.DictReader(opened) if row["train/loss"]]
+
+
+def refused(capsys, call):
+    with pytest.raises(SystemExit) as caught:
+        call()
+    assert caught.value.code == 2
+    return " ".join(capsys.readouterr().err.split("scm: error: ")[-1].split())
+
+
+def test_the_same_command_goes_on(unbroken, tmp_path, capsys):
+    """Stopped at step 7, which is behind a file and a validation: bit for bit, log included."""
+    folder, shards = tmp_path / "run", unbroken.parent / "shards"
+    fit(folder, 7, shards=shards)
+    fit(folder, 12, shards=shards)
+    printed = said(capsys)
+    assert "going on from" in printed
+    assert "checkpoints/last.ckpt, step 7" in printed
+    assert "trainer.max_steps │ 7 │ 12" in printed
+    found, expected = content(folder), content(unbroken)
+    assert found["global_step"] == 12
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], weight), name
+    assert torch.equal(found["random_states"][0]["torch"], expected["random_states"][0]["torch"])
+    keys = ("step", "train/loss")
+    assert [[row[k] for k in keys] for row in rows(folder)] == [
+        [row[k] for k in keys] for row in rows(unbroken)
+    ]
+
+
+def test_a_finished_run_is_left_alone(run, tmp_path, capsys):
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    run(12)
+    printed = said(capsys)
+    assert "already at step 12 of 12" in printed
+    assert "begin anew with --fresh" in printed
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert not (tmp_path / "run" / "checkpoints.old-1").exists()
+
+
+def test_a_finished_run_is_not_taken_for_another(run, capsys):
+    """With other weights, or another seed, even if it is not finished: nothing would be trained."""
+    line = refused(capsys, lambda: run(12, **{f"{NETWORK}.model_channels": 24}))
+    assert f"is at step 12 of 12, trained with another {NETWORK}.model_channels" in line
+    line = refused(capsys, lambda: run(20, seed_everything=5))
+    assert "has seed_everything 0, got 5: go on with 0, or begin anew with --fresh" in line
+
+
+def test_differences_are_those_of_options_that_both_know(tmp_path):
+    """A new option of another version is none; a schedule in the place of none is."""
+    saved = tmp_path / "config.yaml"
+    saved.write_text("model: {lr: 0.5, schedule: null, old: 1}\ntrainer: {max_steps: 3}\n")
+    now = {"model": {"lr": 0.5, "schedule": {"class_path": "X"}, "new": 2}, "ckpt_path": "x"}
+    found = differences(saved, yaml.safe_dump(now | {"trainer": {"max_steps": 4}}))
+    expected = {"model.schedule": ("None", "{'class_path': 'X'}"), "trainer.max_steps": ("3", "4")}
+    assert found == expected
+    assert differences(tmp_path / "none.yaml", "a: 1") == {}
+
+
+def test_runs_of_an_ablation_go_on_if_they_are_the_same(tmp_path):
+    """One that was stopped goes on; with other options it starts anew."""
+    options = {"trainer.max_steps": 3}
+    one = Run("x", tmp_path, str(CONFIG), options, ("fit",), Path("checkpoints/last.ckpt"))
+    other = replace(one, options={"trainer.max_steps": 4})
+    assert not one.is_started()
+    (tmp_path / STARTED).write_text(json.dumps(one.made_from()))
+    assert one.is_started()
+    assert not other.is_started()
+    assert not one.is_finished()
+    assert other.words("fit", fresh=True)[-1] == "--fresh"
+    assert "--fresh" not in [*other.words("test", fresh=True), *one.words("fit")]
+
+
+def test_a_model_that_does_not_fit_is_refused_by_its_weights(run, capsys):
+    line = refused(capsys, lambda: run(20, **{f"{NETWORK}.model_channels": 24}))
+    assert "the checkpoint does not fit the model" in line
+    run(12)
+    assert "already at step 12 of 12" in said(capsys)
+
+
+def test_fresh_starts_anew_and_moves_the_old_run(run, unbroken, tmp_path, capsys):
+    """Its configuration does not say so: the same folder goes on the next time."""
+    run(3, "--fresh")
+    folder = tmp_path / "run"
+    assert content(folder)["global_step"] == 3
+    aside = folder / "checkpoints.old-1"
+    assert {each.name for each in aside.iterdir()} == {"0000005.ckpt", "0000010.ckpt", "last.ckpt"}
+    assert [row["step"] for row in rows(folder)] == ["0", "1", "2"]
+    assert "later checkpoints in" in said(capsys)
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["fresh"] is False
+    assert saved["ckpt_path"] is None
+    run(4, "--fresh=false")
+    assert "step 3" in said(capsys)
+    assert [each.name for each in folder.glob("checkpoints*")].count("checkpoints.old-2") == 0
+
+
+def test_a_damaged_file_is_passed_over(run, tmp_path, capsys):
+    """The one before is taken; with all of them damaged, nothing is trained."""
+    folder = tmp_path / "run" / "checkpoints"
+    damage(folder / "last.ckpt")
+    run(14)
+    printed = said(capsys)
+    assert "last.ckpt is damaged: its content does not fit its checksum" in printed
+    assert "0000010.ckpt, step 10" in printed
+    assert content(tmp_path / "run")["global_step"] == 14
+    for file in folder.glob("*.ckpt"):
+        damage(file)
+    line = refused(capsys, lambda: run(20))
+    assert f"all checkpoints in {folder} are damaged" in line
+
+
+def damage(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 16
+    file.unlink()
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("stage", ["test", "predict", "validate"])
+def test_a_damaged_file_is_not_sampled_from(stage, run, tmp_path, capsys):
+    damage(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    config = tmp_path / "run" / "config.yaml"
+    root = f"--trainer.default_root_dir={tmp_path / 'run'}"
+    line = refused(capsys, lambda: main([stage, f"--config={config}", root]))
+    assert "does not fit its checksum; give another one: 0000005.ckpt, 0000010.ckpt" in line
+
+
+def test_a_named_file(run, tmp_path, capsys):
+    """Is gone on from, later ones being moved; a missing one is refused with those there are."""
+    folder = tmp_path / "run" / "checkpoints"
+    line = refused(capsys, lambda: run(20, ckpt_path=folder / "0000006.ckpt"))
+    assert "those that are there: 0000005.ckpt, 0000010.ckpt, last.ckpt" in line
+    line = refused(capsys, lambda: run(20, "--fresh", ckpt_path=folder / "0000005.ckpt"))
+    assert "give one of the two" in line
+    run(6, ckpt_path=folder / "0000005.ckpt")
+    assert sorted(each.name for each in folder.iterdir()) == ["0000005.ckpt", "last.ckpt"]
+    assert content(tmp_path / "run")["global_step"] == 6
+
+
+def test_options_win_over_what_a_checkpoint_says(run, tmp_path):
+    """Saved hyper-parameters would be those of the first part; Lightning lets them win."""
+    file = tmp_path / "run" / "checkpoints" / "0000010.ckpt"
+    saved = torch.load(file, weights_only=True)
+    torch.save(saved | {"hyper_parameters": {"num_sampling_steps": 3}}, tmp_path / "with.ckpt")
+    run(14, ckpt_path=tmp_path / "with.ckpt", **{"model.init_args.num_sampling_steps": 2})
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["model"]["init_args"]["num_sampling_steps"] == 2
+
+
+def test_last_is_a_word_for_the_newest(run, capsys):
+    run(13, ckpt_path="last")
+    assert "going on from" in said(capsys)
+
+
+def test_a_full_disk_is_one_line(run, tmp_path):
+    """With the path, the bytes that are needed, and exit code 2; the run then goes on."""
+    folder = tmp_path / "run" / "checkpoints"
+    size = (folder / "last.ckpt").stat().st_size
+    if (child := os.fork()) == 0:
+        sys.stderr = (tmp_path / "errors").open("w")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        try:
+            run(20)
+        except SystemExit as stopped:
+            sys.stderr.flush()
+            os._exit(stopped.code)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    errors = [line for line in (tmp_path / "errors").read_text().splitlines() if "scm:" in line]
+    assert len(errors) == 1
+    assert (
+        f"the checkpoint {folder / 'last.ckpt'} could not be written: File too large" in errors[0]
+    )
+    needed = int(errors[0].split("where ")[1].split(" bytes")[0].replace(",", ""))
+    assert needed == pytest.approx(size, rel=0.02)
+    names = sorted(each.name for each in folder.iterdir())
+    assert names == ["0000005.ckpt", "0000010.ckpt", "last.ckpt"]
+    run(14)
+    assert content(tmp_path / "run")["global_step"] == 14

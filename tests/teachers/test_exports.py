@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported weights as files: what is written is what is read, and damage is found."""
+
+import json
+import struct
+
+import pytest
+import torch
+from gaussian import PATH
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from scm_lightning import __version__
+from scm_lightning.teachers.exports import Export, read_export, write_export
+
+EXPORT = Export("diffusion", PATH.sigma_data / 3, 12, "ema", "0.05")
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    tied = torch.randn(5, 3)
+    return {
+        "a.weight": tied,
+        "b.weight": tied,
+        "transposed": torch.randn(2, 7).T,
+        "half": torch.randn(4).bfloat16(),
+        "count": torch.tensor(9),
+        "none": torch.zeros(0, 3),
+    }
+
+
+def test_what_is_written_is_read(weights, tmp_path):
+    """By us with what it is of, to the last digit, and by the plain library."""
+    file = tmp_path / "new" / "a.safetensors"
+    write_export(file, EXPORT, weights)
+    export, found = read_export(file)
+    assert export == EXPORT
+    for loaded in (found, load_file(file)):
+        assert loaded.keys() == weights.keys()
+        for name, weight in weights.items():
+            assert loaded[name].dtype == weight.dtype
+            assert torch.equal(loaded[name], weight)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert (metadata["format"], metadata["scm_version"]) == ("pt", __version__)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_tied_weights_load_into_their_network(tmp_path):
+    torch.manual_seed(0)
+    network, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    for each in (network, other):
+        each[1].weight = each[0].weight
+    write_export(tmp_path / "a.safetensors", EXPORT, network.state_dict())
+    other.load_state_dict(load_file(tmp_path / "a.safetensors"))
+    x = torch.randn(4, 3)
+    assert torch.equal(network(x), other(x))
+
+
+def refused(file, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        read_export(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_flipped_bit_of_a_weight_is_found(weights, tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_export(file, EXPORT, weights)
+    whole = file.read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    for place in range(start, len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        refused(file, "damaged: its weights do not fit its checksum")
+    file.write_bytes(whole[:-5])
+    refused(file, "is no safetensors file, or a damaged one")
+
+
+def test_other_files_are_refused(weights, tmp_path):
+    file = tmp_path / "a.safetensors"
+    refused(file, "there is no file")
+    file.write_text("hello")
+    refused(file, "is no safetensors file, or a damaged one")
+    save_file({"weight": torch.ones(2)}, file)
+    refused(file, "must be an export of format 1, its metadata name none; give a file that `scm")
+    save_file({"weight": torch.ones(2)}, file, {"scm_format_version": "2"})
+    refused(file, "its metadata name 2; .* install a newer scm_lightning")
+    write_export(file, EXPORT, weights)
+    header = file.read_bytes()
+    length = struct.unpack("<Q", header[:8])[0]
+    listing = json.loads(header[8 : 8 + length])
+    del listing["__metadata__"]["scm_sigma_data"]
+    shorter = json.dumps(listing).encode()
+    file.write_bytes(struct.pack("<Q", len(shorter)) + shorter + header[8 + length :])
+    refused(file, "the metadata of .* are damaged: 'sigma_data'; export it anew")
