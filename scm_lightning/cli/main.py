@@ -126,11 +126,10 @@ def one_line(message: str) -> str:
     line = re.sub(r"Not a valid subclass of .*?\(implicit class_path\) - ", "", line)
     line = re.sub(r"(- )?Expected a path but .*? either not accessible or invalid - ", "", line)
     line = re.sub(r"Type collections.abc.Callable\[.*?\] expects a function .*?class: ", "", line)
-    line = re.sub(
-        r"( - Expected a <class '(NoneType|list)'>)? Given value type: .*? Given value: (.*)",
-        lambda found: f". Got value: {found[3][:MAX_VALUE]}",
-        line,
-    )
+    line, _, given = line.partition(" Given value type: ")
+    line = re.sub(r" - Expected a <class '(NoneType|list)'>$", "", line)
+    if given and "Expected a" in line:
+        line += f". Got value: {given.partition(' Given value: ')[2][:MAX_VALUE]}"
     line = re.sub(r"\b(.+) - \1(?=$|\. Got)", r"\1", line)  # tried as one, and in a list
     line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)
     line = re.sub(r" Add the import path to import_path_allowlist .*? to allow it\.?", "", line)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -111,18 +112,23 @@ def _opened(place: str) -> BinaryIO:
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files in an uncompressed tar stream."""
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-            if not plain or member.size > MAX_MEMBER_BYTES:
-                raise ValueError(
-                    f"member {member.name!r} is no plain file of at most {MAX_MEMBER_BYTES} bytes"
-                )
-            content = archive.extractfile(member)
-            assert content is not None, "plain files have content"
-            yield member.name, content.read()
-            archive.members = []  # type: ignore[attr-defined]  # kept for ever otherwise
+    """Names and contents of the plain files in an uncompressed tar stream.
+
+    Reads the headers one by one: tarfile's own stream is half as fast, and ends without a word at a
+    header that is damaged.
+    """
+    while (block := stream.read(tarfile.BLOCKSIZE)) and any(block):
+        member = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+        plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+        if not plain or not 0 <= member.size <= MAX_MEMBER_BYTES:
+            raise ValueError(
+                f"member {member.name!r} is no plain file of at most {MAX_MEMBER_BYTES} bytes"
+            )
+        num_blocks = -(-member.size // tarfile.BLOCKSIZE)
+        content = stream.read(num_blocks * tarfile.BLOCKSIZE)
+        if len(content) < member.size:
+            raise EOFError(f"member {member.name!r} has {len(content)} of {member.size} bytes")
+        yield member.name, content[: member.size]
 
 
 def _decode(key: str, members: dict[str, bytes]) -> Sample | Damage:
@@ -130,9 +136,28 @@ def _decode(key: str, members: dict[str, bytes]) -> Sample | Damage:
     if missing := {ARRAY, LABEL} - members.keys():
         return Damage(f"has no member {' and '.join(sorted(missing))}", key)
     try:
-        array = np.load(io.BytesIO(members[ARRAY]), allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            return Damage("holds an archive in the place of an array", key)
-        return Sample(array, int(members[LABEL]), key)
-    except (ValueError, EOFError, OSError, MemoryError, SyntaxError) as error:
+        return Sample(_array(members[ARRAY]), int(members[LABEL]), key)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
         return Damage(f"cannot be decoded: {error}", key)
+
+
+def _array(content: bytes) -> Array:
+    """The array of a file in numpy's format, as it stands in that memory.
+
+    Raises:
+        ValueError: if it is none, or damaged, or of objects.
+    """
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("the array's format must have version 1.0")
+    start = stream.tell() + 2 + int.from_bytes(content[stream.tell() : stream.tell() + 2], "little")
+    shape, fortran_order, dtype = _header(content[stream.tell() : start])
+    if dtype.hasobject or fortran_order:
+        raise ValueError(f"the array must be of numbers in C order, got {dtype}")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape)
+
+
+@lru_cache(maxsize=8)
+def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type. Parsed once, since all samples of a set have the same."""
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))

@@ -29,7 +29,12 @@ from scm_lightning.teachers.checkpoint_files import (
     write_checkpoint,
 )
 
-CONTENT = {"global_step": 7, "state_dict": {"weight": torch.arange(3000.0)}, "scm_lightning": {}}
+CONTENT = {
+    "global_step": 7,
+    "state_dict": {"weight": torch.arange(3000.0)},
+    "scm_lightning": {"module": "diffusion", "sigma_data": 0.7},
+    "pytorch-lightning_version": "2.6.6",
+}
 
 
 @pytest.fixture
