@@ -154,11 +154,12 @@ def test_no_member_of_a_shard_is_unpickled_or_written_elsewhere(folder):
     buffer, payload = io.BytesIO(), Payload(folder / "canary")
     np.save(buffer, np.array([payload], object), allow_pickle=True)
     pickled = pickle.dumps(payload)
-    for name in ("x.npy", "y.pyd", "meta.pkl", "w.pth", "pickle"):
-        with tarfile.open(file, "a") as archive:
-            content = buffer.getvalue() if name == "x.npy" else pickled
-            for path in (f"00000099.{name}", f"../canary.{name}", f"{folder}/canary.{name}"):
-                member = tarfile.TarInfo(path)
+    contents = {"x.npy": buffer.getvalue(), "cls": b"1"}
+    contents |= dict.fromkeys(("y.pyd", "meta.pkl", "w.pth", "pickle"), pickled)
+    with tarfile.open(file, "a") as archive:
+        for path in ("00000099", "../canary", f"{folder}/canary"):
+            for name, content in contents.items():
+                member = tarfile.TarInfo(f"{path}.{name}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     index = folder / "shards" / "shards.json"
