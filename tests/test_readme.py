@@ -38,7 +38,8 @@ def test_commands_are_understood(line, monkeypatch, capsys):
     if words[0].startswith("-"):
         main(words)
         return
-    if words[0] in ("ablate", "export", "prepare", "reconstruct"):  # no model in their arguments to print
+    # No model in their arguments to print.
+    if words[0] in ("ablate", "export", "prepare", "reconstruct"):
         with pytest.raises(SystemExit) as caught:
             main([words[0], "--help"])
         assert caught.value.code == 0

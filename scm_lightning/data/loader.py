@@ -2,8 +2,8 @@
 """The loader of training batches: as long as a pass, endless over passes, exact to resume.
 
 A trainer's epoch is one pass in whole optimizer steps; the samples left over open the next, so that
-every batch is full and none is left out. The loader keeps its workers from epoch to epoch, and knows how
-many batches it has handed out: that number, in a checkpoint, is the position of the data.
+every batch is full and none is left out. The loader keeps its workers from epoch to epoch, and
+knows how many batches it has handed out: that number, in a checkpoint, is the position of the data.
 """
 
 import logging

@@ -110,8 +110,8 @@ class GenerativeModule(LightningModule, ABC):
         rates = [group["lr"] for group in optimizer.param_groups]
         if not all(0 <= rate < math.inf for rate in rates):
             raise ValueError(
-                f"a learning rate must be a finite number of at least 0, got {rates}; set lr of the "
-                "optimizer, or weighting_lr"
+                f"a learning rate must be a finite number of at least 0, got {rates}; set lr of "
+                "the optimizer, or weighting_lr"
             )
         if self.lr_schedule is None:
             return optimizer
@@ -228,7 +228,7 @@ class GenerativeModule(LightningModule, ABC):
             )
 
     def _has_stepped(self) -> bool:
-        """Whether the last step changed weights: `BadNumbers` leaves it without gradients if not."""
+        """Whether the last step changed weights: if not, `BadNumbers` took the gradients away."""
         return any(each.grad is not None for each in self.trained_network().parameters())
 
     def _name_of(self, network: nn.Module) -> str:

@@ -39,7 +39,7 @@ DATA = {
     "imagenet512": ((4, 8, 8), 1000),
 }
 DATA |= {"fashion16": ((1, 16, 16), 10), "fashion32": ((1, 32, 32), 10)}
-DATA |= {"fashion_latent": ((4, 8, 8), 10)}
+DATA |= {"fashion_latent": ((4, 8, 8), 10), "emoji16": ((3, 16, 16), 9)}
 """Shape and number of classes of the data, by a configuration's name without its last word."""
 BASES = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("digits"))
 SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
@@ -99,7 +99,7 @@ def fit(base, folder, *overlays):
     }
     for name, value in NETWORKS[network].items():
         options[f"model.init_args.{key}.init_args.{name}"] = value
-    if key == "student":
+    if key == "student" and f"{data}_teacher" in BASES:
         teacher = folder / f"{data}_teacher" / "checkpoints" / "last.ckpt"
         if not teacher.is_file():
             fit(f"{data}_teacher", folder)

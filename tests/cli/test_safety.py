@@ -156,12 +156,18 @@ def test_no_member_of_a_shard_is_unpickled_or_written_elsewhere(folder):
     pickled = pickle.dumps(payload)
     contents = {"x.npy": buffer.getvalue(), "cls": b"1"}
     contents |= dict.fromkeys(("y.pyd", "meta.pkl", "w.pth", "pickle"), pickled)
-    with tarfile.open(file, "a") as archive:
-        for path in ("00000099", "../canary", f"{folder}/canary"):
-            for name, content in contents.items():
-                member = tarfile.TarInfo(f"{path}.{name}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    with tarfile.open(file) as archive:
+        whole = {member.name: archive.extractfile(member).read() for member in archive}
+    added = {
+        f"{path}.{name}": content
+        for path in ("99", f"{folder}/canary", "../canary")
+        for name, content in contents.items()
+    }
+    with tarfile.open(file, "w") as archive:
+        for name, content in {**added, **whole}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     index = folder / "shards" / "shards.json"
     size = file.stat().st_size
     index.write_text(
