@@ -128,7 +128,7 @@ def one_line(message: str) -> str:
     line = re.sub(r"Type collections.abc.Callable\[.*?\] expects a function .*?class: ", "", line)
     line, _, given = line.partition(" Given value type: ")
     line = re.sub(r" - Expected a <class '(NoneType|list)'>$", "", line)
-    if given and "Expected a" in line:
+    if given and ("Expected a" in line or "does not correspond" in line):
         line += f". Got value: {given.partition(' Given value: ')[2][:MAX_VALUE]}"
     line = re.sub(r"\b(.+) - \1(?=$|\. Got)", r"\1", line)  # tried as one, and in a list
     line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)

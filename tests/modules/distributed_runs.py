@@ -79,7 +79,7 @@ def mapped_batches(rank, world_size):
         return Batch(*map(torch.from_numpy, (arrays, labels, indices)))
 
     batches = MappedBatches(split, collate, batch_size, 0, rank, world_size)
-    return TrainingLoader(batches, batch_size, world_size, 0, None)
+    return TrainingLoader(batches, batch_size, world_size, 1, 0, None)
 
 
 class Record(Callback):
