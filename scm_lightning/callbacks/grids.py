@@ -13,6 +13,7 @@ from torch import Tensor
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
+from scm_lightning.metrics import in_first_process
 
 
 class SampleGrids(Callback):
@@ -67,7 +68,7 @@ class SampleGrids(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write grids, the comparison and the samples of all processes, from the first one."""
-        parts, self._drawn = _in_first_process(trainer, self._drawn), []
+        parts, self._drawn = in_first_process(self._drawn), []
         if not parts:
             return
         order = torch.cat([part["indices"] for part in parts]).argsort()
@@ -95,15 +96,6 @@ class SampleGrids(Callback):
         return {
             SAMPLER_NAMES.get(name, name): datamodule.to_images(x0) for name, x0 in samples.items()
         }
-
-
-def _in_first_process(trainer: Trainer, parts: list[Any]) -> list[Any]:
-    """Put the lists of all processes together in the first one; the others get an empty list."""
-    if trainer.world_size == 1:
-        return parts
-    gathered: list[Any] | None = [None] * trainer.world_size if trainer.is_global_zero else None
-    torch.distributed.gather_object(parts, gathered)
-    return [part for of_process in gathered or [] for part in of_process]
 
 
 def _heldout(datamodule: ShardDataModule, labels: Tensor) -> Tensor:

@@ -81,8 +81,7 @@ def contact_sheet(
     Returns:
         One row of images for every class if there are few classes, else a block of images.
     """
-    width = (index.shape if index.latents is None else index.latents.image_shape)[2]
-    columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, width)))
+    columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, index.image_shape[2])))
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
     read = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
 

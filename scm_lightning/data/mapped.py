@@ -21,7 +21,6 @@ import random
 import shutil
 import tempfile
 from contextlib import closing
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +87,7 @@ class MappedBatches(NumberedBatches):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self._order = lru_cache(maxsize=2)(self._new_order)
+        self._orders: dict[int, list[int]] = {}
 
     def __getitem__(self, number: int) -> Batch:
         """Batch of a number, from 0."""
@@ -99,19 +98,14 @@ class MappedBatches(NumberedBatches):
         split = self.split
         return self.collate(split.arrays[rows], split.labels[rows], split.indices[rows], positions)
 
-    def __getstate__(self) -> dict[str, object]:
-        """Leave the remembered orders behind: a cache cannot be sent to a worker."""
-        return {name: value for name, value in vars(self).items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """Start with no order remembered."""
-        vars(self).update(state)
-        self._order = lru_cache(maxsize=2)(self._new_order)
-
-    def _new_order(self, epoch: int) -> list[int]:
-        order = list(range(self.num_samples))
-        random.Random(f"{self.seed} {epoch}").shuffle(order)
-        return order
+    def _order(self, epoch: int) -> list[int]:
+        """Order of a pass; that of the one before is kept, which a batch may begin in."""
+        if epoch not in self._orders:
+            order = list(range(self.num_samples))
+            random.Random(f"{self.seed} {epoch}").shuffle(order)
+            self._orders = {e: kept for e, kept in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = order
+        return self._orders[epoch]
 
 
 def map_split(index: ShardIndex, root: Path, split: str, faults: Faults) -> MappedSplit:

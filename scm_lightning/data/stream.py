@@ -55,6 +55,11 @@ class Layout(NamedTuple):
     shuffle_buffer: int
     seed: int
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of a pass: lanes of all processes."""
+        return self.world_size * self.num_lanes
+
 
 class StreamedBatches(NumberedBatches):
     """Batches by their number; consecutive ones of a lane are cheap.
@@ -82,8 +87,7 @@ class StreamedBatches(NumberedBatches):
         self.faults = faults
         self.layout = layout
         self.num_samples = split.num_samples
-        num_parts = layout.world_size * layout.num_lanes
-        if self.num_samples < num_parts:
+        if self.num_samples < layout.num_parts:
             raise ValueError(
                 f"{self.num_samples} samples are too few for {layout.world_size} processes with "
                 f"{layout.num_lanes} loader workers each; use fewer"
@@ -99,12 +103,11 @@ class StreamedBatches(NumberedBatches):
             self._readers[lane] = _Lane(self, part)
         first = turn * layout.batch_size
         places = [self._readers[lane].sample(p) for p in range(first, first + layout.batch_size)]
-        num_parts = layout.world_size * layout.num_lanes
         return self.collate(
             np.stack([place.sample.array for place in places]),
             np.array([place.sample.label for place in places]),
             np.array([place.number for place in places]),
-            [p * num_parts + part for p in range(first, first + layout.batch_size)],
+            [p * layout.num_parts + part for p in range(first, first + layout.batch_size)],
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -136,8 +139,7 @@ class _Lane:
     """
 
     def __init__(self, stream: StreamedBatches, part: int) -> None:
-        layout = stream.layout
-        num_parts = layout.world_size * layout.num_lanes
+        num_parts = stream.layout.num_parts
         self.stream = stream
         self.part = part
         self.start = part * stream.num_samples // num_parts

@@ -15,7 +15,12 @@ from scm_lightning.metrics.frechet import (
 from scm_lightning.metrics.inception import InceptionFeatures
 from scm_lightning.metrics.neighbours import nearest_distances
 from scm_lightning.metrics.reference import Reference, TrainingData
-from scm_lightning.metrics.samples import JoinedSamples, SampleSet, from_first_process
+from scm_lightning.metrics.samples import (
+    JoinedSamples,
+    SampleSet,
+    from_first_process,
+    in_first_process,
+)
 from scm_lightning.metrics.scores import Score, Scoring
 
 __all__ = [
@@ -35,6 +40,7 @@ __all__ = [
     "TrainingData",
     "frechet_distance",
     "from_first_process",
+    "in_first_process",
     "nearest_distances",
     "statistics",
 ]

@@ -80,7 +80,7 @@ class SampleSet:
         Args:
             shared: whether every process has a part of the samples; else only the caller's count.
         """
-        parts = _in_first_process(self._parts) if shared else self._parts
+        parts = in_first_process(self._parts) if shared else self._parts
         if parts is None:
             return None
         empty = torch.empty(0, self.reference.extractor.num_features)
@@ -106,8 +106,11 @@ def from_first_process(value: Any) -> Any:
     return values[0]
 
 
-def _in_first_process(parts: list[Any]) -> list[Any] | None:
-    """The lists of all processes behind each other in the first; None in the others."""
+def in_first_process(parts: list[Any]) -> list[Any] | None:
+    """The lists of all processes behind each other in the first; None in the others.
+
+    Called by all together.
+    """
     if not _are_several():
         return parts
     group = torch.distributed

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from scm_lightning.data.fashion_mnist import FILE_PREFIXES
+from scm_lightning.data.index import INDEX_FILE
 from scm_lightning.data.sources.cifar10 import BATCHES, FOLDER, Cifar10Source
 from scm_lightning.data.sources.fashion import FashionSource
 from scm_lightning.data.sources.files import Folder, Zip, open_files
@@ -14,7 +15,6 @@ from scm_lightning.data.sources.tars import WebDatasetSource
 
 KINDS = ("folder", "imagenet", "zip", "webdataset", "cifar10", "fashion", "huggingface")
 LABELLED_KINDS = ("folder", "imagenet", "zip")
-INDEX_FILE = "shards.json"
 
 
 def open_source(path: str, kind: str = "auto", labels: str | None = None) -> ImageSource:
