@@ -20,8 +20,8 @@ from rich.progress import track
 from torch import Tensor
 
 from scm_lightning.data import load_fashion_splits
-from scm_lightning.data.fashion_mnist import DEFAULT_SOURCE
 from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.sources.fashion import DEBIAN_FOLDER
 from scm_lightning.metrics import FashionFeatures, frechet_distance, statistics
 
 STEPS = 1800
@@ -38,7 +38,7 @@ def main(folder: str) -> None:
     torch.manual_seed(0)
     splits = {
         name: torch.from_numpy(images).float() / 255.0
-        for name, (images, _) in load_fashion_splits(Path(DEFAULT_SOURCE), 32).items()
+        for name, (images, _) in load_fashion_splits(Path(DEBIAN_FOLDER), 32).items()
     }
     model = AutoencoderKL(
         in_channels=1,

@@ -24,8 +24,6 @@ SHEET_WIDTH = 1000
 MAX_COLUMNS, MAX_ROWS = 16, 12
 MAX_LOOKED_AT = 5000
 """Images that are read to fill a sheet."""
-SHOWN_AT = 0.5
-"""A sigma_data to normalise with and back; the images do not depend on it."""
 
 
 def plan_table(recipe: Recipe) -> Table:
@@ -70,7 +68,7 @@ def summary_table(recipe: Recipe, done: Preparation) -> Table:
 def contact_sheet(
     folder: Path, index: ShardIndex, autoencoder: Autoencoder | None = None, device: str = "cpu"
 ) -> Image.Image:
-    """Images of the training split, read from the shards and normalised as for a network.
+    """Images of the training split, read from the shards.
 
     Args:
         folder: folder of the shards.
@@ -85,11 +83,11 @@ def contact_sheet(
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
     read = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
 
-    def seen(samples: list[Sample]) -> Tensor:
-        return _seen(index, samples, autoencoder, device)
+    def images(samples: list[Sample]) -> Tensor:
+        return _images(index, samples, autoencoder, device)
 
     if not 0 < index.num_classes <= MAX_ROWS:
-        return image_grid(seen(list(islice(read, columns * MAX_ROWS // 2))), columns)
+        return image_grid(images(list(islice(read, columns * MAX_ROWS // 2))), columns)
     rows: list[list[Sample]] = [[] for _ in range(index.num_classes)]
     for sample in islice(read, MAX_LOOKED_AT):
         if len(rows[sample.label]) < columns:
@@ -97,7 +95,7 @@ def contact_sheet(
         elif all(len(row) == columns for row in rows):
             break
     named = zip(_names(index), rows, strict=True)
-    return captioned_rows({name: seen(row) for name, row in named if row})
+    return captioned_rows({name: images(row) for name, row in named if row})
 
 
 def next_command(out: str, index: ShardIndex) -> str:
@@ -166,13 +164,11 @@ def _unreadable(lines: list[str]) -> str:
     return "\n".join([f"{len(lines):,}, left out:", *lines[:NAMED], *others])
 
 
-def _seen(
+def _images(
     index: ShardIndex, samples: list[Sample], autoencoder: Autoencoder | None, device: str
 ) -> Tensor:
-    """Samples as data, and back to images; of posteriors the means. (N, C, H, W) in [0, 1]."""
-    arrays = np.stack([sample.array[: index.shape[0]] for sample in samples])
-    x0 = index.arrays_to_data(torch.from_numpy(arrays), SHOWN_AT)
-    back = index.data_to_arrays(x0, SHOWN_AT)
+    """Images of samples; of posteriors, those of the means. (N, C, H, W) in [0, 1]."""
+    stored = torch.from_numpy(np.stack([sample.array[: index.shape[0]] for sample in samples]))
     if autoencoder is not None:
-        return autoencoder.decode(back.to(device))
-    return (back / index.max_value).clamp(0, 1)
+        return autoencoder.decode(stored.to(device))
+    return index.pixels_to_images(stored)

@@ -4,15 +4,10 @@
     32x32: the image within a black frame of 2 pixels
     16x16: the mean of every 2x2 pixels of that, rounded
 
-Read from the four files of the idx format that the Debian package `dataset-fashion-mnist` installs.
-A file is a big-endian header (0, 0, type, number of axes; then the axes' sizes, 4 bytes each) and
-the values. Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; MIT licence.
+Read from the four files that the Debian package `dataset-fashion-mnist` installs.
+Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; MIT licence.
 """
 
-import gzip
-import math
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,51 +15,10 @@ import numpy as np
 from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.module import Reading, ShardDataModule
 from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.fashion import CLASS_NAMES, DEBIAN_FOLDER, SIDE, read_fashion
 
-NUM_CLASSES = 10
-SIDE = 28
 SIZES = (16, 32)
 SAMPLES_PER_SHARD = 5000
-DEFAULT_SOURCE = "/usr/share/datasets/fashion-mnist"
-FILE_PREFIXES = {"train": "train", "heldout": "t10k"}
-UNSIGNED_BYTES = 8
-"""The idx format's code of the values' type."""
-
-
-def read_idx(file: Path, num_axes: int) -> Array:
-    """Read a compressed file of unsigned bytes in the idx format.
-
-    Args:
-        file: path, ending in `.gz`.
-        num_axes: axes that the array must have.
-
-    Returns:
-        The array, uint8.
-
-    Raises:
-        ValueError: if the file is damaged, or of another type or number of axes.
-    """
-    try:
-        content = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} must be a whole gzip file: {error}; get it again") from error
-    magic, expected = content[:4], bytes((0, 0, UNSIGNED_BYTES, num_axes))
-    if magic != expected:
-        raise ValueError(
-            f"{file} must be an idx file of bytes with {num_axes} axes, whose first bytes are "
-            f"{expected.hex()}, got {magic.hex()}; give the files of Fashion-MNIST"
-        )
-    start = 4 + 4 * num_axes
-    if len(content) < start:
-        raise ValueError(f"{file} ends within its header; get it again")
-    shape = struct.unpack(f">{num_axes}I", content[4:start])
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != math.prod(shape):
-        raise ValueError(
-            f"{file} must hold {math.prod(shape)} values by its header, got {len(values)}; get it "
-            "again"
-        )
-    return values.reshape(shape)
 
 
 def resize(images: Array, size: int) -> Array:
@@ -92,25 +46,8 @@ def load_fashion_splits(source: Path, size: int) -> dict[str, tuple[Array, Array
         ValueError: if a file is missing, damaged or does not fit the others.
     """
     splits = {}
-    for split, prefix in FILE_PREFIXES.items():
-        files = [source / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
-        for file in files:
-            if not file.is_file():
-                raise ValueError(
-                    f"{source} must hold {file.name}, which is missing; run apt-get install "
-                    f"dataset-fashion-mnist, which puts it into {DEFAULT_SOURCE}, or set source"
-                )
-        images, labels = read_idx(files[0], num_axes=3), read_idx(files[1], num_axes=1)
-        if images.shape != (len(labels), SIDE, SIDE) or not len(labels):
-            raise ValueError(
-                f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of "
-                f"{files[1].name}, got shape {images.shape} and {len(labels)} labels; get both "
-                "again"
-            )
-        if labels.max() >= NUM_CLASSES:
-            raise ValueError(
-                f"{files[1]} must hold labels below {NUM_CLASSES}, got {labels.max()}; get it again"
-            )
+    for split in ("train", "heldout"):
+        images, labels = read_fashion(source, split)
         order = _classes_in_turn(labels)
         splits[split] = (resize(images[order], size)[:, None], labels[order])
     return splits
@@ -155,7 +92,7 @@ class FashionMNIST(ShardDataModule):
         use_labels: bool = True,
         horizontal_flip: bool = False,
         reading: Reading = Reading(),
-        source: str = DEFAULT_SOURCE,
+        source: str = DEBIAN_FOLDER,
         size: int = 32,
     ) -> None:
         super().__init__(
@@ -201,14 +138,19 @@ class FashionMNIST(ShardDataModule):
             )
 
     def _load(self) -> ImageSet:
-        splits = load_fashion_splits(self.source, self.size)
-        return ImageSet(splits, NUM_CLASSES, 255.0, "Fashion-MNIST, Debian dataset-fashion-mnist")
+        return ImageSet(
+            load_fashion_splits(self.source, self.size),
+            num_classes=len(CLASS_NAMES),
+            max_value=255.0,
+            source="Fashion-MNIST, Debian dataset-fashion-mnist",
+            class_names=list(CLASS_NAMES),
+        )
 
 
 def _classes_in_turn(labels: Array) -> Array:
     """An order in which the classes alternate, so that a run of images holds them evenly."""
     turn = np.empty(len(labels), np.int64)
-    for label in range(NUM_CLASSES):
+    for label in range(len(CLASS_NAMES)):
         members = np.flatnonzero(labels == label)
         turn[members] = np.arange(len(members))
     return np.lexsort((labels, turn))

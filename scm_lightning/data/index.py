@@ -23,10 +23,12 @@ from torch import Tensor
 
 from scm_lightning import __version__
 from scm_lightning.data.location import is_remote, place_of, read_file
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 INDEX_FILE = "shards.json"
 FORMAT_VERSION = 2
+SLACK = 1 << 20
+"""Bytes by which the samples of an index may be more than its files; cut files are damage."""
 DTYPES = ("uint8", "float16", "float32")
 
 
@@ -161,7 +163,7 @@ class ShardIndex:
         try:
             fields = json.loads(read_file(place))
             version = fields.get("format_version")
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{place} cannot be read: {error}; prepare the shards again"
             ) from error
@@ -218,6 +220,10 @@ class ShardIndex:
         mean, std = self._statistics(x0)
         return x0.float() * (std / sigma_data) + mean
 
+    def pixels_to_images(self, pixels: Tensor) -> Tensor:
+        """Make images to look at and to measure. (B, C, H, W) pixels to [0, 1]."""
+        return (pixels / self.max_value).clamp(0, 1)
+
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = (-1, *[1] * (len(self.shape) - 1))
         mean = torch.tensor(self.mean, device=x.device).reshape(axes)
@@ -239,4 +245,36 @@ def _index_of(fields: dict[str, Any]) -> ShardIndex:
     if latents is not None:
         latents = Latents(**{**latents, "image_shape": tuple(latents["image_shape"])})
     known = {**fields, "splits": splits, "latents": latents, "shape": tuple(fields["shape"])}
-    return ShardIndex(**known)
+    index = ShardIndex(**known)
+    _check_types(index)
+    return index
+
+
+def _check_types(index: ShardIndex) -> None:
+    """Refuse values of other types than `write` writes, and more samples than the files can hold.
+
+    So every count and size that is computed of the index is bounded by the sizes of the files.
+    """
+    latents = index.latents
+    shapes = [*index.shape, *(latents.image_shape if latents is not None else ())]
+    of_latents = (latents.autoencoder, latents.weights_sha256, latents.stored) if latents else ()
+    shards = [shard for split in index.splits.values() for shard in split.shards]
+    texts = [index.source, index.source_checksum, index.version, *of_latents, *index.class_names]
+    texts += [text for shard in shards for text in (shard.name, shard.sha256)]
+    counts = [index.num_classes, index.num_unreadable, *(shard.num_bytes for shard in shards)]
+    if not all(type(size) is int and size > 0 for size in shapes):
+        raise TypeError(f"shapes must be of whole numbers from 1, got {shapes}")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError("counts must be whole numbers from 0")
+    if not all(type(text) is str for text in texts):
+        raise TypeError("names and checksums must be texts")
+    if type(index.max_value) not in (int, float) or not 0 < index.max_value < math.inf:
+        raise TypeError(f"max_value must be a number above 0, got {index.max_value}")
+    size = math.prod(index.stored_shape) * np.dtype(index.dtype).itemsize
+    for name, split in index.splits.items():
+        num_bytes = sum(shard.num_bytes for shard in split.shards)
+        if split.num_samples * size > num_bytes + SLACK:
+            raise ValueError(
+                f"the split {name} cannot hold {split.num_samples} samples of {size} bytes in "
+                f"{num_bytes}"
+            )

@@ -20,9 +20,10 @@ import os
 import random
 import shutil
 import tempfile
+import tokenize
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -118,15 +119,15 @@ def map_split(index: ShardIndex, root: Path, split: str, faults: Faults) -> Mapp
         faults: told of damaged samples, also of those that the cache was made without.
 
     Raises:
-        ValueError: if more samples are damaged than may be left out, or all.
+        ValueError: if more samples are damaged than may be left out, or all, or the cache is.
     """
     listing = hashlib.sha256((root / INDEX_FILE).read_bytes()).hexdigest()[:16]
     cache = root / CACHE_FOLDER / f"{split}-{listing}"
     try:
         if not cache.is_dir():
             _make_cache(index, root, split, faults, cache)
-            return _open_cache(cache)
-        mapped = _open_cache(cache)
+            return _open_cache(cache, index, split)
+        mapped = _open_cache(cache, index, split)
     except OSError as error:
         logger.warning("%s cannot be cached, and is decoded into memory: %s", root, error)
         return _decode_split(index, root, split, faults, folder=None)
@@ -155,11 +156,52 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open_cache(cache: Path) -> MappedSplit:
-    labels, indices = np.load(cache / "labels.npy"), np.load(cache / "indices.npy")
-    arrays = np.load(cache / "arrays.npy", mmap_mode="r")[: len(labels)]
-    damaged = json.loads((cache / "damaged.json").read_text())
-    return MappedSplit(arrays, labels, indices, [(s, Damage(*d), n) for s, d, n in damaged])
+def _open_cache(cache: Path, index: ShardIndex, split: str) -> MappedSplit:
+    """The arrays that `_make_cache` wrote, or others that would do, for there is no checksum.
+
+    All are mapped first: the header of a damaged file can ask for any amount of memory.
+    """
+    try:
+        labels, indices, arrays = (
+            np.load(cache / f"{name}.npy", mmap_mode="r")
+            for name in ("labels", "indices", "arrays")
+        )
+        damaged = _listed(json.loads((cache / "damaged.json").read_text()))
+        fitting = (
+            arrays.dtype == np.dtype(index.dtype)
+            and arrays.shape[1:] == index.stored_shape
+            and 0 < labels.size <= len(arrays)
+            and labels.shape == indices.shape == (labels.size,)
+            and labels.dtype == indices.dtype == np.int64
+            and _are_within(labels, 0, max(index.num_classes, 1))
+            and all(
+                _are_within(numbers, least, index.splits[split].num_samples)
+                for numbers, least in [(indices, 0), *((numbers, -1) for _, _, numbers in damaged)]
+            )
+        )
+    except (ValueError, TypeError, EOFError, RecursionError, tokenize.TokenError) as error:
+        raise ValueError(f"the cache {cache} is damaged: {error}; remove it") from error
+    if not fitting:
+        raise ValueError(f"the cache {cache} is damaged: it does not fit the index; remove it")
+    return MappedSplit(arrays[: labels.size], np.array(labels), np.array(indices), damaged)
+
+
+def _listed(content: Any) -> list[tuple[str, Damage, list[int]]]:
+    """Damage as `damaged.json` lists it."""
+    found = [(shard, Damage(*damage), numbers) for shard, damage, numbers in content]
+    if not all(
+        all(isinstance(text, str) for text in (shard, *damage)) and isinstance(numbers, list)
+        for shard, damage, numbers in found
+    ):
+        raise TypeError("it lists other things than damage")
+    return found
+
+
+def _are_within(numbers: Any, least: int, end: int) -> bool:
+    found = np.asarray(numbers)
+    return found.size == 0 or bool(
+        found.dtype == np.int64 and found.min() >= least and found.max() < end
+    )
 
 
 def _decode_split(

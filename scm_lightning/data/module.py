@@ -199,7 +199,7 @@ class ShardDataModule(LightningDataModule, ABC):
         """Make images to look at and to measure. (B, *shape) data units to [0, 1]."""
         arrays = self.index.data_to_arrays(x0, self.sigma_data)
         if self.index.latents is None:
-            return (arrays / self.index.max_value).clamp(0, 1)
+            return self.index.pixels_to_images(arrays)
         return self._decoder.decode(arrays)
 
     def num_damaged(self) -> int:

@@ -10,6 +10,7 @@ memory.
 import hashlib
 import io
 import tarfile
+import tokenize
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ import webdataset
 
 from scm_lightning.data.index import Shard
 from scm_lightning.data.location import is_remote
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 Array = np.ndarray[Any, Any]
 
@@ -137,7 +138,7 @@ def _decode(key: str, members: dict[str, bytes]) -> Sample | Damage:
         return Damage(f"has no member {' and '.join(sorted(missing))}", key)
     try:
         return Sample(_array(members[ARRAY]), int(members[LABEL]), key)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:
         return Damage(f"cannot be decoded: {error}", key)
 
 

@@ -11,14 +11,13 @@ torch-fidelity is imported on use: without it all other distances work.
 
 import hashlib
 import importlib.util
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from scm_lightning.metrics.frechet import Statistics, require_two
+from scm_lightning.teachers.tensors_only import load_tensors
 
 INSTALL = 'pip install -c constraints.txt ".[fid]"'
 KID_SUBSET_SIZE = 1000
@@ -133,10 +132,6 @@ def rgb_bytes(images: Tensor) -> Tensor:
     return (images * 255.0).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
-READING_ERRORS = (OSError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError)
-"""What torch.load raises on damaged files, or on those of a safetensors name."""
-
-
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """Weights from a file in torch's format, without running anything in it.
 
@@ -150,16 +145,15 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
         ValueError: if it is missing, damaged, or more than tensors.
     """
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = load_tensors(file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    except READING_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{file} must be a file of weights that torch.load reads with weights_only=True: "
-            f"{reason}; download or convert it again"
+            f"{error}; download or convert it again"
         ) from error
     if not isinstance(weights, dict) or not all(
-        isinstance(each, Tensor) for each in weights.values()
+        isinstance(name, str) and isinstance(each, Tensor) for name, each in weights.items()
     ):
         raise ValueError(f"{file} must hold a state dict of tensors, got {type(weights).__name__}")
     return weights, digest

@@ -25,7 +25,7 @@ from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor,
 from scm_lightning.metrics.frechet import RunningStatistics, Statistics
 from scm_lightning.metrics.inception import InceptionFeatures
 from scm_lightning.metrics.neighbours import nearest_distances
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 FOLDER = ".references"
 MAX_FEATURES = 50_000

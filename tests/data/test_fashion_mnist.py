@@ -83,6 +83,7 @@ def test_shards_hold_both_splits(source, tmp_path):
         samples = [sample for file in files for sample in read_shard(str(file))]
         assert np.array_equal(np.stack([sample.array for sample in samples]), images)
         assert [sample.label for sample in samples] == labels.tolist()
+    assert (data.index.num_classes, data.index.class_names[5]) == (10, "Sandal")
     batch = next(data.reference_batches())
     assert float(batch.x0.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(batch.x0.std(correction=0)) == pytest.approx(0.7, rel=1e-4)

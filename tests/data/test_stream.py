@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scm_lightning.data import Reading, ShardIndex, Shards, Split, write_shard
-from scm_lightning.data.location import place_of
+from scm_lightning.data import Reading, ShardIndex, Shards, Split, location, write_shard
+from scm_lightning.data.location import place_of, read_file
 
 SIZES = (7, 1, 30, 11, 23)  # uneven shards, fewer than some runs have workers
 NUM_SAMPLES = sum(SIZES)
@@ -232,6 +232,14 @@ def test_places(folder):
     for name in ("../a", "/etc/passwd", "pipe:ls", "a b", "", "a;ls"):
         with pytest.raises(ValueError, match="must have plain names"):
             place_of("a", name)
+
+
+def test_waiting_for_a_place_is_said(monkeypatch, caplog):
+    assert read_file("pipe:echo quick") == b"quick\n"
+    assert not caplog.messages
+    monkeypatch.setattr(location, "SILENCE", 0.01)
+    assert read_file("pipe:sleep 0.3; echo slow") == b"slow\n"
+    assert caplog.messages[0].startswith("pipe:sleep 0.3; echo slow has not answered")
 
 
 def test_shards_from_a_command_and_from_a_web_server(folder):

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scm_lightning.data.index import Latents
-
-Array = np.ndarray[Any, Any]
+from scm_lightning.data.shards import Array
 
 BATCH_BYTES = 2**23
 """Of the images that a worker hands over at once; more would only fill the memory."""

@@ -20,9 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.preparation.content import Moments, ShardContent
@@ -44,10 +41,8 @@ from scm_lightning.data.preparation.plan import (
 from scm_lightning.data.preparation.progress import PreparationProgress
 from scm_lightning.data.preparation.space import explained_errors, refuse_small_disk
 from scm_lightning.data.preparation.transform import ImageTransform
-from scm_lightning.data.shards import write_shard
+from scm_lightning.data.shards import Array, write_shard
 from scm_lightning.data.sources.source import ImageSource
-
-Array = np.ndarray[Any, Any]
 
 NAMED = 10
 """Unreadable images that a message names; the others are counted."""

@@ -27,10 +27,12 @@ from typing import Any
 from scm_lightning.data.index import INDEX_FILE, Shard, ShardIndex
 from scm_lightning.data.preparation.content import Moments
 from scm_lightning.data.preparation.plan import ORDER, Plan, PlannedShard
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 WORK_FOLDER = ".preparation"
 PLAN_FILE = "plan.json"
+BAD_JSON = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+"""What comes of JSON that is none, or holds other things than were written."""
 ACCOUNT_FILE = "preparation.json"
 """How the shards were made; stays with them."""
 LEFTOVERS = ("*.part", f"{WORK_FOLDER}/*.part")
@@ -101,12 +103,17 @@ class PreparationFolder:
 
     def record_of(self, planned: PlannedShard) -> Record | None:
         """The record of a shard if it is finished, and its file there and whole by its size."""
+        note = self._record_file(planned)
         try:
-            fields = json.loads(self._record_file(planned).read_text())
+            fields = json.loads(note.read_text())
+            shard = None if fields["shard"] is None else Shard(**fields["shard"])
+            num, sums, squares = fields["moments"]
+            moments = Moments(int(num), [float(x) for x in sums], [float(x) for x in squares])
+            record = Record(shard, moments, [str(each) for each in fields["unreadable"]])
         except FileNotFoundError:
             return None
-        shard = None if fields["shard"] is None else Shard(**fields["shard"])
-        record = Record(shard, Moments(*fields["moments"]), list(fields["unreadable"]))
+        except BAD_JSON as error:
+            raise ValueError(f"{note} is damaged: {error!r}; remove it") from error
         file = self.folder / planned.name
         size = file.stat().st_size if file.is_file() else None
         return record if size == (shard and shard.num_bytes) else None
@@ -172,7 +179,9 @@ def read_account(folder: Path, plan: Plan) -> list[str] | None:
             f"{folder} holds shards that scm prepare did not write; give another folder, or remove "
             "it"
         )
-    unreadable = list(_check_plan(folder, file, plan)["unreadable"])
+    unreadable = _check_plan(folder, file, plan).get("unreadable")
+    if not isinstance(unreadable, list):
+        raise ValueError(f"{file} is damaged: it does not list what was unreadable; remove {folder}")
     if damage := ShardIndex.read(folder).damage(folder):
         raise ValueError(f"{damage[0]}; remove {folder} and run the same command again")
     remove_work(folder)
@@ -210,8 +219,8 @@ def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
     """Read what a folder was begun with, and refuse another plan."""
     try:
         fields: dict[str, Any] = json.loads(file.read_text())
-        begun, digest = fields["settings"], fields["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+        begun, digest = dict(fields["settings"]), fields["digest"]
+    except BAD_JSON as error:
         raise ValueError(f"{file} is damaged: {error}; remove {folder}") from error
     if digest != plan.digest:
         raise ValueError(

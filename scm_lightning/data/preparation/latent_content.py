@@ -19,8 +19,7 @@ import torch
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.preparation.content import Moments, ShardContent
-
-Array = np.ndarray[Any, Any]
+from scm_lightning.data.shards import Array
 
 PAPER_STATISTICS = ([1.56, -0.695, 0.483, 0.729], [5.27, 5.91, 4.21, 4.31])
 """Mean and std per channel of the latents of sd-vae-ft-mse on ImageNet, images in [-1, 1]."""

@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from scm_lightning.data.preparation.transform import ImageTransform
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.source import ImageSource, UnreadableImageError
-
-Array = np.ndarray[Any, Any]
 
 LOOKAHEAD = 2
 """Batches per worker that are loaded before they are asked for."""

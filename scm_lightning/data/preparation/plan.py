@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.source import ImageSource
-
-Array = np.ndarray[Any, Any]
 
 TRAIN, HELDOUT = "train", "heldout"
 ORDER = "order"

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from scm_lightning.data.preparation.transform import Array, ImageTransform
+from scm_lightning.data.preparation.transform import ImageTransform
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.source import ImageSource, UnreadableImageError
 
 NUM_LOOKED_AT = 16

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.source import UnreadableImageError
 
-Array = np.ndarray[Any, Any]
 CROPS = ("center", "adm", "none", "pad")
 WHITE = (255, 255, 255)
 

@@ -18,13 +18,14 @@ import pickle
 import pickletools
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from scm_lightning.data.sources.source import Array, ImageSource, Item
+from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.source import InMemorySource, Item
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = (*[f"data_batch_{number}" for number in range(1, 6)], "test_batch")
@@ -48,7 +49,7 @@ OPCODES = frozenset(
 
 
 @final
-class Cifar10Source(ImageSource):
+class Cifar10Source(InMemorySource):
     """CIFAR-10; the test images are the held-out ones.
 
     Args:
@@ -61,35 +62,16 @@ class Cifar10Source(ImageSource):
     kind = "cifar10"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.description = f"cifar10 {path}"
-        self.class_names = list(CLASS_NAMES)
-        self.items = []
-        self._images: Array | None = self._read()
+        super().__init__(path, CLASS_NAMES)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None}
-
-    def load(self, number: int) -> Array:
-        """Look up one image; see `ImageSource.load`."""
-        if self._images is None:  # in another process
-            self._images = self._read()
-        image: Array = self._images[number]
-        return image
-
-    def _sizes(self) -> Iterable[int]:
-        return [3 * SIDE * SIDE] * len(self.items)
-
-    def _read(self) -> Array:
-        """List the items, and return their images. (N, 32, 32, 3) uint8."""
+    def _read(self) -> tuple[list[Item], Array]:
         images, items = [], []
         for name, content in _batches(self.path):
             data, labels = read_batch(content, f"{name} of {self.path}")
             images.append(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
             split = "heldout" if name == "test_batch" else "train"
             items += [Item(f"{name}/{n:05d}", label, split) for n, label in enumerate(labels)]
-        self.items = items
-        return np.concatenate(images)
+        return items, np.concatenate(images)
 
 
 def read_batch(content: bytes, where: str) -> tuple[Array, list[int]]:

@@ -19,7 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from scm_lightning.data.sources.source import Array, UnreadableImageError
+from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.source import UnreadableImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -1,31 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fashion-MNIST's four idx files at their own size; the test images are the held-out ones."""
+r"""Fashion-MNIST's four files, at their own size; the test images are the held-out ones.
 
-from collections.abc import Iterable
+They are of the idx format: a big-endian header (0, 0, type, number of axes; then the axes' sizes,
+4 bytes each) and the values, compressed by gzip.
+Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; MIT licence.
+"""
+
+import gzip
+import math
+import struct
+import zlib
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
-from scm_lightning.data.fashion_mnist import FILE_PREFIXES, SIDE, read_idx
-from scm_lightning.data.sources.source import Array, ImageSource, Item
+from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.source import InMemorySource, Item
 
-CLASS_NAMES = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
+CLASS_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+SIDE = 28
+FILE_PREFIXES = {"train": "train", "heldout": "t10k"}
+DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
+"""Where the Debian package `dataset-fashion-mnist` puts the files."""
+UNSIGNED_BYTES = 8
+"""The idx format's code of the values' type."""
 
 
 @final
-class FashionSource(ImageSource):
+class FashionSource(InMemorySource):
     """Fashion-MNIST, 28x28 pixels, grey.
 
     Args:
@@ -38,55 +44,83 @@ class FashionSource(ImageSource):
     kind = "fashion"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.description = f"fashion {path}"
-        self.class_names = list(CLASS_NAMES)
-        self.items: list[Item] = []
-        self._images: Array | None = None
+        super().__init__(path, CLASS_NAMES)
+
+    def _read(self) -> tuple[list[Item], Array]:
+        found, items = [], []
         for split, prefix in FILE_PREFIXES.items():
-            labels = read_idx(self._file(f"{prefix}-labels-idx1"), num_axes=1)
-            if not len(labels) or labels.max() >= len(CLASS_NAMES):
-                raise ValueError(
-                    f"the labels of {split} in {path} must be numbers below {len(CLASS_NAMES)}, "
-                    "got none or others; get them again"
-                )
-            names = (f"{prefix}/{number:05d}" for number in range(len(labels)))
-            self.items += [
-                Item(name, label, split) for name, label in zip(names, labels.tolist(), strict=True)
-            ]
-        self._images = self._read()
+            images, labels = read_fashion(self.path, split)
+            found.append(images)
+            items += [Item(f"{prefix}/{n:05d}", k, split) for n, k in enumerate(labels.tolist())]
+        return items, np.concatenate(found)[..., None]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_images": None}
 
-    def load(self, number: int) -> Array:
-        """Look up one image; see `ImageSource.load`."""
-        if self._images is None:  # in another process
-            self._images = self._read()
-        image: Array = self._images[number]
-        return image
+def read_fashion(folder: Path, split: str) -> tuple[Array, Array]:
+    """Read the images and labels of a split.
 
-    def _sizes(self) -> Iterable[int]:
-        return [SIDE * SIDE] * len(self.items)
+    Args:
+        folder: folder of the idx files.
+        split: `train` (60,000 images) or `heldout` (10,000).
 
-    def _read(self) -> Array:
-        """Images of all items. (N, 28, 28, 1) uint8."""
-        files = [self._file(f"{prefix}-images-idx3") for prefix in FILE_PREFIXES.values()]
-        images = [read_idx(file, num_axes=3) for file in files]
-        counts = [sum(item.split == split for item in self.items) for split in FILE_PREFIXES]
-        for file, found, count in zip(files, images, counts, strict=True):
-            if found.shape != (count, SIDE, SIDE):
-                raise ValueError(
-                    f"{file} must hold {count} images of {SIDE}x{SIDE} pixels, one for each label, "
-                    f"got shape {found.shape}; get both files again"
-                )
-        return np.concatenate(images)[..., None]
+    Returns:
+        Images, (N, 28, 28) uint8, and labels, (N,) uint8.
 
-    def _file(self, name: str) -> Path:
-        file = self.path / f"{name}-ubyte.gz"
+    Raises:
+        ValueError: if a file is missing, damaged or does not fit the other.
+    """
+    prefix = FILE_PREFIXES[split]
+    files = [folder / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    for file in files:
         if not file.is_file():
             raise ValueError(
-                f"{self.path} must hold {file.name}, which is missing; run apt-get install "
-                "dataset-fashion-mnist, and give the folder /usr/share/datasets/fashion-mnist"
+                f"{folder} must hold {file.name}, which is missing; run apt-get install "
+                f"dataset-fashion-mnist, which puts it into {DEBIAN_FOLDER}, and give that folder"
             )
-        return file
+    images, labels = read_idx(files[0], num_axes=3), read_idx(files[1], num_axes=1)
+    if images.shape != (len(labels), SIDE, SIDE) or not len(labels):
+        raise ValueError(
+            f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of {files[1].name}, "
+            f"got shape {images.shape} and {len(labels)} labels; get both again"
+        )
+    if labels.max() >= len(CLASS_NAMES):
+        raise ValueError(
+            f"{files[1]} must hold labels below {len(CLASS_NAMES)}, got {labels.max()}; get it "
+            "again"
+        )
+    return images, labels
+
+
+def read_idx(file: Path, num_axes: int) -> Array:
+    """Read a compressed file of unsigned bytes in the idx format.
+
+    Args:
+        file: path, ending in `.gz`.
+        num_axes: axes that the array must have.
+
+    Returns:
+        The array, uint8.
+
+    Raises:
+        ValueError: if the file is damaged, or of another type or number of axes.
+    """
+    try:
+        content = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file} must be a whole gzip file: {error}; get it again") from error
+    magic, expected = content[:4], bytes((0, 0, UNSIGNED_BYTES, num_axes))
+    if magic != expected:
+        raise ValueError(
+            f"{file} must be an idx file of bytes with {num_axes} axes, whose first bytes are "
+            f"{expected.hex()}, got {magic.hex()}; give the files of Fashion-MNIST"
+        )
+    start = 4 + 4 * num_axes
+    if len(content) < start:
+        raise ValueError(f"{file} ends within its header; get it again")
+    shape = struct.unpack(f">{num_axes}I", content[4:start])
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != math.prod(shape):
+        raise ValueError(
+            f"{file} must hold {math.prod(shape)} values by its header, got {len(values)}; get it "
+            "again"
+        )
+    return values.reshape(shape)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.decoding import MAX_FILE_BYTES, decode_image, is_image_name
 from scm_lightning.data.sources.labels import (
     find_splits,
@@ -17,7 +18,7 @@ from scm_lightning.data.sources.labels import (
     read_dataset_json,
     read_table,
 )
-from scm_lightning.data.sources.source import Array, ImageSource, Item, UnreadableImageError
+from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 DATASET_JSON = "dataset.json"
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.decoding import MAX_FILE_BYTES, decode_image
 from scm_lightning.data.sources.labels import HELDOUT_NAMES, number_labels
-from scm_lightning.data.sources.source import Array, ImageSource, Item, UnreadableImageError
+from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 LABEL = "label"
 

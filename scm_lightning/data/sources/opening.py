@@ -3,10 +3,9 @@
 
 from pathlib import Path
 
-from scm_lightning.data.fashion_mnist import FILE_PREFIXES
 from scm_lightning.data.index import INDEX_FILE
 from scm_lightning.data.sources.cifar10 import BATCHES, FOLDER, Cifar10Source
-from scm_lightning.data.sources.fashion import FashionSource
+from scm_lightning.data.sources.fashion import FILE_PREFIXES, FashionSource
 from scm_lightning.data.sources.files import Folder, Zip, open_files
 from scm_lightning.data.sources.huggingface import HuggingFaceSource
 from scm_lightning.data.sources.imagenet import open_imagenet

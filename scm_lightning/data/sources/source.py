@@ -9,13 +9,13 @@ Axes: H and W pixels, C channels, last: 1 grey, 3 red green blue, 4 with alpha.
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from scm_lightning.data.shards import Array
 
 
 class UnreadableImageError(ValueError):
@@ -56,8 +56,9 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """SHA-256 over kind, class names, and name, class, split and size of every item.
 
-        Two sources that differ in one of these differ here. Pixels are not read: an image that
-        was changed without changing its size in bytes goes unnoticed.
+        Two sources that differ in one of these differ here. Pixels are not read, nor times of
+        change, which a copy or a checkout would alter: an image that was changed without changing
+        its size in bytes goes unnoticed.
         """
         digest = hashlib.sha256(json.dumps([self.kind, self.class_names]).encode())
         for item, num_bytes in zip(self.items, self._sizes(), strict=True):
@@ -81,3 +82,40 @@ class ImageSource(ABC):
     @abstractmethod
     def _sizes(self) -> Iterable[int]:
         """Bytes of every item as it is stored, or of the file that holds it."""
+
+
+class InMemorySource(ImageSource):
+    """A small set in a few files, which every process that loads from it reads as a whole.
+
+    Args:
+        path: of the files.
+        class_names: names by class number.
+
+    Raises:
+        ValueError: if a file is missing or damaged.
+    """
+
+    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
+        self.path = path
+        self.description = f"{self.kind} {path}"
+        self.class_names = list(class_names)
+        self._images: Array | None
+        self.items, self._images = self._read()
+        self._num_bytes = math.prod(self._images.shape[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": None}
+
+    def load(self, number: int) -> Array:
+        """Look up one image; see `ImageSource.load`."""
+        if self._images is None:  # in another process
+            _, self._images = self._read()
+        image: Array = self._images[number]
+        return image
+
+    def _sizes(self) -> Iterable[int]:
+        return [self._num_bytes] * len(self.items)
+
+    @abstractmethod
+    def _read(self) -> tuple[list[Item], Array]:
+        """Items and images, in the same order. (N, H, W, C) uint8."""

@@ -29,10 +29,11 @@ from typing import BinaryIO, NamedTuple, final
 import braceexpand
 from rich.progress import track
 
+from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.decoding import MAX_FILE_BYTES, SUFFIXES, decode_image
 from scm_lightning.data.sources.files import check_member_names
 from scm_lightning.data.sources.labels import HELDOUT_NAMES, number_labels
-from scm_lightning.data.sources.source import Array, ImageSource, Item, UnreadableImageError
+from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 MAX_TARS = 100_000
 MAX_LABEL_BYTES = 1 << 20
