@@ -8,6 +8,11 @@ is the newest; a numbered file of the same step is the same file under another n
 starts from an earlier step moves later files to `checkpoints.old-1`, `-2`, ... beside the folder,
 so that nothing is overwritten and the largest step is the end of this run. Other files, for example
 what `scm reconstruct` writes, are let alone.
+
+    0010000.ckpt/  0020000.ckpt/  last-0023456.ckpt/  last.ckpt -> last-0023456.ckpt
+
+is the same of checkpoints that are folders, which cannot replace each other in one step: a link to
+the newest does. A state that is due to no number goes when there is a newer one.
 """
 
 import os
@@ -19,23 +24,24 @@ from typing import Any, NamedTuple
 
 from lightning.fabric.plugins import CheckpointIO
 
-from scm_lightning.teachers.checkpoint_files import (
-    check_whole,
-    load_checked,
-    step_of,
-    write_checkpoint,
+from scm_lightning.teachers.checkpoint_files import write_checkpoint
+from scm_lightning.teachers.checkpoint_parts import (
+    check_checkpoint,
+    checkpoint_step,
+    is_checkpoint,
+    load_checkpoint,
 )
-from scm_lightning.teachers.snapshots import flush_folder, written_whole
+from scm_lightning.whole_files import flush_folder, written_whole
 
 LAST = "last.ckpt"
-OWN_NAME = re.compile(r"last\.ckpt|\d{7,}\.ckpt")
+OWN_NAME = re.compile(r"last\.ckpt|(last-)?\d{7,}\.ckpt")
 
 
 class Found(NamedTuple):
     """What a folder has to go on from.
 
     Attributes:
-        file: the checkpoint of the largest step that is not damaged; None if there is none.
+        file: file or folder of the largest step that is not damaged; None if there is none.
         step: its optimizer steps; 0 without one.
         damaged: later ones, that cannot be used, with the reason.
     """
@@ -55,8 +61,11 @@ def own_checkpoints(folder: Path) -> list[tuple[float, Path]]:
         Optimizer steps, infinite where they cannot be read, and file; `last.ckpt` behind a numbered
         file of the same step.
     """
-    files = [each for each in folder.glob("*.ckpt") if OWN_NAME.fullmatch(each.name)]
-    steps = [(float("inf") if (step := step_of(each)) is None else step, each) for each in files]
+    steps = []
+    for file in folder.glob("*.ckpt"):
+        if OWN_NAME.fullmatch(file.name) and file.exists():  # not so a link to what was set aside
+            step = checkpoint_step(file)
+            steps.append((float("inf") if step is None else step, file))
     return sorted(steps, key=lambda each: (-each[0], each[1].name))
 
 
@@ -69,8 +78,7 @@ def newest_checkpoint(folder: Path) -> Found:
     damaged = []
     for step, file in own_checkpoints(folder):
         try:
-            check_whole(file)
-            load_checked(file, mmap=True)
+            check_checkpoint(file)
         except ValueError as error:
             damaged.append((file, str(error).partition(";")[0]))
         else:
@@ -104,8 +112,8 @@ def set_aside_later(folder: Path, step: int) -> Path | None:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process has left of a checkpoint that it was writing."""
-    for file in folder.glob("*.ckpt.*.part"):
-        file.unlink(missing_ok=True)
+    for left in folder.glob("*.ckpt*.part"):
+        _remove(left)
 
 
 def number_last(folder: Path, step: int) -> None:
@@ -123,6 +131,30 @@ def number_last(folder: Path, step: int) -> None:
             os.link(last, beside)
         except OSError:
             shutil.copyfile(last, beside)
+
+
+def link_last(folder: Path, name: str) -> None:
+    """Let `last.ckpt` be the link to a folder; other folders without a number go.
+
+    Args:
+        folder: folder of the checkpoints.
+        name: name of the newest checkpoint.
+    """
+    link = folder / f"{LAST}.{os.getpid()}.part"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    if (folder / LAST).is_dir() and not (folder / LAST).is_symlink():
+        _remove(folder / LAST)  # a copy that has followed the link
+    os.replace(link, folder / LAST)
+    flush_folder(folder)
+    for older in folder.glob("last-*.ckpt"):
+        if older.name != name:
+            _remove(older)
+
+
+def unnumbered(step: int) -> str:
+    """Name of the folder of a step that is due to no number."""
+    return f"last-{step:07d}.ckpt"
 
 
 def numbered(step: int) -> str:
@@ -154,10 +186,20 @@ class WholeFiles(CheckpointIO):
         Raises:
             ValueError: if it is missing or damaged.
         """
-        if not Path(path).is_file():
+        if not is_checkpoint(Path(path)):
             raise ValueError(f"there is no checkpoint {path}; give another path")
-        return load_checked(Path(path))
+        return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove one."""
-        Path(path).unlink(missing_ok=True)
+        _remove(Path(path))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder so that a killed process leaves no half of it under its name."""
+    if path.is_dir() and not path.is_symlink():
+        going = path if path.suffix == ".part" else path.with_name(f"{path.name}.removed.part")
+        os.replace(path, going)
+        shutil.rmtree(going)
+    else:
+        path.unlink(missing_ok=True)

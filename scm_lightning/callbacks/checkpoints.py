@@ -19,10 +19,12 @@ from rich.console import Console
 from scm_lightning.callbacks.checkpoint_folder import (
     LAST,
     WholeFiles,
+    link_last,
     number_last,
     numbered,
     set_aside_later,
     sweep,
+    unnumbered,
 )
 from scm_lightning.callbacks.random_state import (
     gathered,
@@ -31,7 +33,7 @@ from scm_lightning.callbacks.random_state import (
     set_random_state,
 )
 from scm_lightning.callbacks.run_log import RunLog
-from scm_lightning.teachers.checkpoint_files import step_of
+from scm_lightning.teachers.checkpoint_parts import checkpoint_step
 
 RANDOM_KEY = "random_states"
 """Entry of a checkpoint with the random numbers of all processes."""
@@ -136,7 +138,7 @@ class Checkpoints(Checkpoint):
                     f"training starts at step {trainer.global_step}: later checkpoints in "
                     f"{self.folder} are now in {aside}"
                 )
-            self._number_if_interrupted(trainer.global_step)
+            self._name_if_interrupted(trainer)
         trainer.strategy.barrier("later checkpoints are set aside")
 
     def on_train_batch_start(
@@ -183,12 +185,17 @@ class Checkpoints(Checkpoint):
         self._gradients_wait = False
         self.save_last(trainer)
 
-    def _number_if_interrupted(self, step: int) -> None:
-        """Give `last.ckpt` its number, if the process was killed before it did."""
-        last = self.folder / LAST
+    def _name_if_interrupted(self, trainer: Trainer) -> None:
+        """Give the newest checkpoint its second name, if the process was killed before it did."""
+        step, last = trainer.global_step, self.folder / LAST
+        is_last = last.exists() and checkpoint_step(last) == step
+        if _in_parts(trainer):
+            for name in (numbered(step), unnumbered(step)):
+                if (self.folder / name).exists() and not is_last:
+                    link_last(self.folder, name)
+            return
         is_due = step > 0 and step % self.every_n_train_steps == 0
-        is_there = (self.folder / numbered(step)).exists()
-        if is_due and not is_there and last.is_file() and step_of(last) == step:
+        if is_last and is_due and not (self.folder / numbered(step)).exists():
             number_last(self.folder, step)
 
     def _note_step(self, trainer: Trainer) -> None:
@@ -202,20 +209,26 @@ class Checkpoints(Checkpoint):
             self._in_batch = False
 
     def _save(self, trainer: Trainer, is_numbered: bool = False) -> None:
-        """Write a file; if that fails, fail in all processes, or the others would wait for ever."""
+        """Write a checkpoint; if it fails, fail in all processes, or others would wait for ever."""
         failure, step = None, trainer.global_step
+        name = LAST
+        if _in_parts(trainer):
+            name = numbered(step) if is_numbered else unnumbered(step)
         for logger in trainer.loggers:
             logger.save()
         try:
-            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
         except (OSError, ValueError) as error:
             failure = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
-        if failure is None and is_numbered and trainer.is_global_zero:
+        if failure is None and trainer.is_global_zero:
             try:
-                number_last(self.folder, step)
+                if name != LAST:
+                    link_last(self.folder, name)
+                elif is_numbered:
+                    number_last(self.folder, step)
             except OSError as error:
-                failure = f"{self.folder / LAST} is written, but not as {numbered(step)}: {error}"
+                failure = f"{self.folder / name} is written, but not its second name: {error}"
         failure = trainer.strategy.broadcast(failure) or failure
         if failure:
             raise OSError(failure)
@@ -237,6 +250,11 @@ class Checkpoints(Checkpoint):
                     "as if it had never stopped"
                 )
         self._own_numbers = random_state(device)
+
+
+def _in_parts(trainer: Trainer) -> bool:
+    """Whether the strategy saves folders of parts; it says so itself, it is of no lower room."""
+    return bool(getattr(trainer.strategy, "sharded_checkpoints", False))
 
 
 def _say(line: str) -> None:

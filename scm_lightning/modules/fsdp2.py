@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fully sharded data parallelism as a flag: `--trainer.strategy fsdp2`.
 
-A checkpoint is one file with whole tensors, the same as one process writes: a run goes on with any
-number of processes and any strategy, and `scm test`, `scm predict` and `teacher:` read it.
+    fsdp2            a checkpoint is one file of whole tensors, the same as one process writes
+    fsdp2_sharded    a checkpoint is a folder, to which every process writes its part; for networks
+                     of which one process cannot hold all averages and moments, or not save in time
+
+With either a run goes on with any number of processes and any strategy, and `scm test`,
+`scm predict`, `scm export` and `teacher:` read it.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
@@ -14,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from scm_lightning.modules.sharding import full_tensor, sharded_like
+from scm_lightning.teachers.checkpoint_parts import load_checkpoint, write_parts
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -21,14 +27,19 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     The module shards itself in `configure_model`. Lightning's own strategy saves a folder that one
     process cannot load, and numbers optimizer states by the parameters of the whole module, so its
-    files fit no other strategy; here Lightning's usual way is taken, on whole tensors.
+    files fit no other strategy; here Lightning's usual way is taken.
+
+    Args:
+        sharded_checkpoints: whether a checkpoint is a folder of parts; the callback that saves asks
+            for it, since a folder cannot be replaced in one step as a file can.
 
     Raises:
         ValueError: if the precision is 16-mixed, whose loss scale would differ between processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sharded_checkpoints: bool = False) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.sharded_checkpoints = sharded_checkpoints
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
@@ -51,17 +62,24 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights in the first process, nothing in the others."""
+        """Parts of the weights; or whole weights in the first process, nothing in the others."""
         assert self.lightning_module is not None
-        return self._whole(self.lightning_module.state_dict())
+        state = self.lightning_module.state_dict()
+        return state if self.sharded_checkpoints else self._whole(state)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole optimizer states in the first process, nothing in the others."""
-        return self._whole(optimizer.state_dict())
+        """Optimizer states, likewise."""
+        state = optimizer.state_dict()
+        return state if self.sharded_checkpoints else self._whole(state)
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read the file, as without sharding."""
-        return ParallelStrategy.load_checkpoint(self, *args, **kwargs)
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read this process's part of a folder; of a file all, as without sharding."""
+        if Path(checkpoint_path).is_dir():
+            assert self.device_mesh is not None
+            return load_checkpoint(Path(checkpoint_path), self.device_mesh["data_parallel"])
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this process's part of the weights."""
@@ -87,9 +105,14 @@ class FSDP2Strategy(ModelParallelStrategy):
                     }
             optimizer.load_state_dict({**state, "state": parts})
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write the file from the first process, as without sharding."""
-        ParallelStrategy.save_checkpoint(self, *args, **kwargs)
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write this process's part; or the file from the first process, as without sharding."""
+        if self.sharded_checkpoints:
+            write_parts(checkpoint, Path(filepath))
+        else:
+            ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
         def gather(x: Any) -> Any:
@@ -104,4 +127,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 StrategyRegistry.register(
     "fsdp2", FSDP2Strategy, description="fully sharded data parallelism", override=True
+)
+StrategyRegistry.register(
+    "fsdp2_sharded",
+    FSDP2Strategy,
+    description="the same, with checkpoints in parts",
+    override=True,
+    sharded_checkpoints=True,
 )

@@ -11,7 +11,7 @@ it. Buffers stay whole.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,14 @@ def sharded_like(x: Tensor, own: Tensor) -> Tensor:
     """Cut a tensor that is there in every process as another is cut.
 
     Args:
-        x: the whole tensor. (...).
-        own: a tensor of the same shape; if it is whole, `x` is returned. (...).
+        x: the whole tensor, or one that is cut by rows already. (...).
+        own: a tensor of the same shape; if it is whole, a whole `x` is returned. (...).
     """
     if not isinstance(own, DTensor) or x.shape != own.shape:
-        return x
+        return cast("Tensor", full_tensor(x))
+    if isinstance(x, DTensor):
+        assert x.placements == own.placements, "networks are cut by rows"
+        return x.to(own.device, own.dtype)
     on_device = x.to(own.device, own.dtype)
     # Without a source every process cuts its own copy, and nothing is sent.
     return distribute_tensor(on_device, own.device_mesh, own.placements, src_data_rank=None)

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from scm_lightning.core import TrigFlow
-from scm_lightning.teachers.checkpoint_files import existing_checkpoints, load_checked
+from scm_lightning.teachers.checkpoint_files import existing_checkpoints
+from scm_lightning.teachers.checkpoint_parts import is_checkpoint, load_checkpoint
 from scm_lightning.teachers.exports import SUFFIX, read_export
 
 METADATA_KEY = "scm_lightning"
@@ -48,7 +49,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is missing, damaged or from another program.
     """
-    if not Path(file).is_file():
+    if not is_checkpoint(Path(file)):
         others = existing_checkpoints(Path(file).parent)
         advice = (
             "train first with `scm fit`, or give another path"
@@ -61,7 +62,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
             f"{file} has weights only and is no checkpoint of a run; give the .ckpt file, and an "
             "export only as a teacher"
         )
-    checkpoint = load_checked(Path(file), mmap=True)
+    checkpoint = load_checkpoint(Path(file), mmap=True)
     if not _is_of_a_run(checkpoint):
         raise ValueError(
             f"{file} is not a checkpoint of scm_lightning; give one that `scm fit` wrote"

@@ -16,15 +16,17 @@ import hashlib
 import os
 import re
 import struct
+import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from rich.console import Console
 
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.teachers.tensors_only import load_tensors
+from scm_lightning.whole_files import written_whole
 
 END_OF_ARCHIVE = b"PK\x05\x06"
 END_SIZE = 22
@@ -33,6 +35,8 @@ COMMENT = re.compile(rb"scm_lightning step (\d{12}) sha256 ([0-9a-f]{64})")
 COMMENT_SIZE = 19 + 12 + 8 + 64
 HEX_SIZE = 64
 BLOCK = 1 << 22
+SETTLED_NS = 2_000_000_000
+"""A file this old would have another time if it were changed; clocks of file systems are coarse."""
 
 
 class _Hashed:
@@ -155,13 +159,8 @@ def check_whole(file: Path) -> bool:
         return False
     if comment is None:
         raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
-    sha256 = hashlib.sha256()
-    rest = file.stat().st_size - HEX_SIZE
-    with file.open("rb") as opened:
-        while rest > 0 and (block := opened.read(min(BLOCK, rest))):
-            sha256.update(block)
-            rest -= len(block)
-    if sha256.hexdigest().encode() != comment[2]:
+    sha256 = file_sha256(file, file.stat().st_size - HEX_SIZE)
+    if sha256.encode() != comment[2]:
         raise ValueError(
             f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
         )
@@ -183,13 +182,38 @@ def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
     """
     is_checked = check_whole(file)
     try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} cannot be read as a checkpoint: {reason}") from error
+        content: dict[str, Any] = load_tensors(file, mmap)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
     if not is_checked:
         _say_unchecked(file)
     return content
+
+
+def file_sha256(file: Path, num_bytes: int) -> str:
+    """SHA-256 of the first bytes of a file, computed once per process as long as it is the same.
+
+    Args:
+        file: the file.
+        num_bytes: how many of its bytes.
+
+    Returns:
+        64 hex digits.
+    """
+    stat = file.stat()
+    is_settled = time.time_ns() - stat.st_mtime_ns > SETTLED_NS
+    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return (_sha256 if is_settled else _sha256.__wrapped__)(file, num_bytes, state)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, num_bytes: int, _state: tuple[int, ...]) -> str:
+    sha256 = hashlib.sha256()
+    with file.open("rb") as opened:
+        while num_bytes > 0 and (block := opened.read(min(BLOCK, num_bytes))):
+            sha256.update(block)
+            num_bytes -= len(block)
+    return sha256.hexdigest()
 
 
 def existing_checkpoints(folder: Path) -> str:

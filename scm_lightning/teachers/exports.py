@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scm_lightning import __version__
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 SUFFIX = ".safetensors"
 PREFIX = "scm_"

@@ -8,9 +8,7 @@ never its name.
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from scm_lightning.whole_files import written_whole
 
 SNAPSHOT_FOLDER = "ema"
 """Folder of the snapshots in the folder of a run."""
@@ -43,39 +43,6 @@ class Snapshot:
     module: str
     buffers: tuple[str, ...] = ()
     file: Path | None = None
-
-
-@contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """Write a file beside its place, and move it there once all of it is on the disk.
-
-    Whoever reads sees the whole file or none, also after a crash.
-
-    Args:
-        file: where the file is to be; folders are made, an older file is replaced.
-
-    Yields:
-        Where to write it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        with beside.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, file)
-        flush_folder(file.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Put the names of a folder's files on the disk, so that a crash does not undo a rename."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tensor]) -> Path:

@@ -30,6 +30,8 @@ from scm_lightning.modules.sharding import shard
 MAPPED = "scd_dual_float32"
 MAPPED_STOPS = (8, 14)
 """Steps that two processes take of a run, and four processes after them."""
+FILE_STEP = 2
+"""Steps of a file from which two processes go on that save folders."""
 
 
 class LeavesHeadWhole(ConsistencyModule):
@@ -112,6 +114,20 @@ def four(place: Place) -> None:
     place.run("scd_dual")
 
 
+def parts_of_two(place: Place) -> None:
+    """What one of two processes does that save folders: a run, and another, from a file."""
+    place.run(MAPPED, name="mapped", stop=MAPPED_STOPS[0], mapped=True)
+    origin = place.folder.parent / "auto1" / f"scd_dual.{FILE_STEP}.ckpt"
+    place.run("scd_dual", start=FILE_STEP, stop=4, name="taken_over", ckpt=origin)
+
+
+def parts_of_four(place: Place) -> None:
+    """Four go on from the two's folder."""
+    start, stop = MAPPED_STOPS
+    begun = place.folder.parent / f"{place.strategy}2" / "mapped" / "last.ckpt"
+    place.run(MAPPED, start, stop, name="mapped", ckpt=begun, mapped=True)
+
+
 def every(place: Place) -> None:
     """All cases."""
     for case in CASES:
@@ -156,7 +172,13 @@ def together(strategy: str, folder: Path, world_size: int, act) -> bool:
     return is_done
 
 
-PLANS = {"two": (2, two), "four": (4, four), "every": (4, every)}
+PLANS = {
+    "two": (2, two),
+    "four": (4, four),
+    "every": (4, every),
+    "parts_of_two": (2, parts_of_two),
+    "parts_of_four": (4, parts_of_four),
+}
 
 
 def main(strategy: str, folder: str, *plans: str) -> int:

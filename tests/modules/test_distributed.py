@@ -22,6 +22,7 @@ from torch import Tensor
 
 from scm_lightning.cli import main
 from scm_lightning.modules import FSDP2Strategy
+from scm_lightning.teachers.checkpoint_parts import load_checkpoint
 
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 STRATEGIES = ["ddp", "fsdp2"]
@@ -42,7 +43,7 @@ def tensors(tree, name=""):
 
 def assert_same_checkpoint(one, other, tolerance):
     for part in ("state_dict", "optimizer_states"):
-        found, expected = (tensors(torch.load(f, weights_only=True)[part]) for f in (one, other))
+        found, expected = (tensors(load_checkpoint(each)[part]) for each in (one, other))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             scale = float(value.abs().max()) if value.numel() else 0.0

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of sharded networks: a folder, into which every process writes its own part.
+
+    FOLDER.ckpt/shard-00001-model-00001-of-00001.safetensors   rows of the sharded tensors that the
+                shard-00002-...                                first, second, ... process has
+                rest.ckpt       what else a checkpoint holds, see `checkpoint_files`; of the sharded
+                                tensors shape and type, on torch's device "meta"
+                complete.json   step; bytes and SHA-256 of every file; written when all are there
+
+The parts are torch.distributed.checkpoint's, which reads them into any number of processes, and
+into one without any; in its safetensors format, since its own has metadata that are unpickled. The
+folder is written under another name, and moved to its own once all of it is on the disk. A copy of
+which something is missing does not fit its `complete.json`. A tensor's name in the parts is its
+place in the checkpoint: state_dict/network.0.weight, optimizer_states/0/state/3/exp_avg.
+
+Whoever reads a checkpoint reads it by `load_checkpoint`, file or folder.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, empty
+from torch.utils import _pytree as pytree
+
+from scm_lightning.teachers.checkpoint_files import (
+    check_whole,
+    existing_checkpoints,
+    file_sha256,
+    load_checked,
+    step_of,
+    write_checkpoint,
+)
+from scm_lightning.whole_files import flush_folder, written_whole
+
+REST = "rest.ckpt"
+MARKER = "complete.json"
+PART = ".safetensors"
+FORMAT_VERSION = 1
+
+T = TypeVar("T")
+
+
+def write_parts(checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Write a checkpoint with sharded tensors. All processes must call.
+
+    Args:
+        checkpoint: what is to be saved, with the entry `global_step`; all but the sharded tensors
+            is taken from the first process.
+        folder: where; an older one of that name is replaced.
+
+    Raises:
+        OSError: if a process cannot write, in all of them; older checkpoints are left as they were.
+        ValueError: if it could not be loaded without running code, in all of them.
+    """
+    parts = {name: x for name, x in _leaves(checkpoint).items() if isinstance(x, DTensor)}
+    rest = pytree.tree_map_only(DTensor, _without_content, dict(checkpoint))
+    beside = folder.with_name(f"{folder.name}.part")
+    own_files = f"shard-{distributed.get_rank() + 1:05d}-*{PART}"
+    try:
+        _in_first_process(lambda: _begin(beside))
+        writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
+        _in_all_processes(lambda: save(parts, storage_writer=writer))
+        entries = _in_all_processes(lambda: [_entry(each) for each in beside.glob(own_files)])
+        files = dict(entry for of_process in entries for entry in of_process)
+        _in_first_process(lambda: _complete(rest, files, beside, folder))
+    except OSError as error:
+        num_bytes = sum(x.numel() * x.element_size() for x in parts.values())
+        raise OSError(
+            f"the checkpoint {folder} could not be written: {error}, where {num_bytes:,} bytes and "
+            "more are needed; earlier checkpoints are as they were: make room, or give another "
+            "folder, and run the same command again"
+        ) from error
+    finally:
+        if distributed.get_rank() == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def load_checkpoint(
+    path: Path, mesh: DeviceMesh | None = None, mmap: bool = False
+) -> dict[str, Any]:
+    """Read a checkpoint, file or folder, checked and without running code from it.
+
+    Args:
+        path: a file or folder that exists.
+        mesh: with one, sharded tensors come out sharded over it, by rows, and all of its processes
+            must call; without, whole and on the CPU.
+        mmap: whether tensors of a file are read only when they are used.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        ValueError: if it is damaged, or cannot be read.
+    """
+    if not path.is_dir():
+        return load_checked(path, mmap=mmap)
+    check_checkpoint(path)
+    checkpoint = load_checked(path / REST)
+    parts = {name: _space(x, mesh) for name, x in _leaves(checkpoint).items() if _is_empty(x)}
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group, which is meant
+            load(parts, storage_reader=reader, no_dist=mesh is None)
+    except CheckpointException as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+
+    def filled(place: tuple[Any, ...], x: Any) -> Any:
+        return parts[_name(place)] if _is_empty(x) else x
+
+    whole: dict[str, Any] = pytree.tree_map_with_path(filled, checkpoint)
+    return whole
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a file, or a folder that was meant to be a checkpoint."""
+    return path.is_file() or (path / MARKER).exists() or (path / REST).exists()
+
+
+def check_checkpoint(path: Path) -> None:
+    """Compare a file or folder with its checksums; files that have none pass.
+
+    Args:
+        path: a file or folder that exists.
+
+    Raises:
+        ValueError: if it is damaged, or no checkpoint.
+    """
+    if not path.is_dir():
+        check_whole(path)
+        load_checked(path, mmap=True)
+        return
+    marker = _marker(path)
+    there = {each.name for each in path.iterdir() if each.suffix == PART or each.name == REST}
+    damaged = sorted(there ^ {*marker["files"]}) if marker else [MARKER]
+    damaged = damaged or [
+        name for name in sorted(there) if _entry(path / name) != (name, marker["files"][name])
+    ]
+    if not damaged and step_of(path / REST) != marker["step"]:
+        damaged = [MARKER]
+    if damaged:
+        raise ValueError(
+            f"{path} is damaged: {damaged[0]} does not fit its checksum, or is missing or too "
+            f"many; give another one: {existing_checkpoints(path.parent)} in {path.parent}"
+        )
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """Optimizer steps that a file or folder claims to hold, without looking at the rest of it.
+
+    Args:
+        path: a file or folder that exists.
+
+    Returns:
+        The steps; None if it is damaged where they stand.
+    """
+    return _marker(path).get("step") if path.is_dir() else step_of(path)
+
+
+def _begin(beside: Path) -> None:
+    """Make the folder to write to, anew."""
+    if not beside.parent.parent.exists():
+        raise FileNotFoundError(2, f"the folder {beside.parent.parent} is gone")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+
+
+def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> None:
+    """Add what is not sharded, and the marker; move the folder to its place."""
+    write_checkpoint(rest, beside / REST)
+    files = dict([*files.items(), _entry(beside / REST)])
+    with written_whole(beside / MARKER) as file:
+        file.write_text(_text({"step": rest["global_step"], "files": files}))
+    if folder.exists():
+        replaced = folder.with_name(f"{folder.name}.replaced.part")
+        os.replace(folder, replaced)
+        os.replace(beside, folder)
+        shutil.rmtree(replaced)
+    else:
+        os.replace(beside, folder)
+    flush_folder(folder.parent)
+
+
+def _marker(folder: Path) -> dict[str, Any]:
+    """What the marker says; empty if there is none, or a damaged one."""
+    try:
+        text = (folder / MARKER).read_text()
+        found = json.loads(text)
+        is_whole: bool = found["format_version"] == FORMAT_VERSION and _text(found) == text
+        found["files"], found["step"] = dict(found["files"]), int(found["step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return found if is_whole else {}
+
+
+def _text(marker: dict[str, Any]) -> str:
+    content = {"format_version": FORMAT_VERSION, **marker}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _entry(file: Path) -> tuple[str, list[Any]]:
+    """Name, size and SHA-256 of a file, as in the marker."""
+    num_bytes = file.stat().st_size
+    return file.name, [num_bytes, file_sha256(file, num_bytes)]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Leaves of nested containers by their place."""
+    return {_name(place): leaf for place, leaf in pytree.tree_flatten_with_path(tree)[0]}
+
+
+def _name(place: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in place)
+
+
+def _without_content(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_meta
+
+
+def _space(x: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    """Room for a tensor, or for this process's rows of it."""
+    if mesh is None:
+        return torch.empty(x.shape, dtype=x.dtype)
+    return empty(*x.shape, dtype=x.dtype, device_mesh=mesh, placements=[Shard(0)])
+
+
+def _in_first_process(action: Callable[[], T]) -> None:
+    _in_all_processes(action if distributed.get_rank() == 0 else lambda: None)
+
+
+def _in_all_processes(action: Callable[[], T]) -> list[T]:
+    """Do something in every process, and fail in all if it fails in one."""
+    result: T | None = None
+    failure: tuple[type[Exception], str] | None = None
+    try:
+        result = action()
+    except (OSError, CheckpointException) as error:
+        failure = OSError, _reason(error)
+    except ValueError as error:
+        failure = ValueError, str(error)
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, (result, failure))
+    for _, failed in found:
+        if failed is not None:
+            raise failed[0](failed[1])
+    return [result for result, _ in found]
+
+
+def _reason(error: BaseException) -> str:
+    """One clause, without the traceback that torch makes part of its message."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    said = error.strerror if isinstance(error, OSError) else None
+    return (said or str(error)).partition("\n")[0]
