@@ -30,6 +30,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from scm_lightning.callbacks.run_log import say_unwritten
+from scm_lightning.callbacks.stop_signals import StopSignals
+
 FILE = "bad_numbers.jsonl"
 PRINTED_STEPS = 10
 """So many bad steps are printed; from then on every hundredth, the others are in the file."""
@@ -82,10 +85,7 @@ class BadNumbers(Callback):
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
         is_bad = ~(torch.stack(self._losses).isfinite().all() & _norm(parameters).isfinite())
         self._losses = []
-        flag = is_bad.float()
-        if trainer.world_size > 1:  # not by the strategy's reduction, which adds a barrier
-            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-        self._is_bad = bool(flag)  # the one wait for the device in a step
+        self._is_bad = _of_all_processes(is_bad, trainer)
         if not self._is_bad:
             self._streak = []
             return
@@ -152,6 +152,24 @@ class BadNumbers(Callback):
             logger.log_metrics({"bad_steps": self.bad_steps}, step=trainer.global_step)
 
 
+def _of_all_processes(is_bad: Tensor, trainer: Any) -> bool:
+    """Whether a step is bad anywhere; by the way the processes agree whether to stop after it.
+
+    One reduction for both, since each costs a small network more than a percent of its step.
+    """
+    if trainer.world_size == 1:
+        return bool(is_bad)
+    stops = [each for each in trainer.callbacks if isinstance(each, StopSignals)]
+    asked = is_bad.new_tensor(max((each.asked for each in stops), default=0), dtype=torch.float32)
+    notes = torch.stack([is_bad.float(), asked])
+    # Not by the strategy's reduction, which adds a barrier.
+    distributed.all_reduce(notes, distributed.ReduceOp.MAX)
+    found, signum = notes.tolist()  # the one wait for the device in a step
+    for each in stops:
+        each.agreed = int(signum)
+    return bool(found)
+
+
 def _local(gradient: Tensor) -> Tensor:
     """The part of a gradient that is in this process."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
@@ -204,9 +222,12 @@ def _worst_sample(samples: list[dict[str, Tensor | None]], datamodule: Any) -> d
 
 def _write(file: Path, report: dict[str, Any]) -> None:
     """Append a line to the file; print it, if there have not been many."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as lines:
-        lines.write(json.dumps(report) + "\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as lines:
+            lines.write(json.dumps(report) + "\n")
+    except OSError as error:
+        say_unwritten(file, error, "without this line of it")
     number = report["bad_steps"]
     if number <= PRINTED_STEPS or number % 100 == 0:
         t = "unknown" if report["t"] is None else f"{report['t']:.4g}"

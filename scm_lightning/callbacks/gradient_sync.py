@@ -13,7 +13,8 @@ network whose output starts at zero has gradients of most parameters from the se
 
 The gradients are those of the real first batches, on the real path, accumulation included; nothing
 is run twice. Sharded parameters (FSDP2) differ between processes by design: of these it is checked
-that the gradient is cut as its parameter is; whatever trains unsharded beside them is compared.
+that the gradient is cut as its parameter is, and is the mean of the processes' own, see
+`sharded_sync`; whatever trains unsharded beside them is compared.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from scm_lightning.callbacks.sharded_sync import ShardedSync
 
 START_STEPS = 3
 """Steps that are checked at the start of a run."""
@@ -47,10 +50,24 @@ class GradientSync(Callback):
         self.at_start = at_start
         self.every_n_steps = every_n_steps
         self._steps_to_check = 0
+        self._sharded: ShardedSync | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the first steps, of a resumed run too."""
         self._steps_to_check = START_STEPS if self.at_start else 0
+        self._sharded = ShardedSync(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the gradients of sharded parameters, in a step that is checked."""
+        if self._sharded is not None and self._is_due(trainer):
+            self._sharded.listen()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no hook behind."""
+        if self._sharded is not None:
+            self._sharded.stop()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -60,12 +77,12 @@ class GradientSync(Callback):
         Raises:
             ValueError: if they differ; before the step, in all of them.
         """
-        step = trainer.global_step + 1
-        is_due = self._steps_to_check > 0
-        is_due |= self.every_n_steps > 0 and step % self.every_n_steps == 0
-        if trainer.world_size == 1 or not is_due:
+        if not self._is_due(trainer):
             return
+        step = trainer.global_step + 1
         self._steps_to_check -= 1
+        if self._sharded is not None:
+            _refuse(self._sharded.wrongly_reduced(), step)
         checksums = dict(_checksums(pl_module))
         if not checksums:
             return
@@ -82,6 +99,13 @@ class GradientSync(Callback):
                 "that is so, look for a machine that computes wrongly"
             )
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether the step under way is checked."""
+        is_due = self._steps_to_check > 0
+        if self.every_n_steps > 0:
+            is_due |= (trainer.global_step + 1) % self.every_n_steps == 0
+        return is_due and trainer.world_size > 1
+
 
 def checksum(x: Tensor) -> Tensor:
     """Checksum of the bits of a tensor. Scalar, int64."""
@@ -90,6 +114,16 @@ def checksum(x: Tensor) -> Tensor:
     bits = x.view(BIT_TYPES[x.element_size()])
     odd = torch.arange(bits.numel(), device=bits.device).mul_(2).add_(1)
     return odd.mul_(bits).sum()
+
+
+def _refuse(wrongly_reduced: list[str], step: int) -> None:
+    if wrongly_reduced:
+        raise ValueError(
+            f"the gradient of a sharded parameter must be the mean of all processes' own, but "
+            f"before step {step} that of {wrongly_reduced[0]} is not, {len(wrongly_reduced)} such "
+            "in all; leave fully_shard's reduction of gradients as it is and on, or, if that is "
+            "so, look for a machine that computes wrongly"
+        )
 
 
 def _checksums(module: LightningModule) -> Iterator[tuple[str, Tensor]]:

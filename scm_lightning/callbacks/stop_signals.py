@@ -38,7 +38,7 @@ EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""
 FORCING_INTERRUPTS = 3
 """Ctrl-C this often quits at once."""
-CHILD_SECONDS = 60
+CHILD_SECONDS = 20
 """How long the launching process waits for the others' end before it kills them."""
 
 
@@ -55,6 +55,10 @@ class StopSignals(Callback):
 
     Raises:
         ValueError: if there is no signal of that name.
+
+    Attributes:
+        agreed: what all processes have agreed on in the step under way, if another callback that
+            compares something has compared their notes too.
     """
 
     def __init__(self, preemption_signal: str | None = "SIGUSR1") -> None:
@@ -68,10 +72,16 @@ class StopSignals(Callback):
         if preemption_signal is not None:
             self.exit_codes[int(signal.Signals[preemption_signal])] = EXIT_PREEMPTED
         self.received: list[int] = []
+        self.agreed: int | None = None
         self._previous: dict[int, Any] = {}
         self._group: Any = None
         self._first_step = 0
         self._owner = 0
+
+    @property
+    def asked(self) -> int:
+        """Number of the signal that this process was sent, the largest of several; or 0."""
+        return max(self.received, default=0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning's handlers out; in training, take note of signals from here on.
@@ -149,10 +159,13 @@ class StopSignals(Callback):
             os.write(2, f"scm: {name} received; saves and stops after this step\n".encode())
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        asked = torch.tensor(max(self.received, default=0))
-        if trainer.world_size > 1:
-            distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group)
-        if signum := int(asked):
+        signum, self.agreed = self.agreed, None
+        if signum is None:
+            notes = torch.tensor(self.asked)
+            if trainer.world_size > 1:
+                distributed.all_reduce(notes, distributed.ReduceOp.MAX, group=self._group)
+            signum = int(notes)
+        if signum:
             self._stop(trainer, signum)
 
     def _stop(self, trainer: Any, signum: int) -> None:

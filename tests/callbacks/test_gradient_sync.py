@@ -43,12 +43,34 @@ def test_checksum_sees_a_bit_an_exchange_and_a_nan(randn):
     ],
 )
 def test_processes_that_train_apart_are_refused(guarded, name, parameter):
-    """All of them, before their first step, with the first parameter that differs."""
+    """All, before their first step; the first to tell names the first parameter that differs."""
     found = guarded[1][name]["first"]
     assert found["codes"] == [2, 2]
     assert [each["step"] for each in found["stopped"]] == [0, 0]
-    assert found["log"].count("error: all processes must have the same weights") == 2
-    assert found["log"].count(f"before step 1 they differ in {parameter}") == 2
+    assert found["log"].count("error: all processes must have the same weights") == 1
+    assert found["log"].count(f"before step 1 they differ in {parameter}") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["slice kept", "process forgotten", "slices swapped", "sync left off"]
+)
+def test_sharded_gradients_that_are_no_mean_are_refused(guarded, name):
+    """All processes, before their first step; one line names the network."""
+    found = guarded[1][name]["first"]
+    assert found["codes"] == [2, 2], found["log"]
+    assert [each["step"] for each in found["stopped"]] == [0, 0]
+    assert found["log"].count("error: the gradient of a sharded parameter must be the mean") == 1
+    assert found["log"].count("before step 1 that of network.") == 1
+
+
+def test_the_check_of_sharded_gradients_changes_nothing(guarded):
+    """Accumulated and clipped; all that is saved is the same to the last bit."""
+    ends = []
+    for name in ("whole in parts", "unchecked"):
+        assert guarded[1][name]["first"]["codes"] == [0, 0], guarded[1][name]["first"]["log"]
+        ends.append(torch.load(guarded[0] / name / "c" / "last.ckpt", weights_only=True))
+    for part in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["unbroken", "bad sharded", "bad"])

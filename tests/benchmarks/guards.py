@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What guards, self-tests and logging add to a training step.
+
+    python tests/benchmarks/guards.py
+    torchrun --standalone --nproc_per_node 2 tests/benchmarks/guards.py --strategy ddp
+
+The student of digits_scd.yaml on random numbers, in one run: blocks of steps with the callbacks of
+every `scm fit` and blocks without take turns, so that a machine that slows down slows both. Steps
+are timed from the end of one to the end of the next, by the clock on the wall; the first of each
+block is left out. What comes once at the start is printed apart.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+import warnings
+from statistics import median
+from typing import Any
+
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: split
+import torch
+from lightning.pytorch import Callback, Trainer
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, IterableDataset
+
+from scm_lightning import ConsistencyModule, TrigFlow
+from scm_lightning.callbacks import (
+    BadNumbers,
+    Checkpoints,
+    Diagnostics,
+    GradientSync,
+    LostProcess,
+    RunLog,
+    StopSignals,
+)
+from scm_lightning.data import Batch
+from scm_lightning.modules import TeacherVelocity
+from scm_lightning.networks import MLP
+
+BLOCK, WARM_UP = 10, 20
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+class RandomDigits(IterableDataset):
+    """Batches of the digits' shape."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        x0 = 0.5 * torch.randn(128, 1, 8, 8, generator=generator)
+        while True:
+            yield Batch(x0, torch.arange(128) % 10)
+
+
+class Turns(Callback):
+    """Switches the hooks of other callbacks on and off, block by block, and times steps.
+
+    Args:
+        switched: callbacks whose hooks of a step are switched.
+    """
+
+    def __init__(self, switched: list[Callback]) -> None:
+        self.is_on, self.num_steps, self.last = True, 0, 0.0
+        self.times: dict[bool, list[float]] = {True: [], False: []}
+        self.start_steps: list[float] = []
+        for callback in switched:
+            for name in STEP_HOOKS:
+                setattr(callback, name, self._switched(getattr(callback, name)))
+
+    def _switched(self, hook: Any) -> Any:
+        return lambda *arguments: hook(*arguments) if self.is_on else None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time of a step; it comes behind all others, being the last callback."""
+        now, last = time.perf_counter(), self.last
+        self.last, place = now, self.num_steps % BLOCK
+        self.num_steps += 1
+        if self.num_steps <= WARM_UP:
+            self.start_steps.append(now - last)
+        elif place:
+            self.times[self.is_on].append(now - last)
+        if self.num_steps > WARM_UP - BLOCK and place == BLOCK - 1:
+            self.is_on = not self.is_on
+
+
+def student() -> ConsistencyModule:
+    """The digits' student, with a teacher of random weights."""
+    networks = [MLP((1, 8, 8), model_channels=256, num_blocks=4, num_classes=10) for _ in range(2)]
+    module = ConsistencyModule(networks[0], TeacherVelocity(), networks[1], path=TrigFlow(0.5))
+    module._first_samples = None  # random numbers are no digits
+    return module
+
+
+def main() -> None:
+    """Measure and print."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--strategy", default="auto")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        guards = [GradientSync(), BadNumbers(), StopSignals(), LostProcess()]
+        switched = [*guards, Diagnostics(), Checkpoints(folder)]
+        turns = Turns(switched)
+        trainer = Trainer(
+            accelerator="cpu",
+            strategy=options.strategy,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            max_steps=options.steps,
+            callbacks=[*switched, turns],
+            logger=RunLog(folder),
+            log_every_n_steps=50,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(student(), DataLoader(RandomDigits(), batch_size=None))
+        if not trainer.is_global_zero:
+            return
+    on, off = (1000 * median(turns.times[each]) for each in (True, False))
+    start = 1000 * sum(each - off / 1000 for each in turns.start_steps[1:4])
+    table = Table(
+        "processes", "strategy", "without, ms", "with, ms", "added", "once at the start, ms"
+    )
+    row = (f"{off:.2f}", f"{on:.2f}", f"{100 * (on / off - 1):+.1f} %", f"{start:.0f}")
+    table.add_row(str(trainer.world_size), options.strategy, *row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
