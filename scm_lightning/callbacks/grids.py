@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
+from scm_lightning.callbacks.run_log import say_unwritten
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics import in_first_process
 
@@ -19,9 +20,10 @@ from scm_lightning.metrics import in_first_process
 class SampleGrids(Callback):
     """Writes into the run's folder `samples/`.
 
-    While training: `step_N.png` after every validation. From `scm predict`: `NAME.png`, a grid of
-    every sampler's images; `comparison.png`, the samplers under each other from the same noise;
-    `samples.npz`, all samples in data units with indices, labels and seed.
+    While training: `step_N.png` after every validation, unless the disk refuses it. From
+    `scm predict`: `NAME.png`, a grid of every sampler's images; `comparison.png`, the samplers
+    under each other from the same noise; `samples.npz`, all samples in data units with indices,
+    labels and seed.
 
     Args:
         columns: images in a row.
@@ -46,7 +48,12 @@ class SampleGrids(Callback):
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
             file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
-            captioned_rows(self._rows(trainer, shown)).save(file)
+            picture = captioned_rows(self._rows(trainer, shown))
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(file)
+            except OSError as error:
+                say_unwritten(file, error, "without this picture")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
@@ -75,6 +82,7 @@ class SampleGrids(Callback):
         joined = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         indices, labels = joined.pop("indices"), joined.pop("labels", torch.empty(0))
         folder, datamodule = self._folder(trainer), shards_of(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, x0 in joined.items():
             image_grid(datamodule.to_images(x0), self.columns).save(folder / f"{name}.png")
         shown = {name: x0[: self.columns] for name, x0 in joined.items()}
@@ -87,9 +95,7 @@ class SampleGrids(Callback):
         Console().print(f"samples and pictures are in {folder}; look at comparison.png first")
 
     def _folder(self, trainer: Trainer) -> Path:
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return Path(trainer.default_root_dir) / "samples"
 
     def _rows(self, trainer: Trainer, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         datamodule = shards_of(trainer)

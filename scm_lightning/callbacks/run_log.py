@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run, `metrics.csv`, which goes on when the run does."""
+"""The log of a run, `metrics.csv`, which goes on when the run does.
+
+A log is not worth a run: where it cannot be written, because the disk is full or read-only, that is
+said once, the rows wait, and are written with later ones as soon as there is room.
+"""
 
 import csv
+import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from scm_lightning.teachers.snapshots import written_whole
+from scm_lightning.whole_files import written_whole
 
 
 class RunLog(CSVLogger):
@@ -46,8 +53,13 @@ class RunLog(CSVLogger):
         file = Path(writer.metrics_file_path)
         if not file.is_file():
             return
-        keys, rows = _read(file)
-        kept = [row for row in rows if _is_before(row, step)]
+        try:
+            keys, rows = _read(file)
+            kept = [row for row in rows if _is_before(row, step)]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{file} is no log of a run, or a damaged one; move it away"
+            ) from error
         if not kept:
             file.unlink()
             return
@@ -58,6 +70,25 @@ class RunLog(CSVLogger):
 class _KeptRows(ExperimentWriter):
     """Rows behind those that are there."""
 
+    _fails = False
+
+    def save(self) -> None:
+        """Write the rows that wait, or leave all as it was."""
+        file, keys = Path(self.metrics_file_path), list(self.metrics_keys)
+        size = None
+        try:
+            size = file.stat().st_size if file.is_file() else None
+            super().save()
+            self._fails = False
+        except OSError as error:
+            self.metrics_keys = keys
+            if size is not None:
+                with suppress(OSError):
+                    os.truncate(file, size)  # of a row that was cut off
+            if not self._fails:
+                say_unwritten(file, error, "its rows are written once that is repaired")
+            self._fails = True
+
     def _check_log_dir_exists(self) -> None:
         """Leave the file alone, which Lightning removes here."""
 
@@ -65,6 +96,18 @@ class _KeptRows(ExperimentWriter):
         """Add columns; beside the file, since a crash would take all of it with it."""
         file = Path(self.metrics_file_path)
         _write(file, fieldnames, _read(file)[1])
+
+
+def say_unwritten(file: Path, error: OSError, then: str) -> None:
+    """Say on one line that a file which the run can do without could not be written.
+
+    Args:
+        file: the file.
+        error: what failed.
+        then: what follows from it.
+    """
+    line = f"scm: {file} could not be written: {error.strerror}; the run goes on, {then}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -5,6 +5,8 @@ As a program it reads jobs from a file and writes what came of them beside it. I
 once and forks the processes of every job, since an import takes longer than a run.
 """
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 
 # isort: split
 import torch
+from broken_reduction import break_reduction
 from gaussian import PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -86,6 +89,7 @@ class Guarded(DiffusionModule):
             self.trainer.strategy.model.register_comm_hook(None, keep_own)
         if self.job.get("mistake") == "parameter too late":
             self.late = nn.Parameter(torch.ones(2))
+        break_reduction(self.network, self.job.get("mistake"))
 
     def training_step(self, batch, batch_idx):
         self.reach("first", 0.1)
@@ -106,6 +110,10 @@ class Guarded(DiffusionModule):
 
     def validation_step(self, request, batch_idx):
         self.reach("sanity" if self.trainer.sanity_checking else "validation", 0.1)
+        if self.job.get("mistake") == f"fails in {self.rank}" and self.trainer.global_step:
+            raise ValueError(f"only process {self.rank} computes this")
+        if self.job.get("mistake") == "fails everywhere" and self.trainer.global_step:
+            raise ValueError("all processes compute this")
 
     def on_save_checkpoint(self, checkpoint):
         super().on_save_checkpoint(checkpoint)
@@ -133,7 +141,8 @@ def run(rank, folder, job):
 
     module = Guarded(reach, rank, job)
     torch.manual_seed(11)
-    guards = [GradientSync(every_n_steps=3), BadNumbers(job.get("max_in_a_row", 10)), StopSignals()]
+    sync = GradientSync(False, 0) if job.get("unchecked") else GradientSync(every_n_steps=3)
+    guards = [sync, BadNumbers(job.get("max_in_a_row", 10)), StopSignals()]
     trainer = Trainer(
         accelerator="cpu",
         strategy=job.get("strategy", "ddp"),
@@ -216,6 +225,9 @@ def send(job, pids, folder):
             time.sleep(rng.uniform(0.0, 0.02))
         time.sleep(0.05)
     (folder / "sent").touch()
+    if signum == signal.SIGSTOP and "paused" in job:
+        time.sleep(job["paused"])
+        os.killpg(pids[0], signal.SIGCONT)
 
 
 def wait(pids):
@@ -279,6 +291,7 @@ def do_all(jobs, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    atexit.register(gc.freeze)  # as the command line does
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     jobs_file = Path(sys.argv[1])
     results = {}
