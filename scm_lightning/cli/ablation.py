@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import get_loader
-
 from scm_lightning import __version__
 from scm_lightning.cli.app import LAST_CHECKPOINT
+from scm_lightning.cli.strict_yaml import read_yaml
 
 TEACHER = "model.init_args.teacher"
 OWN_KEYS = ("seed_everything", "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
@@ -130,7 +129,7 @@ class Run:
     def made_from(self) -> dict[str, Any]:
         """What decides the outcome: configuration, options, teacher, version."""
         content = {
-            "config": get_loader("yaml")(Path(self.config).read_text()),
+            "config": read_yaml(Path(self.config)),
             "options": dict(self.options),
             "stages": self.stages,
             "teacher": None if self.teacher is None else self.teacher.made_from(),
@@ -153,7 +152,10 @@ class Run:
 
     def _says(self, name: str, made_from: dict[str, Any]) -> bool:
         record = self.folder / name
-        return record.is_file() and bool(json.loads(record.read_text()) == made_from)
+        try:
+            return record.is_file() and bool(json.loads(record.read_text()) == made_from)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{record} is damaged: {error}; remove it") from error
 
 
 class Trial(NamedTuple):

@@ -63,7 +63,7 @@ def collect(
         for score, value in _scores(run.folder / run.product, ablation.scores).items():
             variants[variant]["scores"][score]["seeds"][str(seed)] = value
         if (run.folder / CURVES_FILE).is_file():
-            measured = json.loads((run.folder / CURVES_FILE).read_text())
+            measured = _read_map(run.folder / CURVES_FILE)
             variants[variant]["curves"][str(seed)] = {
                 name: measured[name] for name in ("t", "tan_t", *CURVES) if name in measured
             }
@@ -84,14 +84,27 @@ def collect(
 
 
 def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
-    content = json.loads(file.read_text())
-    known = [key for key, value in content.items() if "value" in value]
+    content = _read_map(file)
+    known = [key for key, each in content.items() if isinstance(each, dict) and "value" in each]
     for score in scores:
         if score not in known:
             raise ValueError(
                 f"scores must be keys of metrics.json, got {score}; {file} has {', '.join(known)}"
             )
-    return {score: float(content[score]["value"]) for score in scores}
+    try:
+        return {score: float(content[score]["value"]) for score in scores}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
+
+
+def _read_map(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a map of JSON, got other content; score the run again")
+    return content
 
 
 def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -79,6 +79,25 @@ def _writes_the_log_of(root: Path, logger: Any) -> bool:
     return is_ours and Path(options.save_dir) == root
 
 
+def one_sigma_data(owned: float, data: Namespace | None) -> float:
+    """Hand the path's `sigma_data` to the data, unless they are given another.
+
+    Args:
+        owned: that of the path. Data units.
+        data: options of the data.
+
+    Raises:
+        ValueError: if the data are given another.
+    """
+    given = data.get("init_args.sigma_data") if data else None
+    if given not in (None, owned):
+        raise ValueError(
+            f"data.init_args.sigma_data must be left out, since the data take that of "
+            f"model.init_args.path, {owned}, got {given}; change that of the path"
+        )
+    return owned
+
+
 class SaveTrainingConfig(SaveConfigCallback):
     """Writes the run's `config.yaml` when it is trained, and leaves it alone in later stages."""
 
@@ -108,7 +127,8 @@ class SCMCommandLine(LightningCLI):
         parser.add_lightning_class_args(StopSignals, "stop_signals")
         parser.add_lightning_class_args(LostProcess, "lost_process")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.link_arguments("model.init_args.path.sigma_data", "data.init_args.sigma_data")
+        owner, target = "model.init_args.path.sigma_data", "data.init_args.sigma_data"
+        parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(
             "--fresh",
             action=ActionYesNo,

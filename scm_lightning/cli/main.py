@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of `scm`."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -9,6 +11,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from scm_lightning import __version__
+from scm_lightning.cli.early_signals import end_in_one_line
 from scm_lightning.cli.launcher import follow_launcher
 
 SUBCOMMANDS = (
@@ -17,6 +20,8 @@ SUBCOMMANDS = (
 )
 MAX_VALUE = 100
 """Letters of a value that a message repeats."""
+MAX_LINE = 2000
+"""Letters of a message; of a longer one, both ends."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...
@@ -63,7 +68,10 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if words[0] not in SUBCOMMANDS:
         _refuse(_not_a_subcommand(words[0]))
-    follow_launcher()
+    is_launched = follow_launcher()
+    if args is None:
+        end_in_one_line(is_launched)
+        atexit.register(gc.freeze)  # or the exit looks through all objects once more, for a second
     from scm_lightning.cli.app import USER_ERRORS  # slow: imports torch and lightning
     from scm_lightning.cli.parsers import ArgumentError, deny_dangerous_names
     from scm_lightning.cli.strict_yaml import install
@@ -134,4 +142,8 @@ def one_line(message: str) -> str:
     line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)
     line = re.sub(r" Add the import path to import_path_allowlist .*? to allow it\.?", "", line)
     line = line.replace('in "<unicode string>", ', "at ")
-    return re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")
+    line = re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")
+    # What a file says must not steer the terminal.
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    is_long = len(line) > MAX_LINE
+    return f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if is_long else line

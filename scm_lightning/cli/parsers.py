@@ -23,6 +23,9 @@ LIKENESS = 0.75
 """Share of letters in common, from which on another name is suggested."""
 UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
 
+LINK = re.compile(r"Call to compute_fn of link .* failed: ", re.DOTALL)
+"""What the parser says before a message of `link_arguments`: all options of the linked objects."""
+
 
 def deny_dangerous_names() -> None:
     """Refuse names of functions that run commands or code: os.system, subprocess, pickle and so on.
@@ -43,7 +46,17 @@ class _OneLine(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
+        message = LINK.sub("", message)
         raise ArgumentError(message + self._suggestion(message)) from ex
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration; an error names its file."""
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Refuse a configuration whose options are others than those of the parser."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
+from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
@@ -101,8 +102,7 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
         elif before != now and key not in OF_A_START:
             found[key] = (str(before), str(now))
 
-    load = get_loader("yaml")
-    compare(load(saved.read_text()), load(current), "")
+    compare(read_yaml(saved), get_loader("yaml")(current), "")
     return found
 
 

@@ -5,6 +5,9 @@ PyYAML takes the last of two equal keys silently, and anchors that contain each 
 length.
 """
 
+from pathlib import Path
+from typing import Any
+
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import get_loader, set_loader
 
@@ -21,10 +24,27 @@ def install() -> None:
     def strict(text: str) -> object:
         if ":" in text:
             check_keys(text)
-        return load(text)
+        try:
+            return load(text)
+        # Of a value that is not what its tag says: !!timestamp x.
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
     strict.is_strict = True  # type: ignore[attr-defined]
     set_loader("yaml", strict, (yaml.YAMLError,))
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a file with the parsers' YAML.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no YAML.
+    """
+    try:
+        return get_loader("yaml")(file.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must be a configuration in YAML: {error}; correct it") from error
 
 
 def check_keys(text: str) -> None:

@@ -97,6 +97,7 @@ OUT_OF_RANGE = {
     "T.plugins=[nothing]": "plugins",
     "seed_everything=-1": "seed_everything must be from 0",
     "seed_everything=99999999999999999999": "seed_everything must be from 0",
+    "D.sigma_data=0.9": "must be left out, since the data take that of model.init_args.path, 0.7",
     "M.path.sigma_data=-1": "sigma_data must be a positive number",
     "M.path.sigma_data=0": "sigma_data must be a positive number",
     "M.path.sigma_data=nan": "path.sigma_data: Expected",

@@ -67,7 +67,7 @@ def test_a_malformed_command_ends_in_one_line(case, folder, capsys):
     assert len(lines) == 1
     assert lines[0].startswith("scm: error: ")
     assert said in lines[0]
-    assert len(lines[0]) < 1000 + 5000 * ("a" * 5000 in lines[0])
+    assert len(lines[0]) < 1000 + 1100 * ("a" * 500 in lines[0])
 
 
 def test_there_are_two_hundred_cases_of_all_subcommands():

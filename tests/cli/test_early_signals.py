@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals to commands that have nothing to save: one line, a code, nothing left."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+WAITS = """
+import os, sys, time
+from scm_lightning.cli.early_signals import end_in_one_line
+end_in_one_line(sys.argv[1] == "launched")
+if sys.argv[2] == "child":
+    child = os.fork()
+    print(child or "child", flush=True)
+    time.sleep(20)
+if sys.argv[2] == "blocked":  # the main thread waits for another one, as in a collective
+    import ctypes
+    print("ready", flush=True)
+    libc = ctypes.CDLL(None)
+    lock = ctypes.create_string_buffer(64)
+    libc.pthread_mutex_init(lock, None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)
+try:
+    print("ready", flush=True)
+    time.sleep(20)
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+def signalled(*words, signum=signal.SIGTERM):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = process.stdout.readline().strip()
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=15)
+    return process.returncode, err, first, out
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
+def test_one_line_and_a_code_after_cleaning_up(name, code):
+    found = signalled("own", "", signum=signal.Signals[name])
+    assert found == (code, f"scm: stopped by {name}\n", "ready", "cleaned up\n")
+
+
+def test_a_launched_process_leaves_the_line_to_its_launcher():
+    assert signalled("launched", "")[:2] == (143, "")
+
+
+def test_a_process_that_waits_in_foreign_code_ends():
+    """Python would run no handler there."""
+    assert signalled("own", "blocked")[:2] == (143, "scm: stopped by SIGTERM\n")
+
+
+def test_a_child_ends_too():
+    """It holds the other end of the pipes, which are read to their end here."""
+    start = time.monotonic()
+    assert signalled("own", "child")[:2] == (143, "scm: stopped by SIGTERM\n")
+    assert time.monotonic() - start < 15
+
+
+def test_a_command_that_is_imported_or_parsed_ends_in_one_line():
+    for delay in (0.5, 3.0):
+        command = [sys.executable, "-m", "scm_lightning", "test", "--config", "configs/digits.yaml"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] == "scm: stopped by SIGINT\n"
+        assert process.returncode == 130
