@@ -79,6 +79,8 @@ def newest_checkpoint(folder: Path) -> Found:
     for step, file in own_checkpoints(folder):
         try:
             check_checkpoint(file)
+            if step == float("inf"):
+                raise ValueError(f"{file} does not say its step")
         except ValueError as error:
             damaged.append((file, str(error).partition(";")[0]))
         else:

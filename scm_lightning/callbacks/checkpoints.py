@@ -27,8 +27,10 @@ from scm_lightning.callbacks.checkpoint_folder import (
     unnumbered,
 )
 from scm_lightning.callbacks.random_state import (
+    Numbers,
+    as_state,
     gathered,
-    random_state,
+    random_numbers,
     seed_after,
     set_random_state,
 )
@@ -66,7 +68,7 @@ class Checkpoints(Checkpoint):
         self._in_batch = False
         self._gradients_wait = False
         self._loaded: list[Any] | None = None
-        self._own_numbers: dict[str, Any] | None = None  # after the last training step
+        self._own_numbers: Numbers | None = None  # after the last training step
         self._disturbed = False
 
     @property
@@ -109,8 +111,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Add the random numbers of all processes, as the last training step has left them."""
         self._note_step(trainer)
-        own = self._own_numbers or random_state(trainer.strategy.root_device)
-        checkpoint[RANDOM_KEY] = gathered(own, trainer.world_size)
+        own = self._own_numbers or random_numbers(trainer.strategy.root_device)
+        checkpoint[RANDOM_KEY] = gathered(as_state(own), trainer.world_size)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -146,7 +148,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Go on with the random numbers of the last step."""
         if self._disturbed and self._own_numbers is not None:
-            set_random_state(self._own_numbers, trainer.strategy.root_device)
+            set_random_state(as_state(self._own_numbers), trainer.strategy.root_device)
         self._disturbed = False
         self._in_batch = True
 
@@ -204,7 +206,7 @@ class Checkpoints(Checkpoint):
         Another callback may ask for a checkpoint before this one is told of the end of the batch.
         """
         if self._in_batch:
-            self._own_numbers = random_state(trainer.strategy.root_device)
+            self._own_numbers = random_numbers(trainer.strategy.root_device)
             self._gradients_wait = trainer.fit_loop._should_accumulate()
             self._in_batch = False
 
@@ -249,7 +251,7 @@ class Checkpoints(Checkpoint):
                     f"{trainer.world_size} on {device.type}; it goes on, but not number for number "
                     "as if it had never stopped"
                 )
-        self._own_numbers = random_state(device)
+        self._own_numbers = random_numbers(device)
 
 
 def _in_parts(trainer: Trainer) -> bool:

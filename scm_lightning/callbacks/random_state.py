@@ -11,27 +11,47 @@ those of the first one, restored in all, would train them all on one noise.
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of all generators of this process, as tensors and numbers.
+class Numbers(NamedTuple):
+    """States of all generators of a process, as they come: they are taken after every step."""
+
+    torch: Tensor
+    numpy: Any
+    python: Any
+    cuda: Tensor | None
+
+
+def random_numbers(device: torch.device) -> Numbers:
+    """States of all generators of this process.
 
     Args:
         device: device that the process trains on.
+    """
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    numpy = np.random.get_state(legacy=True)
+    return Numbers(torch.get_rng_state(), numpy, random.getstate(), cuda)
+
+
+def as_state(numbers: Numbers) -> dict[str, Any]:
+    """The same as tensors and numbers, which a checkpoint can hold.
+
+    Args:
+        numbers: the states.
 
     Returns:
         `torch` (5056,) uint8; `cuda` (16,) uint8 on such a device; `numpy` and `python`: words of
         the Mersenne twisters (624,) and (625,) int64, and what is kept of a pair of normal numbers.
     """
-    _, words, place, has_normal, normal = np.random.get_state(legacy=True)
-    version, python_words, python_normal = random.getstate()
+    _, words, place, has_normal, normal = numbers.numpy
+    version, python_words, python_normal = numbers.python
     state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
+        "torch": numbers.torch,
         "numpy": torch.from_numpy(np.asarray(words, dtype=np.int64)),
         "numpy_place": int(place),
         "numpy_normal": float(normal) if has_normal else None,
@@ -39,13 +59,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "python_normal": python_normal,
     }
     assert version == 3, "Python 3's twister"
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+    return state if numbers.cuda is None else state | {"cuda": numbers.cuda}
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Go on from states that `random_state` returned.
+    """Go on from states that `as_state` returned.
 
     Args:
         state: the states; one of a GPU is left out where there is none.

@@ -7,7 +7,7 @@ a configuration, and for any program that knows the network
 
     network.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
 
-Checkpoints of any strategy and number of processes are whole, so that all are exported alike.
+Checkpoints of any strategy and number of processes, files and folders, are exported alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,8 @@ def export(
     else:
         prefix, profile = _average(metadata, ema, checkpoint)
     network = _below(prefix, state)
-    assert network, f"modules keep a network at {prefix}"
+    if not network:
+        raise ValueError(f"{checkpoint} is damaged: it has no weights at {prefix!r}; give another")
     found = _export(metadata, state, prefix, weights, profile)
     write_export(file, found, network)
     _report(found, network, file)

@@ -268,8 +268,11 @@ def _check_types(index: ShardIndex) -> None:
         raise TypeError("counts must be whole numbers from 0")
     if not all(type(text) is str for text in texts):
         raise TypeError("names and checksums must be texts")
-    if type(index.max_value) not in (int, float) or not 0 < index.max_value < math.inf:
-        raise TypeError(f"max_value must be a number above 0, got {index.max_value}")
+    numbers = [index.max_value, *index.mean, *index.std]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise TypeError(f"max_value, mean and std must be finite numbers, got {numbers}")
+    if index.max_value <= 0:
+        raise TypeError(f"max_value must be above 0, got {index.max_value}")
     size = math.prod(index.stored_shape) * np.dtype(index.dtype).itemsize
     for name, split in index.splits.items():
         num_bytes = sum(shard.num_bytes for shard in split.shards)

@@ -219,7 +219,8 @@ def write_kept(file: Path, kept: KeptFeatures) -> None:
         "cov": kept.statistics.cov,
         "features": kept.features.contiguous(),
     }
-    metadata = {"num_samples": str(kept.statistics.num_samples), "sha256": _checksum(tensors)}
+    num_samples = kept.statistics.num_samples
+    metadata = {"num_samples": str(num_samples), "sha256": _checksum(num_samples, tensors)}
     with written_whole(file) as beside:
         save_file(tensors, beside, metadata=metadata)
         beside.chmod(0o644)  # safetensors lets nobody else read
@@ -241,15 +242,16 @@ def read_kept(file: Path) -> KeptFeatures:
         raise
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"the reference {file} is damaged: {error}") from error
-    if metadata.get("sha256") != _checksum(tensors):
+    if metadata.get("sha256") != _checksum(num_samples, tensors):
         raise ValueError(f"the reference {file} is damaged: its content has changed")
     return KeptFeatures(
         Statistics(tensors["mean"], tensors["cov"], num_samples), tensors["features"]
     )
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(num_samples: int, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(str(num_samples).encode())
     for name in sorted(tensors):
+        digest.update(f" {name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
         digest.update(tensors[name].numpy().tobytes())
     return digest.hexdigest()

@@ -181,7 +181,7 @@ def read_account(folder: Path, plan: Plan) -> list[str] | None:
         )
     unreadable = _check_plan(folder, file, plan).get("unreadable")
     if not isinstance(unreadable, list):
-        raise ValueError(f"{file} is damaged: it does not list what was unreadable; remove {folder}")
+        raise ValueError(f"{file} is damaged: it does not list the unreadable; remove {folder}")
     if damage := ShardIndex.read(folder).damage(folder):
         raise ValueError(f"{damage[0]}; remove {folder} and run the same command again")
     remove_work(folder)

@@ -21,6 +21,8 @@ from scm_lightning.data.sources.labels import (
 from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 DATASET_JSON = "dataset.json"
+ZIP_ERRORS = (OSError, ValueError, IndexError, zipfile.BadZipFile, NotImplementedError)
+"""What opening a damaged archive raises; IndexError for an empty name."""
 
 
 class FileTree(ABC):
@@ -93,7 +95,7 @@ class Zip(FileTree):
         self._opened_by = 0
         try:
             members = [info.filename for info in self._opened().infolist() if not info.is_dir()]
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        except ZIP_ERRORS as error:
             raise ValueError(f"{path} must be a zip archive: {error}; get it again") from error
         check_member_names(members, path)
         self.names = sorted(n for n in members if is_image_name(n) and not _is_hidden(n))

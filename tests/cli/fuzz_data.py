@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kinds of files of data and of runs, and how the package reads them: shards, tables, settings."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from fuzz_engine import Kind
+from fuzz_mutations import either, mutate_json, mutate_tar, mutate_text
+from painted import PaintedImages, recipe
+
+from scm_lightning.callbacks import RunLog
+from scm_lightning.cli import ablation
+from scm_lightning.cli.ablation_report import CURVES_FILE, collect
+from scm_lightning.cli.resume import differences
+from scm_lightning.cli.strict_yaml import install
+from scm_lightning.data import ImageSet, Reading, ShardIndex, Shards, prepare_shards
+from scm_lightning.data.faults import Faults, read_slots
+from scm_lightning.data.preparation.folder import ACCOUNT_FILE, PreparationFolder, read_account
+
+SIGMA_DATA = 0.7
+SHAPE = (1, 2, 3)
+WORK = ".preparation"
+
+
+def read_shards(root: Path) -> str:
+    """All of both splits, mapped and as a stream; what is damaged may be left out."""
+    seen = []
+    for mapped in (True, False):
+        data = Shards(SIGMA_DATA, str(root), 5, reading=Reading(mapped, max_damaged=9))
+        data.setup("fit")
+        seen += [batch.x0.sum() for batch in data.reference_batches()]
+        seen += [
+            batch.x0.sum() for batch, _ in zip(data.train_dataloader(), range(9), strict=False)
+        ]
+    return str([float(each) for each in seen])
+
+
+def read_a_tar(file: Path) -> str:
+    """One shard alone, whatever its size."""
+    index = ShardIndex.read(file.parent)
+    slots = read_slots(str(file), range(20), index, Faults(21, 20))
+    return str([each and (float(each.array.sum()), each.label) for each in slots])
+
+
+def content_below(folder: Path) -> dict[str, bytes]:
+    """Every file, by path."""
+    files = sorted(each for each in folder.rglob("*") if each.is_file())
+    return {str(each.relative_to(folder)): each.read_bytes() for each in files}
+
+
+def shards() -> dict[str, bytes]:
+    """A folder of shards, and the cache of its arrays."""
+    random = np.random.default_rng(0)
+    labels = np.arange(40) % 3
+    arrays = random.normal(size=(40, *SHAPE)).astype(np.float32)
+    splits = {"train": (arrays, labels), "heldout": (arrays[:6], labels[:6])}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "shards"
+        prepare_shards(root, lambda: ImageSet(splits, 3, 1.0, "a test"), 20)
+        read_shards(root)
+        return content_below(root)
+
+
+def shard_kinds() -> list[Kind]:
+    """The index, the tar files, the cache."""
+    files = shards()
+    plain = {name: each for name, each in files.items() if not name.startswith(".")}
+    tars = {name: each for name, each in plain.items() if name.startswith("train")}
+    index = {"shards.json": files["shards.json"]}
+    cached = {name: each for name, each in files.items() if name.startswith(".")}
+    tables = {name: each for name, each in cached.items() if name.endswith(".json")}
+    arrays = {name: each for name, each in cached.items() if name.endswith(".npy")}
+    return [
+        Kind(
+            *("shards.json", index, lambda file: read_shards(file.parent), mutate_json, 1500),
+            beside=plain,
+        ),
+        Kind("shard", tars, read_a_tar, either(mutate_tar), 2500, beside=plain),
+        Kind(
+            *("shard, its size listed", tars, lambda file: read_shards(file.parent)),
+            *(_of_equal_size(mutate_tar), 500),
+            beside=plain,
+        ),
+        Kind("cache", arrays, lambda file: read_shards(file.parents[2]), either(), 1000, files),
+        Kind(
+            "cache's list",
+            tables,
+            lambda file: read_shards(file.parents[2]),
+            mutate_json,
+            200,
+            files,
+        ),
+    ]
+
+
+def _of_equal_size(*kinds):
+    mutate = either(*kinds)
+
+    def fitting(content, random):
+        return mutate(content, random)[: len(content)].ljust(len(content), b"\0")
+
+    return fitting
+
+
+def settings() -> dict:
+    """A configuration as a run keeps it."""
+    return {
+        "seed_everything": 3,
+        "trainer": {"max_steps": 10, "callbacks": [{"class_path": "a.B", "init_args": {"x": 1.5}}]},
+        "model": {"class_path": "a.C", "init_args": {"sigma_data": 0.5, "names": ["x", "y"]}},
+        "ckpt_path": None,
+    }
+
+
+def read_ablation(folder: Path) -> str:
+    """The outcome of a run, whether it was finished, and its curves."""
+    base = folder / "base.yaml"
+    planned = ablation.Ablation(
+        "t", "q", str(base), {"a": ablation.Overrides()}, ["fd/1_step"], str(folder), seeds=[0]
+    )
+    runs = ablation.trials(planned)
+    for trial in runs:
+        trial.run.is_finished(), trial.run.is_started()
+    return str(collect(planned, runs, {}))
+
+
+def read_work(folder: Path) -> None:
+    """What a preparation that was interrupted has noted, and what a finished one has."""
+    planned = recipe(PaintedImages(40)).plan()
+    if (folder / "shards.json").is_file():
+        read_account(folder, planned)
+        return
+    with PreparationFolder(folder, planned) as place:
+        for each in planned.shards:
+            place.record_of(each)
+
+
+def preparations() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Files of a preparation that is half done, and of a finished one."""
+    import shutil
+
+    from scm_lightning.data.preparation import folder as preparation_folder
+    from scm_lightning.data.preparation.engine import prepare
+
+    kept: dict[str, bytes] = {}
+
+    def remove_work(place: Path) -> None:
+        kept.update(content_below(place))
+        shutil.rmtree(place / preparation_folder.WORK_FOLDER)
+
+    with tempfile.TemporaryDirectory() as place:
+        original = preparation_folder.remove_work
+        preparation_folder.remove_work = remove_work
+        try:
+            prepare(recipe(PaintedImages(40)), Path(place) / "out")
+        finally:
+            preparation_folder.remove_work = original
+        return kept, content_below(Path(place) / "out")
+
+
+def kinds() -> list[Kind]:
+    """All of them."""
+    install()
+    config = yaml.safe_dump(settings()).encode()
+    scores = {"fd/1_step": {"value": 3.5, "samples": 10}, "kid/1_step": {"value": 1.0}}
+    curves = {"t": [0.1, 0.2], "tan_t": [1.0, 2.0], "gradient_noise": [1.0, 3.0]}
+    run = "students/a/seed_0"
+    made_from = json.dumps({"config": settings(), "options": {"x": 1}, "stages": ["fit"]}).encode()
+    outcome = {
+        f"{run}/metrics.json": json.dumps(scores).encode(),
+        f"{run}/{CURVES_FILE}": json.dumps(curves).encode(),
+        f"{run}/made_from.json": made_from,
+        f"{run}/started_from.json": made_from,
+    }
+    log = b"step,epoch,train/loss,val/fd\n0,0,1.5,\n1,0,1.25,\n2,,,3.5\n"
+    half, whole = preparations()
+    half = {name: each for name, each in half.items() if name != "shards.json"}
+    notes = {name: each for name, each in half.items() if name.endswith(".json")}
+    account = {ACCOUNT_FILE: whole[ACCOUNT_FILE]}
+    return [
+        *shard_kinds(),
+        Kind(
+            *("config.yaml", {"config.yaml": config}),
+            *(lambda file: differences(file, config.decode()), mutate_text, 1300),
+        ),
+        Kind(
+            *("ablation", outcome, lambda file: read_ablation(_above(file, run)), mutate_json, 700),
+            beside={"base.yaml": config},
+        ),
+        Kind(
+            *("base.yaml", {"base.yaml": config}, lambda file: read_ablation(file.parent)),
+            *(mutate_text, 300),
+            beside=outcome,
+        ),
+        Kind(
+            *("metrics.csv", {"metrics.csv": log}),
+            *(lambda file: RunLog(str(file.parent)).start_from(2), mutate_text, 300),
+        ),
+        Kind(
+            "preparation", notes, lambda file: read_work(_above(file, WORK)), mutate_json, 300, half
+        ),
+        Kind("account", account, lambda file: read_work(file.parent), mutate_json, 200, whole),
+    ]
+
+
+def _above(file: Path, folder: str) -> Path:
+    """The folder that a file's path goes on from."""
+    return Path(str(file).partition(f"/{folder}/")[0])
