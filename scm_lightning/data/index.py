@@ -29,6 +29,7 @@ INDEX_FILE = "shards.json"
 FORMAT_VERSION = 2
 SLACK = 1 << 20
 """Bytes by which the samples of an index may be more than its files; cut files are damage."""
+MAX_NUMBER = 1e30
 DTYPES = ("uint8", "float16", "float32")
 
 
@@ -269,8 +270,8 @@ def _check_types(index: ShardIndex) -> None:
     if not all(type(text) is str for text in texts):
         raise TypeError("names and checksums must be texts")
     numbers = [index.max_value, *index.mean, *index.std]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise TypeError(f"max_value, mean and std must be finite numbers, got {numbers}")
+    if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
+        raise TypeError(f"max_value, mean and std must be numbers below 1e30, got {numbers}")
     if index.max_value <= 0:
         raise TypeError(f"max_value must be above 0, got {index.max_value}")
     size = math.prod(index.stored_shape) * np.dtype(index.dtype).itemsize
