@@ -41,9 +41,9 @@ class Diagnostics(Callback):
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        # Sums and counts, by quantity and bucket.
-        shape = (2, len(OF_SAMPLES), len(TIME_EDGES) - 1)
-        self._totals = torch.zeros(shape, dtype=torch.float64)
+        # Of every batch since the last line: t and what is known of its samples, (1 + 2, B). They
+        # are sorted by time when a line is written, which is no work in a step.
+        self._batches: list[Tensor] = []
 
     def on_train_batch_end(
         self,
@@ -56,7 +56,11 @@ class Diagnostics(Callback):
         """Add the samples of a batch; write the means of the last steps."""
         if not isinstance(outputs, Mapping) or "t" not in outputs:
             return
-        self._add(outputs["t"], [outputs.get(name) for name in OF_SAMPLES.values()])
+        t = outputs["t"]
+        of_samples = [outputs.get(name) for name in OF_SAMPLES.values()]
+        unknown = torch.full_like(t, math.nan)
+        values = [unknown if each is None else each for each in of_samples]
+        self._batches.append(torch.stack([t, *values]).detach().float())
         if trainer.global_step % self.every_n_steps == 0:
             self._write(trainer)
 
@@ -71,21 +75,19 @@ class Diagnostics(Callback):
             # Of a sharded network it is a sum that all processes have to make.
             pl_module.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def _add(self, t: Tensor, of_samples: list[Tensor | None]) -> None:
-        edges = torch.tensor(TIME_EDGES[1:-1], device=t.device, dtype=t.dtype)
-        bucket = torch.bucketize(t, edges, right=True)
-        unknown = torch.full_like(t, math.nan)
-        values = torch.stack([unknown if each is None else each for each in of_samples]).double()
-        counts = values.isfinite().double()
-        self._totals = self._totals.to(t.device)
-        self._totals.index_add_(2, bucket, torch.stack([values.nan_to_num(0.0, 0.0, 0.0), counts]))
-
     def _write(self, trainer: Trainer) -> None:
-        sums, counts = trainer.strategy.reduce(self._totals, reduce_op="sum").tolist()
+        t, *rows = torch.cat(self._batches, dim=1)
+        self._batches = []
+        of_samples = torch.stack(rows).double()
+        edges = torch.tensor(TIME_EDGES[1:-1], device=t.device)
+        bucket = torch.bucketize(t, edges, right=True)
+        known = of_samples.isfinite().double()
+        totals = known.new_zeros(2, len(OF_SAMPLES), len(TIME_EDGES) - 1)
+        totals.index_add_(2, bucket, torch.stack([of_samples.nan_to_num(0.0, 0.0, 0.0), known]))
+        sums, counts = trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         buckets = [f"{low:.2f}-{high:.2f}" for low, high in pairwise(TIME_EDGES)]
         names = [f"{name}/{bucket}" for name in OF_SAMPLES for bucket in buckets]
         flat = zip(names, chain(*sums), chain(*counts), strict=True)
         values = {name: total / count for name, total, count in flat if count}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        self._totals = torch.zeros_like(self._totals)
