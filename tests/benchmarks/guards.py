@@ -5,9 +5,9 @@
     torchrun --standalone --nproc_per_node 2 tests/benchmarks/guards.py --strategy ddp
 
 The student of digits_scd.yaml, or of fashion16_scd.yaml with --network fashion16, on random
-numbers, in one run: blocks of steps with the callbacks of every `scm fit` and blocks without take turns, so
-that a machine that slows down slows both. Steps are timed from the end of one to the end of the
-next, by the clock on the wall; the first ones of the run and of each block are left out.
+numbers, in one run: blocks of steps with the callbacks of every `scm fit` and blocks without take
+turns, so that a machine that slows down slows both. Steps are timed from the end of one to the end
+of the next, by the clock on the wall; the first ones of the run and of each block are left out.
 """
 
 import argparse
