@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dual numbers with activation checkpointing: a block keeps its input, not what happens inside.
 
-Going forward, value and tangent run through a block without a graph. Going backward, the values
-are computed once more, with a graph, under the random state and autocast of the first time; the
-tangents are not, since nothing of them has a gradient.
+Going forward, value and tangent run through a block, and autograd keeps nothing of it. Going
+backward, the values are computed once more, under the random state and autocast of the first time
+(`torch.utils.checkpoint`); the tangents are not, since nothing of them has a gradient.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from scm_lightning.autodiff.dual import Dual, is_dual
+from scm_lightning.autodiff.dual import tangent_of
 
 
 @contextmanager
@@ -53,56 +53,26 @@ def outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
-        if not any(is_dual(each) for each in args):
-            return forward(*args)
-        tangents = [each.tangent if is_dual(each) else None for each in args]
-        primals = [each.primal if is_dual(each) else each for each in args]
-        weights = [each for each in block.parameters() if each.requires_grad]
-        out, tangent = _Recomputed.apply(  # type: ignore[no-untyped-call]
-            forward, tangents, *primals, *weights
-        )
-        return Dual(out, tangent)
+        tangents = [tangent_of(each) for each in args]
+        # Kept until the backward pass: aliases, which have a tangent in the first pass alone.
+        aliases = [x if tx is None else x.view_as(x) for x, tx in zip(args, tangents, strict=True)]
+        levels = [x.level for x, tx in zip(args, tangents, strict=True) if tx is not None]
+
+        def once(*inputs: Any) -> Any:
+            if not levels:
+                return forward(*inputs)
+            level = levels.pop()
+            for x, tx in zip(inputs, tangents, strict=True):
+                if tx is not None:
+                    level.join(x, tx)
+            out = forward(*inputs)
+            for x, tx in zip(inputs, tangents, strict=True):
+                if tx is not None:
+                    level.part(x)
+            tangents.clear()
+            levels.clear()
+            return out
+
+        return checkpoint(once, *aliases, use_reentrant=False)
 
     return run
-
-
-class _Recomputed(torch.autograd.Function):
-    """A block's value with a gradient, and its tangent without one.
-
-    The tensors are the block's inputs and, so that autograd hands out their gradients, its weights.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, run: Callable[..., Any], tangents: list[Tensor | None], *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.run, ctx.num_inputs = run, len(tangents)
-        ctx.save_for_backward(*tensors)
-        device = tensors[0].device
-        ctx.autocast = {
-            "device_type": device.type,
-            "dtype": torch.get_autocast_dtype(device.type),
-            "enabled": torch.is_autocast_enabled(device.type),
-        }
-        ctx.cpu_state = torch.get_rng_state()
-        ctx.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        pairs = zip(tensors, tangents, strict=False)
-        out = run(*(x if tangent is None else Dual(x, tangent) for x, tangent in pairs))
-        ctx.mark_non_differentiable(out.tangent)
-        return out.primal, out.tangent
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        tensors = ctx.saved_tensors
-        inputs = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: ctx.num_inputs]]
-        device = tensors[0].device
-        forked = torch.random.fork_rng([] if ctx.cuda_state is None else [device])
-        with forked, torch.enable_grad(), torch.autocast(**ctx.autocast):
-            torch.set_rng_state(ctx.cpu_state)
-            if ctx.cuda_state is not None:
-                torch.cuda.set_rng_state(ctx.cuda_state, device)
-            out = ctx.run(*inputs)
-        leaves = (*inputs, *tensors[ctx.num_inputs :])
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, gradients[0], allow_unused=True))
-        return None, None, *(next(found) if leaf.requires_grad else None for leaf in leaves)

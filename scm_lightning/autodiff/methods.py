@@ -12,12 +12,12 @@ more memory (tests/benchmarks/README.md).
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual import Dual, is_dual
+from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
 from scm_lightning.core import expand_time
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -51,19 +51,28 @@ def same_random_numbers(x: Tensor) -> AbstractContextManager[None]:
 
 
 def by_dual_numbers(f: Function, point: Point) -> tuple[Tensor, Tensor]:
-    """One pass of dual numbers.
+    """One pass of dual numbers; inside a compiled graph, of pairs.
 
     Raises:
-        ValueError: if the network returns something that is no dual number.
+        ValueError: if the network returns something that carries no tangent.
     """
     tu, tt = point.tangents()
-    out = f(Dual(point.u, tu), Dual(point.t, tt))  # type: ignore[arg-type]
-    if not is_dual(out):
-        raise ValueError(
-            f"the network lost the tangent: it must return a tensor made from u and t, got "
-            f"{type(out).__name__}; use the tangent method finite_difference"
-        )
-    return out.primal, out.tangent  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling():
+        pair: Any = f(Traced(point.u, tu), Traced(point.t, tt))  # type: ignore[arg-type]
+        return (pair.primal, pair.tangent) if isinstance(pair, Traced) else _lost(pair)
+    with DualNumbers() as level:
+        u, t = (x.view_as(x) for x in (point.u, point.t))  # the caller's own stay plain
+        out = f(level.join(u, tu), level.join(t, tt))
+        if not level.carries(out):
+            return _lost(out)
+        return level.part(out)
+
+
+def _lost(out: Any) -> NoReturn:
+    raise TangentError(
+        f"the network lost the tangent: it must return a tensor made from u and t, got a "
+        f"{type(out).__name__} without"
+    )
 
 
 def by_forward_mode(f: Function, point: Point) -> tuple[Tensor, Tensor]:

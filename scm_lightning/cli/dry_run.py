@@ -26,7 +26,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from scm_lightning.autodiff.dual import Dual
 from scm_lightning.cli.costs import FlopCounter
 from scm_lightning.cli.memory import LiveMemory, gathered_memory, state_memory
 from scm_lightning.cli.plan import Plan, StepCost
@@ -210,8 +209,7 @@ def forward_flops(
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def remember(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = tuple(each.primal if isinstance(each, Dual) else each for each in args)
-        calls.append((values, kwargs))
+        calls.append((args, kwargs))
 
     network = model.trained_network()
     hook = network.register_forward_pre_hook(remember, with_kwargs=True)

@@ -7,6 +7,20 @@ from scm_lightning.autodiff.dual import (  # noqa: F401
     layer_rules,
     linear_rules,
 )
-from scm_lightning.autodiff.dual.number import RULES, Dual, TangentError, fallback_calls, is_dual
+from scm_lightning.autodiff.dual.carriers import Dual, TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.forward_mode import fallback_calls
+from scm_lightning.autodiff.dual.numbers import DualNumbers
+from scm_lightning.autodiff.dual.rules import RULES
+from scm_lightning.autodiff.dual.traced import Traced
 
-__all__ = ["RULES", "Dual", "TangentError", "fallback_calls", "is_dual"]
+__all__ = [
+    "RULES",
+    "Dual",
+    "DualNumbers",
+    "TangentError",
+    "Traced",
+    "fallback_calls",
+    "is_dual",
+    "primal_of",
+    "tangent_of",
+]

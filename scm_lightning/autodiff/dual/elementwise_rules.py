@@ -2,7 +2,8 @@
 r"""Rules of element-wise operations, t_out = f'(x) tx.
 
 A diagonal Jacobian equals its transpose, so the backward kernel of an activation is its forward
-derivative too: it is called with the tangent where the gradient would stand.
+derivative too: it is called with the tangent where the gradient would stand. That is so for real
+numbers; complex ones go through torch's forward mode.
 """
 
 import math
@@ -12,28 +13,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.number import RULES, Dual, dual, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.rules import Unfit, register
 
 aten = torch.ops.aten
 
 
-def elementwise(name: str, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+def real(input: Any) -> Tensor:  # noqa: A002
+    """The value of a dual number that is real."""
+    x: Tensor = primal_of(input)
+    if not is_dual(input) or not x.is_floating_point():
+        raise Unfit
+    return x
+
+
+def elementwise(names: str, derivative: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Give an operation of one argument a rule.
 
     Args:
-        name: name of the operation.
+        names: names of the operation.
         derivative: (tx, x, f(x)) to f'(x) tx.
     """
 
-    def rule(func: Callable[..., Any], x: Dual) -> Dual:
-        out = func(x.primal)
+    def rule(func: Callable[..., Any], input: Any) -> Any:  # noqa: A002
+        x = real(input)
+        out = func(x)
         with torch.no_grad():
-            return dual(out, derivative(x.tangent, x.primal, out))
+            return out, derivative(input.tangent, x, out)
 
-    RULES[name] = rule
+    register(rule, names)
 
 
-elementwise("abs", lambda tx, x, y: tx * x.sign())
+elementwise("abs absolute __abs__", lambda tx, x, y: tx * x.sign())
 elementwise("cos", lambda tx, x, y: -tx * x.sin())
 elementwise("erf", lambda tx, x, y: tx * (-x * x).exp() * (2 / math.pi**0.5))
 elementwise("exp", lambda tx, x, y: tx * y)
@@ -49,82 +60,86 @@ elementwise("square", lambda tx, x, y: 2 * tx * x)
 elementwise("tanh", lambda tx, x, y: aten.tanh_backward(tx, y))
 
 
-def relu_rule(func: Callable[..., Any], x: Dual, inplace: bool = False) -> Dual:
-    """`relu`, out of place in any case."""
-    out = torch.relu(x.primal)
+def relu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
+    """`relu`."""
+    out = func(real(input))
     with torch.no_grad():
-        return dual(out, aten.threshold_backward(x.tangent, out, 0))
+        return out, aten.threshold_backward(input.tangent, out, 0)
 
 
-def silu_rule(func: Callable[..., Any], x: Dual, inplace: bool = False) -> Dual:
-    """`silu`, out of place in any case."""
-    out = torch.nn.functional.silu(x.primal)
+def silu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
+    """`silu`."""
+    x = real(input)
+    out = func(x)
     with torch.no_grad():
-        return dual(out, aten.silu_backward(x.tangent, x.primal))
+        return out, aten.silu_backward(input.tangent, x)
 
 
-def gelu_rule(func: Callable[..., Any], x: Dual, approximate: str = "none") -> Dual:
+def gelu_rule(func: Callable[..., Any], input: Any, approximate: str = "none") -> Any:  # noqa: A002
     """`gelu`, exact or by tanh."""
-    out = torch.nn.functional.gelu(x.primal, approximate=approximate)
+    x = real(input)
+    out = func(x, approximate=approximate)
     with torch.no_grad():
-        tangent = aten.gelu_backward(x.tangent, x.primal, approximate=approximate)
-        return dual(out, tangent)
+        return out, aten.gelu_backward(input.tangent, x, approximate=approximate)
 
 
 def softplus_rule(
-    func: Callable[..., Any], x: Dual, beta: float = 1.0, threshold: float = 20.0
-) -> Dual:
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    beta: float = 1.0,
+    threshold: float = 20.0,
+) -> Any:
     """`softplus`."""
-    out = torch.nn.functional.softplus(x.primal, beta, threshold)
+    x = real(input)
+    out = func(x, beta, threshold)
     with torch.no_grad():
-        return dual(out, aten.softplus_backward(x.tangent, x.primal, beta, threshold))
+        return out, aten.softplus_backward(input.tangent, x, beta, threshold)
 
 
-def div_rule(func: Callable[..., Any], x: Any, y: Any) -> Dual:
+def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
     """X / y."""
-    out = torch.div(primal_of(x), primal_of(y))
-    tx, ty = tangent_of(x), tangent_of(y)
+    y = primal_of(other)
+    out = func(primal_of(input), y)
+    tx, ty = tangent_of(input), tangent_of(other)
     with torch.no_grad():
         if ty is None:
             assert tx is not None
-            return dual(out, tx / primal_of(y))
+            return out, tx / y
         from_y = -out * ty
-        return dual(out, (from_y if tx is None else tx + from_y) / y.primal)
+        return out, (from_y if tx is None else tx + from_y) / y
 
 
-def pow_rule(func: Callable[..., Any], x: Any, exponent: Any) -> Dual:
-    """X to a constant power, and a constant to the power x."""
-    out = torch.pow(primal_of(x), primal_of(exponent))
+def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noqa: A002
+    """X to the power of a number."""
+    if not isinstance(exponent, (int, float)):
+        raise Unfit
+    x = real(input)
+    out = func(x, exponent)
     with torch.no_grad():
-        tangent = torch.zeros_like(out)
-        if is_dual(x):
-            n = primal_of(exponent)
-            tangent = tangent + n * torch.pow(x.primal, n - 1) * x.tangent
-        if is_dual(exponent):
-            base = torch.as_tensor(primal_of(x), dtype=out.dtype, device=out.device)
-            tangent = tangent + base.log() * out * exponent.tangent
-        return dual(out, tangent)
+        if exponent == 0:
+            return out, torch.zeros_like(x)
+        return out, exponent * torch.pow(x, exponent - 1) * input.tangent
 
 
-def clamp_rule(func: Callable[..., Any], x: Dual, min: Any = None, max: Any = None) -> Dual:  # noqa: A002
+def clamp_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    min: Any = None,  # noqa: A002
+    max: Any = None,  # noqa: A002
+) -> Any:
     """Zero tangent outside the limits."""
-    out = torch.clamp(x.primal, min, max)
+    if is_dual(min) or is_dual(max):
+        raise Unfit
+    x = real(input)
+    out = func(x, min, max)
     with torch.no_grad():
-        return dual(out, x.tangent * (out == x.primal))
+        return out, input.tangent * (out == x)
 
 
-RULES.update(
-    {
-        "clamp": clamp_rule,
-        "clip": clamp_rule,
-        "div": div_rule,
-        "true_divide": div_rule,
-        "__truediv__": div_rule,
-        "gelu": gelu_rule,
-        "pow": pow_rule,
-        "__pow__": pow_rule,
-        "relu": relu_rule,
-        "silu": silu_rule,
-        "softplus": softplus_rule,
-    }
-)
+register(clamp_rule, "clamp clip")
+register(div_rule, "div divide true_divide __truediv__")
+register(gelu_rule, "gelu")
+register(pow_rule, "pow __pow__")
+register(relu_rule, "relu")
+register(silu_rule, "silu")
+register(softplus_rule, "softplus")

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.number import RULES, Dual, dual
+from scm_lightning.autodiff.dual.carriers import is_dual, primal_of
+from scm_lightning.autodiff.dual.elementwise_rules import real
+from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
 from scm_lightning.core import at_least_float32
 
 aten = torch.ops.aten
@@ -24,41 +26,44 @@ DATA_ONLY = [True, False, False]
 """Of a norm's backward kernel: the derivative in the data, not in weight and bias."""
 
 
-def _wide(x: Dual) -> tuple[Tensor, Tensor]:
+def _wide(input: Any, *constants: Any) -> tuple[Tensor, Tensor]:  # noqa: A002
     """Value and tangent at the precision that autocast gives norms."""
-    if torch.is_autocast_enabled(x.primal.device.type):
-        return at_least_float32(x.primal), at_least_float32(x.tangent)
-    return x.primal, x.tangent
+    x = real(input)
+    if any(map(is_dual, constants)):
+        raise Unfit
+    if torch.is_autocast_enabled(x.device.type):
+        return at_least_float32(x), at_least_float32(input.tangent)
+    return x, input.tangent
 
 
 def layer_norm_rule(
     func: Callable[..., Any],
-    x: Dual,
+    input: Any,  # noqa: A002
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Dual:
+) -> Any:
     """`layer_norm`."""
-    primal, tangent = _wide(x)
+    primal, tangent = _wide(input, weight, bias)
     out, mean, rstd = torch.native_layer_norm(primal, normalized_shape, weight, bias, eps)
     with torch.no_grad():
         tangent, _, _ = aten.native_layer_norm_backward(
             tangent, primal, list(normalized_shape), mean, rstd, None, None, DATA_ONLY
         )
-        return dual(out, tangent if weight is None else tangent * weight)
+        return out, tangent if weight is None else tangent * weight
 
 
 def group_norm_rule(
     func: Callable[..., Any],
-    x: Dual,
+    input: Any,  # noqa: A002
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Dual:
+) -> Any:
     """`group_norm`."""
-    primal, tangent = _wide(x)
+    primal, tangent = _wide(input, weight, bias)
     primal, tangent = primal.contiguous(), tangent.contiguous()
     shape = (primal.shape[0], primal.shape[1], math.prod(primal.shape[2:]))
     out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
@@ -68,18 +73,18 @@ def group_norm_rule(
         )
         if weight is not None:
             tangent = tangent * weight.reshape(-1, *[1] * (primal.ndim - 2))
-        return dual(out, tangent)
+        return out, tangent
 
 
 def rms_norm_rule(
     func: Callable[..., Any],
-    x: Dual,
+    input: Any,  # noqa: A002
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Dual:
+) -> Any:
     """`rms_norm`."""
-    primal, tangent = _wide(x)
+    primal, tangent = _wide(input, weight)
     out = torch.nn.functional.rms_norm(primal, list(normalized_shape), weight, eps)
     with torch.no_grad():
         axes = tuple(range(-len(normalized_shape), 0))
@@ -89,41 +94,82 @@ def rms_norm_rule(
         rstd = torch.rsqrt(square + eps)
         along = (primal * tangent).sum(axes, keepdim=True) * (rstd * rstd / size)
         tangent = torch.addcmul(tangent, primal, along, value=-1) * rstd
-        return dual(out, tangent if weight is None else tangent * weight)
+        return out, tangent if weight is None else tangent * weight
+
+
+def batch_norm_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """`batch_norm`, whose running statistics follow the values once."""
+    x = real(input)
+    if any(map(is_dual, (running_mean, running_var, weight, bias))):
+        raise Unfit
+    if not training:  # before the statistics change
+        assert running_var is not None
+        scale = torch.rsqrt(running_var + eps)
+        out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    else:
+        out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    with torch.no_grad():
+        tangent = at_least_float32(input.tangent)
+        along = (1, -1, *[1] * (x.ndim - 2))
+        if training:
+            wide, axes = at_least_float32(x.detach()), [0, *range(2, x.ndim)]
+            var, mean = torch.var_mean(wide, axes, correction=0, keepdim=True)
+            rstd = torch.rsqrt(var + eps)
+            y = (wide - mean) * rstd
+            centred = tangent - tangent.mean(axes, keepdim=True)
+            tangent = (centred - y * (y * tangent).mean(axes, keepdim=True)) * rstd
+        else:
+            tangent = tangent * scale.view(along)
+        return out, tangent if weight is None else tangent * weight.view(along)
 
 
 def softmax_rule(
-    func: Callable[..., Any], x: Dual, dim: int = -1, *args: Any, **kwargs: Any
-) -> Dual:
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    dim: int | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """`softmax`."""
-    out = func(x.primal, dim, *args, **kwargs)
+    if dim is None:
+        raise Unfit
+    out = func(real(input), dim, *args, **kwargs)
     with torch.no_grad():
-        tangent = x.tangent.to(out.dtype)
-        return dual(out, aten._softmax_backward_data(tangent, out, dim, out.dtype))
+        tangent = input.tangent.to(out.dtype)
+        return out, aten._softmax_backward_data(tangent, out, dim, out.dtype)
 
 
 def dropout_rule(
     func: Callable[..., Any],
-    x: Dual,
+    input: Any,  # noqa: A002
     p: float = 0.5,
     training: bool = True,
     inplace: bool = False,
-) -> Dual:
+) -> Any:
     """`dropout` in all its forms; its mask is drawn as torch draws it, on ones."""
+    x = real(input)
     if not training or p == 0.0:
-        return x
-    mask = func(torch.ones_like(x.primal, requires_grad=False), p, training)
+        out = func(x, p, training)
+        return out, input.tangent if out is x else input.tangent.clone()
+    mask = func(torch.ones_like(x, requires_grad=False), p, training)
     with torch.no_grad():
-        tangent = x.tangent * mask
-    return dual(x.primal * mask, tangent)
+        tangent = input.tangent * mask
+    return x * mask, tangent
 
 
-RULES.update(
-    {
-        "layer_norm": layer_norm_rule,
-        "group_norm": group_norm_rule,
-        "rms_norm": rms_norm_rule,
-        "softmax": softmax_rule,
-    }
-)
-RULES.update(dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), dropout_rule))
+register(layer_norm_rule, "layer_norm")
+register(group_norm_rule, "group_norm")
+register(rms_norm_rule, "rms_norm")
+register(softmax_rule, "softmax")
+register(dropout_rule, "dropout dropout1d dropout2d dropout3d")
+RULES[torch.nn.functional.batch_norm] = entry(batch_norm_rule)

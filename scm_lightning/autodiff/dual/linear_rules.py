@@ -11,90 +11,212 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.number import RULES, dual, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
 
-LINEAR = """
-    __getitem__ adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d avg_pool2d avg_pool3d
-    bfloat16 broadcast_to channel_shuffle chunk clone contiguous cpu cuda cumsum diagonal
-    double expand expand_as flatten flip float half index_select interpolate mean movedim
-    narrow neg pad permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape roll
-    select split squeeze sum swapaxes t tensor_split tile to transpose tril triu type_as
-    unbind unflatten unfold unsqueeze upsample view view_as
+VIEWS = """
+    __getitem__ broadcast_to chunk diagonal expand expand_as movedim moveaxis narrow permute select
+    split split_with_sizes squeeze swapaxes swapdims t tensor_split hsplit vsplit dsplit transpose
+    adjoint unbind unflatten unsqueeze view_as view_as_real view_as_complex
 """
-"""Names of operations linear in their first argument."""
+"""Names of operations linear in their first argument that return views of it."""
+COPIES = """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
+    channel_shuffle clone conj_physical cumsum flip fliplr flipud index_select interpolate mean
+    nansum neg negative pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90 sum
+    take_along_dim tile trace tril triu unfold upsample fft ifft fft2 ifft2 fftn ifftn rfft irfft
+    rfft2 irfft2 rfftn irfftn hfft ihfft fftshift ifftshift
+"""
+"""Names of those that return new memory."""
+EITHER = """
+    bfloat16 conj contiguous cpu cuda double flatten float half positive ravel reshape reshape_as
+    resolve_conj resolve_neg to type type_as
+"""
+"""Names of those that return the argument itself, a view or a copy, as they find it."""
 
 
-def linear_rule(func: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
+def linear_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
     """An operation linear in its first argument, the others constant."""
+    if not is_dual(input):
+        raise Unfit
     args = tuple(primal_of(each) for each in args)
-    out = func(primal_of(x), *args, **kwargs)
-    if not is_dual(x):
-        return out
-    with torch.no_grad():
-        tangents = func(x.tangent, *args, **kwargs)
+    x = primal_of(input)
+    out = func(x, *args, **kwargs)
     if isinstance(out, Tensor):
-        return dual(out, tangents) if out.is_floating_point() else out
-    return tuple(dual(*pair) for pair in zip(out, tangents, strict=True))
+        if not out.is_floating_point() and not out.is_complex():
+            return out, None
+    with torch.no_grad():
+        return out, func(input.tangent, *args, **kwargs)
 
 
-def join_rule(func: Callable[..., Any], parts: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    """The argument itself, a view or a copy: the tangent does as the value does."""
+    if not is_dual(input):
+        raise Unfit
+    args = tuple(primal_of(each) for each in args)
+    x = primal_of(input)
+    out = func(x, *args, **kwargs)
+    if out is x:
+        return out, input.tangent
+    if not isinstance(out, Tensor):  # `type` without arguments
+        return out, None
+    if not out.is_floating_point() and not out.is_complex():
+        return out, None
+    with torch.no_grad():
+        tangent = func(input.tangent, *args, **kwargs)
+        return out, own_memory(out, x, tangent, input.tangent)
+
+
+def view_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    """A view of the first argument; the tangent gets the value's strides where it must."""
+    if not is_dual(input):
+        raise Unfit
+    args = tuple(primal_of(each) for each in args)
+    out = func(primal_of(input), *args, **kwargs)
+    with torch.no_grad():
+        return out, func(input.tangent, *args, **kwargs)
+
+
+def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    """`view`, which a tangent of other strides cannot do; not the reading of bits as a type.
+
+    Raises:
+        TangentError: if bits are read as another kind of number.
+    """
+    if not is_dual(input):
+        raise Unfit
+    x = primal_of(input)
+    out = func(x, *args, **kwargs)
+    if out.dtype != x.dtype and x.dtype not in (out.dtype.to_complex(), out.dtype.to_real()):
+        raise TangentError(f"the tangent cannot follow view of {x.dtype} as {out.dtype}")
+    if input.tangent.stride() != x.stride():
+        input.tangent = laid_out_as(x, input.tangent)
+    with torch.no_grad():
+        return out, func(input.tangent, *args, **kwargs)
+
+
+def laid_out_as(x: Tensor, tangent: Tensor) -> Tensor:
+    """A tangent in the memory layout of its value."""
+    if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
+        return tangent.expand(x.shape)
+    return torch.empty_strided(
+        x.shape, x.stride(), dtype=tangent.dtype, device=tangent.device
+    ).copy_(tangent)
+
+
+def own_memory(out: Tensor, x: Tensor, tangent: Tensor, tx: Tensor) -> Tensor:
+    """The tangent, on memory of its own where the value is a copy of the argument."""
+    if tangent.data_ptr() == tx.data_ptr() and out.data_ptr() != x.data_ptr():
+        return tangent.clone()
+    return tangent
+
+
+def join_rule(func: Callable[..., Any], tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
     """`cat` and `stack`: constants have zero tangents."""
-    out = func([primal_of(part) for part in parts], *args, **kwargs)
+    values = [primal_of(each) for each in tensors]
+    out = func(values, *args, **kwargs)
     with torch.no_grad():
-        tangents = [part.tangent if is_dual(part) else torch.zeros_like(part) for part in parts]
-        return dual(out, func(tangents, *args, **kwargs))
+        tangents = [
+            each.tangent if is_dual(each) else torch.zeros_like(value)
+            for each, value in zip(tensors, values, strict=True)
+        ]
+        return out, func(tangents, *args, **kwargs)
 
 
-def detach_rule(func: Callable[..., Any], x: Any) -> Tensor:
-    """`detach` cuts the tangent as it cuts the graph."""
-    primal: Tensor = x.primal.detach()
-    return primal
+def constant_rule(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`detach` and what else cuts the tangent, as it cuts the graph."""
+    return func(*(primal_of(each) for each in args), **kwargs), None
 
 
-def add_rule(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1) -> Any:
-    """x + alpha y, and x - alpha y."""
-    sign = -alpha if func.__name__ in ("sub", "subtract", "__sub__") else alpha
-    out = (
-        func(primal_of(x), primal_of(y), alpha=alpha)
-        if alpha != 1
-        else func(primal_of(x), primal_of(y))
-    )
-    tx, ty = tangent_of(x), tangent_of(y)
+def pad_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    pad: Any,
+    mode: str = "constant",
+    value: Any = None,
+) -> Any:
+    """`pad`: a constant that is padded has tangent 0."""
+    if is_dual(value) or not is_dual(input):
+        raise Unfit
+    out = func(primal_of(input), pad, mode, value)
     with torch.no_grad():
-        if ty is None:
-            assert tx is not None
-            return dual(out, tx)
-        ty = ty if sign == 1 else sign * ty
-        return dual(out, ty if tx is None else tx + ty)
+        return out, func(input.tangent, pad, mode, None)
 
 
-def mul_rule(func: Callable[..., Any], x: Any, y: Any) -> Any:
-    """X y."""
-    out = func(primal_of(x), primal_of(y))
-    tx, ty = tangent_of(x), tangent_of(y)
+def add_rule(func: Callable[..., Any], input: Any, other: Any, *, alpha: Any = 1) -> Any:  # noqa: A002
+    """X + alpha y."""
+    return _sum(func, input, other, alpha, alpha)
+
+
+def sub_rule(func: Callable[..., Any], input: Any, other: Any, *, alpha: Any = 1) -> Any:  # noqa: A002
+    """X - alpha y."""
+    return _sum(func, input, other, alpha, -alpha)
+
+
+def reversed_sub_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """`y - x`, the call of a number's or array's minus."""
+    out = func(primal_of(input), primal_of(other))
+    tx, ty = tangent_of(input), tangent_of(other)
     with torch.no_grad():
-        if ty is None:
-            return dual(out, tx * primal_of(y))
         if tx is None:
-            return dual(out, primal_of(x) * ty)
-        first = tx * y.primal
-        if first.dtype == x.primal.dtype == ty.dtype:  # addcmul takes one type alone
-            return dual(out, torch.addcmul(first, x.primal, ty))
-        return dual(out, first + x.primal * ty)
+            return out, _whole(ty, out)
+        return out, -tx if ty is None else ty - tx
 
 
-def product_rule(func: Callable[..., Any], x: Any, y: Any) -> Any:
-    """`matmul`, `bmm`, `mm`."""
-    out = func(primal_of(x), primal_of(y))
+def _sum(func: Callable[..., Any], x: Any, y: Any, alpha: Any, factor: Any) -> Any:
+    options = {} if type(alpha) is int and alpha == 1 else {"alpha": alpha}
+    out = func(primal_of(x), primal_of(y), **options)
     tx, ty = tangent_of(x), tangent_of(y)
     with torch.no_grad():
-        terms = [] if tx is None else [func(tx, primal_of(y))]
-        terms += [] if ty is None else [func(primal_of(x), ty)]
-        return dual(out, sum(terms[1:], terms[0]))
+        if ty is None:
+            return out, _whole(tx, out)
+        if tx is None:
+            return out, _whole(ty, out) if factor == 1 else factor * ty
+        return out, torch.add(tx, ty, alpha=factor)
+
+
+def _whole(tangent: Tensor | None, out: Tensor) -> Tensor:
+    """A copy of a term's tangent in the shape of the sum, so that each may be written into."""
+    assert tangent is not None
+    return tangent.expand(out.shape).clone()
+
+
+def mul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """X y."""
+    x, y = primal_of(input), primal_of(other)
+    out = func(x, y)
+    tx, ty = tangent_of(input), tangent_of(other)
+    with torch.no_grad():
+        if ty is None:
+            return out, tx * y
+        if tx is None:
+            return out, x * ty
+        first = tx * y
+        if first.dtype == x.dtype == ty.dtype:  # addcmul takes one type alone
+            return out, torch.addcmul(first, x, ty)
+        return out, first + x * ty
+
+
+def product_rule(func: Callable[..., Any], input: Any, mat2: Any) -> Any:  # noqa: A002
+    """`bmm`, `mm`, `@`."""
+    x, y = primal_of(input), primal_of(mat2)
+    out = func(x, y)
+    tx, ty = tangent_of(input), tangent_of(mat2)
+    with torch.no_grad():
+        terms = [] if tx is None else [func(tx, y)]
+        terms += [] if ty is None else [func(x, ty)]
+        return out, sum(terms[1:], terms[0])
+
+
+def matmul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """`matmul`, with its own names of arguments."""
+    return product_rule(func, input, other)
 
 
 def einsum_rule(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
     """A term for every operand that is no constant."""
+    if not isinstance(equation, str):
+        raise Unfit
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
     values = [primal_of(operand) for operand in operands]
@@ -105,67 +227,82 @@ def einsum_rule(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
             for place, operand in enumerate(operands)
             if is_dual(operand)
         ]
-        return dual(out, sum(terms[1:], terms[0]))
+        if len(operands) == 1:  # a permutation is a view
+            return out, own_memory(out, values[0], terms[0], operands[0].tangent)
+        return out, sum(terms[1:], terms[0])
 
 
-def layer_rule(
-    func: Callable[..., Any], x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
+def linear_layer_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    weight: Any,
+    bias: Any = None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """`linear` and convolutions: the bias adds nothing to the tangent, constant weights neither."""
-    out = func(primal_of(x), primal_of(weight), primal_of(bias), *args, **kwargs)
+    x, w = primal_of(input), primal_of(weight)
+    if is_dual(bias):
+        raise Unfit
+    out = func(x, w, bias, *args, **kwargs)
     with torch.no_grad():
         terms = []
-        if is_dual(x):
-            terms.append(func(x.tangent, primal_of(weight), None, *args, **kwargs))
+        if is_dual(input):
+            terms.append(func(input.tangent, w, None, *args, **kwargs))
         if is_dual(weight):
-            terms.append(func(primal_of(x), weight.tangent, None, *args, **kwargs))
-        tangent = sum(terms[1:], terms[0])
-        if is_dual(bias):
-            axes = (-1, *[1] * (out.ndim - 2)) if func.__name__.startswith("conv") else (-1,)
-            tangent = tangent + bias.tangent.reshape(axes)
-        return dual(out, tangent)
+            terms.append(func(x, weight.tangent, None, *args, **kwargs))
+        return out, sum(terms[1:], terms[0])
 
 
-def where_rule(func: Callable[..., Any], condition: Any, x: Any, y: Any) -> Any:
+def where_rule(func: Callable[..., Any], condition: Any, input: Any, other: Any) -> Any:  # noqa: A002
     """Linear in both branches."""
-    out = torch.where(condition, primal_of(x), primal_of(y))
+    return _where(func, condition, input, other, (condition, primal_of(input), primal_of(other)))
+
+
+def method_where_rule(func: Callable[..., Any], self: Any, condition: Any, other: Any) -> Any:
+    """`x.where(condition, y)`."""
+    return _where(func, condition, self, other, (primal_of(self), condition, primal_of(other)))
+
+
+def _where(func: Callable[..., Any], condition: Any, x: Any, y: Any, given: Any) -> Any:
+    if is_dual(condition):
+        raise Unfit
+    out = func(*given)
     with torch.no_grad():
         zero = out.new_zeros(())
         tx, ty = (zero if (t := tangent_of(each)) is None else t for each in (x, y))
-        return dual(out, torch.where(condition, tx, ty))
+        return out, torch.where(condition, tx, ty)
 
 
-def masked_fill_rule(func: Callable[..., Any], x: Any, mask: Tensor, value: Any) -> Any:
+def masked_fill_rule(func: Callable[..., Any], input: Any, mask: Any, value: Any) -> Any:  # noqa: A002
     """Zero tangent where a constant is filled in."""
+    if not is_dual(input) or is_dual(value):
+        raise Unfit
+    out = func(primal_of(input), mask, value)
     with torch.no_grad():
-        tangent = x.tangent.masked_fill(mask, 0.0)
-    return dual(x.primal.masked_fill(mask, value), tangent)
+        return out, input.tangent.masked_fill(mask, 0.0)
 
 
-RULES.update(dict.fromkeys(LINEAR.split(), linear_rule))
-RULES.update(dict.fromkeys(("cat", "concat", "concatenate", "stack", "hstack"), join_rule))
-RULES.update(dict.fromkeys(("add", "sub", "subtract", "__add__", "__radd__", "__sub__"), add_rule))
-RULES.update(dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), mul_rule))
-RULES.update(dict.fromkeys(("matmul", "bmm", "mm", "mv", "__matmul__"), product_rule))
-RULES.update(
-    dict.fromkeys(
-        (
-            "linear",
-            "conv1d",
-            "conv2d",
-            "conv3d",
-            "conv_transpose1d",
-            "conv_transpose2d",
-            "conv_transpose3d",
-        ),
-        layer_rule,
-    )
+register(view_rule, VIEWS)
+register(linear_rule, COPIES)
+register(either_rule, EITHER)
+register(reshape_rule, "view")
+register(join_rule, "cat concat concatenate stack hstack vstack dstack")
+register(add_rule, "add __add__ __radd__")
+register(sub_rule, "sub subtract __sub__")
+register(reversed_sub_rule, "__rsub__")
+register(mul_rule, "mul multiply __mul__ __rmul__")
+register(product_rule, "bmm mm")
+register(matmul_rule, "matmul __matmul__")
+register(einsum_rule, "einsum")
+register(
+    linear_layer_rule,
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
 )
-RULES.update(
-    {
-        "detach": detach_rule,
-        "einsum": einsum_rule,
-        "where": where_rule,
-        "masked_fill": masked_fill_rule,
-    }
-)
+register(masked_fill_rule, "masked_fill")
+register(constant_rule, "detach")
+RULES[torch.nn.functional.pad] = entry(pad_rule)
+RULES[torch.where] = entry(where_rule)
+RULES[torch.Tensor.where] = entry(method_where_rule)
+for _name in ("T", "mT", "H", "mH", "real", "imag"):
+    RULES[getattr(torch.Tensor, _name).__get__] = entry(view_rule)

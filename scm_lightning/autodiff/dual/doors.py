@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that torch does not announce: custom autograd Functions, and scripted functions.
+
+A custom Function keeps its own backward. Its tangent comes from its own `jvp` if it has one, else
+from the operations of its forward. A scripted function goes through torch's forward mode whole.
+Both are watched while a pass is open, by standing in for the method that calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from scm_lightning.autodiff.dual.carriers import Dual, TangentError
+from scm_lightning.autodiff.dual.forward_mode import (
+    by_forward_mode,
+    differentiable,
+    leaves,
+    tangents_of,
+)
+
+if TYPE_CHECKING:
+    from scm_lightning.autodiff.dual.numbers import DualNumbers
+
+_apply = Function.apply.__func__  # type: ignore[attr-defined]
+_SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
+_script_calls = {kind: kind.__call__ for kind in _SCRIPTED}  # type: ignore[operator]
+
+_levels: list[DualNumbers] = []
+_recording: dict[type[Function], type[Function]] = {}
+_returned: list[Any] = []
+"""What the forward of the Function in hand returned, before autograd wrapped it."""
+
+
+@contextmanager
+def watched_doors(level: DualNumbers) -> Iterator[None]:
+    """Context in which Functions and scripted functions are handed to a pass."""
+    _levels.append(level)
+    if len(_levels) == 1:
+        Function.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
+        for kind in _SCRIPTED:
+            kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign,operator]
+    try:
+        yield
+    finally:
+        _levels.pop()
+        if not _levels:
+            Function.apply = classmethod(_apply)  # type: ignore[assignment,method-assign]
+            for kind in _SCRIPTED:
+                kind.__call__ = _script_calls[kind]  # type: ignore[method-assign,operator]
+
+
+def _watched_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+    level = _levels[-1]
+    if not torch._C._is_torch_function_mode_enabled():  # inside an operation, not the network
+        return _apply(cls, *args, **kwargs)
+    dual_given = level.any_dual(args)
+    if dual_given and cls.jvp is not Function.jvp:
+        return _by_its_jvp(level, cls, args)
+    out = _apply(_recorded(cls), *args, **kwargs)
+    return _rejoined(level, cls, out, _returned.pop(), dual_given)
+
+
+def _by_its_jvp(level: DualNumbers, cls: type[Function], args: tuple[Any, ...]) -> Any:
+    with torch._C.DisableTorchFunction():
+        out = _apply(cls, *args)
+        tangents = tangents_of(lambda *given: _apply(cls, *given), args, {})
+    return level.joined(out, tangents)
+
+
+def _recorded(cls: type[Function]) -> type[Function]:
+    """The same Function, whose forward leaves behind what it returned."""
+    if cls not in _recording:
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            out = cls.forward(*args, **kwargs)
+            _returned.append(out)
+            return out
+
+        _recording[cls] = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
+    return _recording[cls]
+
+
+def _rejoined(
+    level: DualNumbers, cls: type[Function], out: Any, returned: Any, dual_given: bool
+) -> Any:
+    """Outputs with their tangents: autograd makes a new tensor of an input that is returned."""
+    single = isinstance(out, Tensor)
+    outs, raws = ((out,), (returned,)) if single else (out, returned)
+    for one, raw in zip(outs, raws, strict=True):
+        if isinstance(one, Tensor) and type(one) is not Dual and type(raw) is Dual:
+            level.mark(one, raw.tangent.view_as(raw.tangent))
+    floats = [each for each in leaves(out) if differentiable(each)]
+    lost = [each for each in floats if type(each) is not Dual]
+    # An output without gradient beside one with tangent is a constant: statistics, a random state.
+    constants = len(lost) < len(floats) and not any(each.requires_grad for each in lost)
+    if dual_given and lost and not constants:
+        raise TangentError(
+            f"the autograd.Function {cls.__name__} lost the tangent; give it a jvp, or write its "
+            "forward with torch operations"
+        )
+    return out
+
+
+def _watched_script(call: Callable[..., Any]) -> Callable[..., Any]:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        level = _levels[-1]
+        with torch._C.DisableTorchFunction():
+            if not level.any_dual((args, *kwargs.values())):
+                return call(self, *args, **kwargs)
+
+            def scripted(*args: Any, **kwargs: Any) -> Any:
+                return call(self, *args, **kwargs)
+
+            return level.joined(*by_forward_mode(scripted, args, kwargs))
+
+    return run

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a function of torch does with its arguments, as far as tangents are concerned."""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Kind(Enum):
+    """How a function is treated.
+
+    Attributes:
+        METADATA: asks about shapes, types, places, or the graph: called as it is.
+        CONSTANT: its result has no tangent, by definition.
+        IN_PLACE: writes into its first argument.
+        ITERATOR: runs over the first axis.
+        REFUSED: hands out memory.
+        OPERATION: computes; by rule, or by torch's forward mode.
+    """
+
+    METADATA = 0
+    CONSTANT = 1
+    IN_PLACE = 2
+    ITERATOR = 3
+    REFUSED = 4
+    OPERATION = 5
+
+
+_TENSOR_PROPERTIES = frozenset(["T", "mT", "H", "mH", "real", "imag", "data"])
+_METADATA = """
+    size stride dim ndimension numel nelement element_size is_contiguous is_floating_point
+    is_complex is_conj is_neg is_signed is_same_size is_set_to is_inference is_coalesced is_pinned
+    get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __repr__
+    __format__ __dir__ __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
+    register_post_accumulate_grad_hook backward result_type can_cast promote_types equal allclose
+    isclose eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite
+    argmax argmin argsort sizes get_autocast_dtype __index__ __int__ is_grad_enabled
+    is_autocast_enabled broadcast_shapes
+"""
+_CONSTANT = """
+    detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
+    new_ones new_full new_empty new_empty_strided new_tensor new tensor bernoulli multinomial
+    _shape_as_tensor
+"""
+_REFUSED = """
+    data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__ __cuda_array_interface__
+    item tolist __float__ __complex__ share_memory_ set_ resize_ resize_as_ swap_ as_subclass
+    __reduce_ex__ __deepcopy__ from_numpy __getstate__ _make_subclass
+"""
+
+
+def _functions(names: str) -> set[Any]:
+    spaces = (torch, Tensor, torch.nn.functional)
+    each = [(space, name) for space in spaces for name in names.split()]
+    found = {vars(space).get(name, getattr(space, name, None)) for space, name in each}
+    return {func for func in found if callable(func)}
+
+
+_KINDS: dict[Any, Kind] = {}
+for _kind, _names in (
+    (Kind.METADATA, _METADATA),
+    (Kind.CONSTANT, _CONSTANT),
+    (Kind.REFUSED, _REFUSED),
+    (Kind.ITERATOR, "__iter__"),
+):
+    _KINDS.update(dict.fromkeys(_functions(_names), _kind))
+
+
+def kind_of(func: Callable[..., Any]) -> Kind:
+    """Look up how a function is treated; found out once per function."""
+    kind = _KINDS.get(func)
+    if kind is None:
+        kind = _KINDS[func] = _find_kind(func)
+    return kind
+
+
+def name_of(func: Any) -> str:
+    """The name that a user knows a function by."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name in ("__get__", "__set__"):
+        return str(getattr(func.__self__, "__name__", name))
+    return str(name)
+
+
+def _find_kind(func: Any) -> Kind:
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        owner = name_of(func)
+        if owner == "data":
+            return Kind.CONSTANT
+        return Kind.OPERATION if owner in _TENSOR_PROPERTIES else Kind.METADATA
+    if name in ("__set__", "__delete__"):
+        return Kind.IN_PLACE if name_of(func) in _TENSOR_PROPERTIES else Kind.METADATA
+    schema = getattr(func, "_schema", None)  # of an operator by torch.ops
+    if schema is not None:
+        return Kind.IN_PLACE if schema.is_mutable else Kind.OPERATION
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        return Kind.IN_PLACE
+    in_place_operator = name.startswith("__i") and name.endswith("__") and hasattr(
+        Tensor, f"__{name[3:]}"
+    )
+    return Kind.IN_PLACE if in_place_operator and name != "__invert__" else Kind.OPERATION
