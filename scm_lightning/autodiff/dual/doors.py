@@ -20,14 +20,15 @@ from scm_lightning.autodiff.dual.carriers import Dual, TangentError
 from scm_lightning.autodiff.dual.forward_mode import (
     by_forward_mode,
     differentiable,
-    leaves,
     tangents_of,
 )
 
 if TYPE_CHECKING:
     from scm_lightning.autodiff.dual.numbers import DualNumbers
 
-_apply = Function.apply.__func__  # type: ignore[attr-defined]
+# Asked by `Function.apply` for the call itself, also where a network keeps `apply` under a name of
+# its own; its base, written in C, cannot be stood in for.
+_Base = torch.autograd.function._SingleLevelFunction
 _SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 _script_calls = {kind: kind.__call__ for kind in _SCRIPTED}  # type: ignore[operator]
 
@@ -42,7 +43,7 @@ def watched_doors(level: DualNumbers) -> Iterator[None]:
     """Context in which Functions and scripted functions are handed to a pass."""
     _levels.append(level)
     if len(_levels) == 1:
-        Function.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
+        _Base.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
         for kind in _SCRIPTED:
             kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign,operator]
     try:
@@ -50,20 +51,24 @@ def watched_doors(level: DualNumbers) -> Iterator[None]:
     finally:
         _levels.pop()
         if not _levels:
-            Function.apply = classmethod(_apply)  # type: ignore[assignment,method-assign]
+            del _Base.apply
+            _returned.clear()
             for kind in _SCRIPTED:
                 kind.__call__ = _script_calls[kind]  # type: ignore[method-assign,operator]
 
 
-def _watched_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+def _apply(cls: type[Function], *args: Any) -> Any:
+    return super(_Base, cls).apply(*args)  # type: ignore[misc]
+
+
+def _watched_apply(cls: type[Function], *args: Any) -> Any:
     level = _levels[-1]
     if not torch._C._is_torch_function_mode_enabled():  # inside an operation, not the network
-        return _apply(cls, *args, **kwargs)
-    dual_given = level.any_dual(args)
-    if dual_given and cls.jvp is not Function.jvp:
+        return _apply(cls, *args)
+    if cls.jvp is not Function.jvp and level.any_dual(args):
         return _by_its_jvp(level, cls, args)
-    out = _apply(_recorded(cls), *args, **kwargs)
-    return _rejoined(level, cls, out, _returned.pop(), dual_given)
+    out = _apply(_recorded(cls), *args)
+    return _rejoined(level, cls, args, out, _returned.pop())
 
 
 def _by_its_jvp(level: DualNumbers, cls: type[Function], args: tuple[Any, ...]) -> Any:
@@ -87,19 +92,21 @@ def _recorded(cls: type[Function]) -> type[Function]:
 
 
 def _rejoined(
-    level: DualNumbers, cls: type[Function], out: Any, returned: Any, dual_given: bool
+    level: DualNumbers, cls: type[Function], args: tuple[Any, ...], out: Any, returned: Any
 ) -> Any:
     """Outputs with their tangents: autograd makes a new tensor of an input that is returned."""
-    single = isinstance(out, Tensor)
-    outs, raws = ((out,), (returned,)) if single else (out, returned)
+    outs, raws = ((out,), (returned,)) if isinstance(out, Tensor) else (out, returned)
+    lost, found = [], False
     for one, raw in zip(outs, raws, strict=True):
         if isinstance(one, Tensor) and type(one) is not Dual and type(raw) is Dual:
             level.mark(one, raw.tangent.view_as(raw.tangent))
-    floats = [each for each in leaves(out) if differentiable(each)]
-    lost = [each for each in floats if type(each) is not Dual]
-    # An output without gradient beside one with tangent is a constant: statistics, a random state.
-    constants = len(lost) < len(floats) and not any(each.requires_grad for each in lost)
-    if dual_given and lost and not constants:
+        found |= type(one) is Dual
+        if isinstance(one, Tensor) and differentiable(one) and type(one) is not Dual:
+            passed_on = any(raw is each for each in args)
+            # An output without gradient beside one with a tangent: statistics, say.
+            lost += [] if passed_on else [one]
+    constants = found and not any(each.requires_grad for each in lost)
+    if level.any_dual(args) and lost and not constants:
         raise TangentError(
             f"the autograd.Function {cls.__name__} lost the tangent; give it a jvp, or write its "
             "forward with torch operations"

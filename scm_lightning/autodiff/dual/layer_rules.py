@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scm_lightning.autodiff.dual.carriers import is_dual, primal_of
 from scm_lightning.autodiff.dual.elementwise_rules import real
+from scm_lightning.autodiff.dual.forward_mode import tangents_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
 from scm_lightning.core import at_least_float32
 
@@ -133,6 +134,25 @@ def batch_norm_rule(
         return out, tangent if weight is None else tangent * weight.view(along)
 
 
+def instance_norm_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    *options: Any,
+    **more: Any,
+) -> Any:
+    """`instance_norm`, whose running statistics follow the values once."""
+    if not use_input_stats:
+        raise Unfit
+    out = func(primal_of(input), running_mean, running_var, weight, bias, True, *options, **more)
+    given = (input, None, None, weight, bias, True, *options)
+    return out, tangents_of(func, given, more)
+
+
 def softmax_rule(
     func: Callable[..., Any],
     input: Any,  # noqa: A002
@@ -173,3 +193,4 @@ register(rms_norm_rule, "rms_norm")
 register(softmax_rule, "softmax")
 register(dropout_rule, "dropout dropout1d dropout2d dropout3d")
 RULES[torch.nn.functional.batch_norm] = entry(batch_norm_rule)
+RULES[torch.nn.functional.instance_norm] = entry(instance_norm_rule)

@@ -114,13 +114,13 @@ class DualNumbers(TorchFunctionMode):
                 return func(*args, **kwargs)
             if self.writes.storages:
                 self.writes.notice((args, kwargs))
-            if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
-                return func(*args, **kwargs)
-            if _functorch_is_active():
+            if _functorch_is_active():  # its wrappers hide what they hold
                 raise TangentError(
                     f"the tangent cannot follow {name_of(func)} inside a transform of torch.func "
                     "within the network"
                 )
+            if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
+                return func(*args, **kwargs)
             if kind is Kind.OPERATION and not (kwargs and _writes(kwargs)):
                 found = RULES.get(func)
                 if found is not None and found.fits(args, kwargs):

@@ -21,6 +21,7 @@ from scm_lightning.autodiff.dual.carriers import (
     map_tensors,
     primal_of,
 )
+from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 
 _OF_THE_VALUE = frozenset(
@@ -28,7 +29,6 @@ _OF_THE_VALUE = frozenset(
     layout ndim numel requires_grad shape size stride""".split()
 )
 """Attributes that a pair answers as its value does."""
-_CONSTANT = frozenset(["detach", "zeros_like", "ones_like", "empty_like", "randn_like"])
 
 
 class Traced(Pair):
@@ -102,19 +102,19 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     Raises:
         TangentError: if the operation works in place, has no forward derivative or loses it.
     """
-    name = func.__name__
-    if (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace"):
-        raise TangentError(f"compiled tangents cannot follow the in-place operation {name}")
-    if name in _CONSTANT:
-        return func(*map_tensors(primal_of, args), **kwargs)
     found = RULES.get(func)
-    if found is not None and found.fits(args, kwargs):
+    if found is not None and not kwargs.get("inplace") and found.fits(args, kwargs):
         try:
             out, tangent = found.rule(func, *args, **kwargs)
         except Unfit:
             pass
         else:
             return _joined(out, tangent)
+    kind = kind_of(func)
+    if kind is Kind.METADATA or kind is Kind.CONSTANT:
+        return func(*map_tensors(primal_of, args), **kwargs)
+    if kind is not Kind.OPERATION or kwargs.get("inplace"):
+        raise TangentError(f"compiled tangents cannot follow {name_of(func)}; write it out of place")
     return _by_forward_mode(func, args, kwargs)
 
 
@@ -139,7 +139,7 @@ def _by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             return x
         primal, tangent = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
         if tangent is None:
-            raise TangentError(f"the operation {func.__name__} lost the tangent")
+            raise TangentError(f"the operation {name_of(func)} lost the tangent")
         return Traced(primal, tangent.detach())
 
     with forward_ad.dual_level():  # type: ignore[no-untyped-call]
