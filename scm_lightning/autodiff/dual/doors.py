@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 from scm_lightning.autodiff.dual.carriers import Dual, TangentError
 from scm_lightning.autodiff.dual.forward_mode import (
+    RandomState,
     by_forward_mode,
     differentiable,
     tangents_of,
@@ -66,16 +67,27 @@ def _watched_apply(cls: type[Function], *args: Any) -> Any:
     if not torch._C._is_torch_function_mode_enabled():  # inside an operation, not the network
         return _apply(cls, *args)
     if cls.jvp is not Function.jvp and level.any_dual(args):
-        return _by_its_jvp(level, cls, args)
+        tangents = _by_its_jvp(cls, args)
+        if tangents is not None:
+            with torch._C.DisableTorchFunction():
+                return level.joined(_apply(cls, *args), tangents)
     out = _apply(_recorded(cls), *args)
     return _rejoined(level, cls, args, out, _returned.pop())
 
 
-def _by_its_jvp(level: DualNumbers, cls: type[Function], args: tuple[Any, ...]) -> Any:
+def _by_its_jvp(cls: type[Function], args: tuple[Any, ...]) -> Any:
+    """Tangents by the Function's own formula; None where torch does not let it be called.
+
+    Torch does not where an input is returned as it is; the forward's operations tell then.
+    """
     with torch._C.DisableTorchFunction():
-        out = _apply(cls, *args)
-        tangents = tangents_of(lambda *given: _apply(cls, *given), args, {})
-    return level.joined(out, tangents)
+        state = RandomState(args)
+        try:
+            return tangents_of(lambda *given: _apply(cls, *given), args, {})
+        except TangentError:
+            return None
+        finally:
+            state.restore()
 
 
 def _recorded(cls: type[Function]) -> type[Function]:
