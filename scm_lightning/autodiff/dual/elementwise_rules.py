@@ -109,6 +109,16 @@ def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
         return out, (from_y if tx is None else tx + from_y) / y
 
 
+def reversed_div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """`y / x`, the call of a number's division."""
+    x = real(input)
+    if is_dual(other):
+        raise Unfit
+    out = func(x, other)
+    with torch.no_grad():
+        return out, -out * input.tangent / x
+
+
 def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noqa: A002
     """X to the power of a number."""
     if not isinstance(exponent, (int, float)):
@@ -138,6 +148,7 @@ def clamp_rule(
 
 register(clamp_rule, "clamp clip")
 register(div_rule, "div divide true_divide __truediv__")
+register(reversed_div_rule, "__rtruediv__ __rdiv__")
 register(gelu_rule, "gelu")
 register(pow_rule, "pow __pow__")
 register(relu_rule, "relu")

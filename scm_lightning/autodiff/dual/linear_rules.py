@@ -210,6 +210,11 @@ def product_rule(func: Callable[..., Any], input: Any, mat2: Any) -> Any:  # noq
         return out, sum(terms[1:], terms[0])
 
 
+def vector_rule(func: Callable[..., Any], input: Any, vec: Any) -> Any:  # noqa: A002
+    """`mv`, with its own names of arguments."""
+    return product_rule(func, input, vec)
+
+
 def matmul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
     """`matmul`, with its own names of arguments."""
     return product_rule(func, input, other)
@@ -244,15 +249,16 @@ def linear_layer_rule(
 ) -> Any:
     """`linear` and convolutions: the bias adds nothing to the tangent, constant weights neither."""
     x, w = primal_of(input), primal_of(weight)
-    if is_dual(bias):
-        raise Unfit
-    out = func(x, w, bias, *args, **kwargs)
+    out = func(x, w, primal_of(bias), *args, **kwargs)
     with torch.no_grad():
         terms = []
         if is_dual(input):
             terms.append(func(input.tangent, w, None, *args, **kwargs))
         if is_dual(weight):
             terms.append(func(x, weight.tangent, None, *args, **kwargs))
+        if is_dual(bias):
+            axes = [1] * (w.ndim - 2)  # of pixels, behind the channels
+            terms.append(bias.tangent.reshape(-1, *axes).expand(out.shape))
         return out, sum(terms[1:], terms[0])
 
 
@@ -295,6 +301,7 @@ register(sub_rule, "sub subtract __sub__")
 register(reversed_sub_rule, "__rsub__")
 register(mul_rule, "mul multiply __mul__ __rmul__")
 register(product_rule, "bmm mm")
+register(vector_rule, "mv")
 register(matmul_rule, "matmul __matmul__")
 register(einsum_rule, "einsum")
 register(

@@ -88,6 +88,7 @@ for _name, _func, _flipped in (
     ("__mul__", torch.mul, False),
     ("__rmul__", torch.mul, False),
     ("__truediv__", torch.div, False),
+    ("__rtruediv__", torch.Tensor.__rdiv__, False),
     ("__pow__", torch.pow, False),
     ("__rpow__", torch.pow, True),
     ("__matmul__", torch.matmul, False),
