@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,66 +120,99 @@ def quick_choice() -> list[Any]:
     ]
 
 
-def summary(results: Sequence[Result]) -> str:
+def count(results: Sequence[Result]) -> Counter[str]:
+    """Calls by outcome; `differences` is a part of `exact`, `unusable` ones are torch's own."""
     total: Counter[str] = Counter()
-    references: Counter[str] = Counter()
     for result in results:
         total += result.outcomes
-        references += result.references
-    names = {result.op for result in results}
-    clean = names - {r.op for r in results if set(+r.outcomes) - {"exact", "unusable"}}
+        total["differences"] += result.references["differences"]
+    del total["unusable"]
+    return +total
+
+
+def summary(results: Sequence[Result]) -> str:
+    total = count(results)
+    groups = by_operator(results)
+    clean = sum(not set(count(group)) - {"exact", "differences"} for group in groups.values())
+    worst = {
+        kind: max(result.worst.get(kind, 0.0) for result in results)
+        for kind in ("value", "tangent", "gradient")
+    }
     return (
-        f"{len(names)} operators, {len(results)} spellings and dtypes, "
-        f"{sum(total.values()) - total['unusable']} calls: {total['exact']} exact "
-        f"({references['differences']} of them by differences), {total['refused']} refused, "
+        f"{len(groups)} operators in {len(results)} spellings and dtypes, "
+        f"{sum(total.values()) - total['differences']} calls: {total['exact']} exact "
+        f"({total['differences']} of them by differences), {total['refused']} refused, "
         f"{total['uncompared']} uncompared, {total['wrong']} wrong, {total['raw']} raw errors. "
-        f"{len(clean)} operators are exact in all."
+        f"{clean} operators are exact in all. Worst relative error among the exact: "
+        + ", ".join(f"{kind} {error:.0e}" for kind, error in worst.items())
+        + "."
     )
 
 
-def lines(results: Sequence[Result]) -> Iterator[str]:
-    """One line per operator that is not simply exact against `torch.func.jvp` in every call."""
-    grouped: dict[str, list[Result]] = {}
+def by_operator(results: Sequence[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
     for result in results:
-        grouped.setdefault(result.op, []).append(result)
-    for name, group in grouped.items():
-        total: Counter[str] = Counter()
-        seen: dict[str, set[str]] = {}
-        details: Counter[str] = Counter()
-        for result in group:
-            total += result.outcomes
-            total["differences"] += result.references["differences"]
-            for detail, count in result.details.items():
-                if not detail.startswith("unusable"):
-                    details[detail] += count
-                    seen.setdefault(detail, set()).add(result.way)
-        counts = [f"{total[each]} {each}" for each in COLUMNS if total[each]]
-        if set(+total) - {"exact", "unusable"}:
-            said = "; ".join(
-                f"{detail.replace('|', '/')} ({', '.join(sorted(seen[detail])[:3])})"
-                for detail, _ in details.most_common(2)
-            )
-            yield f"| `{name}` | {', '.join(counts)} | {said} |"
+        groups.setdefault(result.op, []).append(result)
+    return groups
+
+
+def line(name: str, group: Sequence[Result]) -> str:
+    """One row: the counts, and the two most frequent remarks with the spellings that met them."""
+    remarks: Counter[str] = Counter()
+    seen: dict[str, set[str]] = {}
+    for result in group:
+        for remark, times in result.details.items():
+            if not remark.startswith("unusable"):
+                remarks[remark] += times
+                seen.setdefault(remark, set()).add(result.way)
+    total = count(group)
+    counts = ", ".join(f"{total[each]} {each}" for each in COLUMNS if total[each])
+    said = "; ".join(
+        f"{remark.replace('|', '/')} ({', '.join(sorted(seen[remark])[:3])})"
+        for remark, _ in remarks.most_common(2)
+    )
+    return f"| `{name}` | {counts} | {said} |"
 
 
 COLUMNS = ("exact", "differences", "refused", "uncompared", "wrong", "raw")
 
 
 def table(results: Sequence[Result], seconds: float) -> str:
-    head = (
-        "# Torch's own operators on dual numbers\n\n"
-        "Written by `python tests/autodiff/operators.py --table tests/autodiff/OPERATORS.md`, "
-        f"torch {torch.__version__}, {seconds:.0f} s on one core.\n"
-        "Each operator of `torch.testing._internal.common_methods_invocations.op_db`, as function, "
-        "method, in-place, operator, by keywords, with `out=` and by its aliases, in float64 and "
-        f"complex128, with up to {CAP} sample inputs (of more, every n-th; {FEW} for a "
-        "spelling), with all inputs dual, the first alone, the others alone. Value and gradients "
-        'against the plain call, the tangent against `torch.func.jvp`; "differences" counts those '
-        "that were compared with central differences because it raises or differs from them.\n\n"
-        f"**{summary(results)}**\n\nOperators that are not exact in every call:\n\n"
-        "| operator | calls | what was said |\n|---|---|---|\n"
-    )
-    return head + "\n".join(lines(results)) + "\n"
+    """The committed table: operators that are exact in every call are only counted."""
+    rows, refusing_out = [], 0
+    for name, group in by_operator(results).items():
+        refused_out = [r for r in group if r.way == "out=" and set(count([r])) == {"refused"}]
+        refusing_out += bool(refused_out)
+        rest = [result for result in group if result not in refused_out]
+        if set(count(rest)) - {"exact"}:
+            rows.append(line(name, rest))
+    idle = sorted({full_name(op) for op in all_operators()} - set(by_operator(results)))
+    return f"""# Torch's own operators on dual numbers
+
+Written by `python tests/autodiff/operators.py --table tests/autodiff/OPERATORS.md` with torch
+{torch.__version__} in {seconds:.0f} s on one core.
+
+Each operator of `torch.testing._internal.common_methods_invocations.op_db`, with a forward
+derivative in torch or without: as function, method, in place, operator, in place with a view made
+before, with arguments by name, with `out=`, and by its aliases; in float64 and complex128; with up
+to {CAP} of torch's sample inputs (of more, every n-th; {FEW} for mere spellings); with all inputs
+dual, the first alone, and the others alone. Value and gradients against the plain call, the tangent
+against `torch.func.jvp`. "differences": against central differences, where `torch.func.jvp` raises.
+Outputs that depend on a gauge (eigenvectors, signs) go through torch's own `output_process_fn_grad`
+on both sides. Random operators start from the same seed. Inputs are strided: sparse layouts occur
+as outputs only. "refused": raised `TangentError`.
+
+**{summary(results)}**
+
+`out=` is refused by {refusing_out} operators, which is not repeated below. Operators that are not
+exact against `torch.func.jvp` in every other call:
+
+| operator | calls | what was said |
+|---|---|---|
+{chr(10).join(rows)}
+
+Not run, having no float or complex input to vary, or no CPU kernel: {", ".join(idle)}.
+"""
 
 
 def main() -> None:
@@ -201,7 +234,7 @@ def main() -> None:
             results += run_operator(op, options.most)
             times.append((time.time() - begun, full_name(op)))
     if options.json:
-        options.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+        options.json.write_text(json.dumps([vars(result) for result in results], indent=1))
     if options.table:
         options.table.write_text(table(results, time.time() - start))
     for result in results:

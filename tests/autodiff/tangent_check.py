@@ -36,7 +36,8 @@ FLOOR = 1e-3
 class Verdict:
     """How one call went: exact, refused, wrong, raw (another error), uncompared, or unusable.
 
-    `reference` is what the tangent agreed with: "jvp", "differences", or "" if nothing was there.
+    `reference` is what the tangent agreed with: "jvp", "differences", or "none" where no output
+    can have one.
     """
 
     outcome: str
@@ -52,6 +53,8 @@ def distance(ours: object, theirs: object) -> float:
         return 0.0 if same else float("inf")
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return float("inf")
+    if ours.dtype == torch.complex32:  # cannot be compared
+        ours, theirs = ours.to(torch.complex64), theirs.to(torch.complex64)
     if ours.numel() == 0 or torch.equal(ours, theirs):
         return 0.0
     if not floating(ours):
@@ -67,15 +70,19 @@ def limit(x: object) -> float:
     return RELATIVE[torch.finfo(x.dtype).bits] if floating(x) else 0.0
 
 
-def compare_tangents(call: Call, wanted: Sequence[Tensor], allowed: float | None) -> float:
-    """Worst error of the tangents of the floating outputs and Python numbers; a Mistake if any."""
-    slots = [
+def slots(call: Call) -> list[int]:
+    """Where outputs are that have a derivative: floating tensors, and Python numbers."""
+    return [
         index
         for index, value in enumerate(call.values[: len(call.tangents)])
         if floating(value) or not isinstance(value, Tensor)
     ]
+
+
+def compare_tangents(call: Call, wanted: Sequence[Tensor], allowed: float | None) -> float:
+    """Worst error of the tangents of the floating outputs and Python numbers; a Mistake if any."""
     worst = 0.0
-    for index, theirs in zip(slots, wanted, strict=True):
+    for index, theirs in zip(slots(call), wanted, strict=True):
         ours = call.tangents[index]
         error = distance(torch.zeros_like(theirs) if ours is None else ours, theirs)
         if not error <= (allowed or limit(theirs)):
@@ -131,23 +138,29 @@ class Judge:
             if call.gradients is None:
                 raise Mistake("gradient: the backward pass raises")
             errors["gradient"] = compare_all("gradient", call.gradients, self.plain.gradients)
-        mistake: Mistake | None = None
+        if not slots(call):
+            return Verdict("exact", "", "none", errors)
+        by_jvp, said = None, ""
         try:
-            wanted = tangents_by_jvp(*self.given, chosen)
-            errors["tangent"] = compare_tangents(call, wanted, None)
+            by_jvp = tangents_by_jvp(*self.given, chosen)
+            errors["tangent"] = compare_tangents(call, by_jvp, None)
             return Verdict("exact", "", "jvp", errors)
-        except Mistake as found:
-            mistake = found
-        except Exception as error:
-            no_jvp = first_line(error)
+        except Exception as error:  # a Mistake, or torch has no forward derivative of this call
+            said = first_line(error)
         try:
-            wanted = tangents_by_differences(*self.given, chosen)
-        except Exception as error:
-            if mistake is not None:
-                raise mistake from error
-            return Verdict("uncompared", f"{no_jvp}; {first_line(error)}", "", errors)
-        try:
-            errors["tangent"] = compare_tangents(call, wanted, OF_DIFFERENCES)
-        except Mistake as found:
-            raise (mistake or found) from None
-        return Verdict("exact", str(mistake or no_jvp), "differences", errors)
+            slopes = tangents_by_differences(*self.given, chosen)
+        except Exception as error:  # nor has it a neighbourhood
+            if by_jvp is not None:
+                raise Mistake(said) from error
+            return Verdict("uncompared", f"{said}; {first_line(error)}", "", errors)
+        if by_jvp is not None and agree(by_jvp, slopes):
+            raise Mistake(said)  # differences are too coarse to excuse it
+        errors["tangent"] = compare_tangents(call, slopes, OF_DIFFERENCES)
+        return Verdict("exact", said, "differences", errors)
+
+
+def agree(by_jvp: Sequence[Tensor], slopes: Sequence[Tensor]) -> bool:
+    """Whether torch's forward derivative is one, as far as differences can tell."""
+    return all(
+        distance(one, other) <= OF_DIFFERENCES for one, other in zip(by_jvp, slopes, strict=True)
+    )

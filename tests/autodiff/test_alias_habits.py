@@ -140,6 +140,40 @@ def strided_and_unfolded(x):
     )
 
 
+@habits.function((3, 4), (1, 4))
+def results_of_broadcasts_seen_and_written(x, row):
+    """A tangent that is left smaller, or expanded, must not show through."""
+    sums = torch.ones(3, 4, dtype=x.dtype) + row
+    flat, wide = sums.view(-1) * 2, torch.zeros(3, 4, dtype=x.dtype).add(row)
+    wide[0] *= 2
+    wide.view(-1)[5:7].mul_(3.0)
+    return (
+        flat,
+        wide,
+        (row + row.sum()).view(4),
+        (x.t() + 1).t().view(2, 6),
+        x.mean().expand(2, 2) + 1,
+    )
+
+
+@habits.function((3, 4), (3, 4))
+def written_by_itself_and_by_others(x, y):
+    x += x
+    y *= x
+    x[:, 1:] = y[:, :-1]
+    x.copy_(x.flip(0))
+    x.add_(y, alpha=0.5).sub_(1).div_(y.exp())
+    return x, y
+
+
+@habits.function((3, 4), (3, 4))
+def swapped_and_reset(x, y):
+    x, y = y.clone(), x
+    x.zero_()
+    y.copy_(torch.ones(4))
+    return x, y, x + y
+
+
 @pytest.mark.parametrize("name", habits)
 @pytest.mark.filterwarnings("ignore")
 def test_habit(name):

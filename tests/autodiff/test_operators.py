@@ -4,7 +4,13 @@
 The table of what each does is OPERATORS.md; `python tests/autodiff/operators.py` writes it.
 """
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
+import tangent_calls
+import torch
+from tangent_check import Judge
 
 PARTS = 6
 """The list in so many tests, every sixth operator each; a name per operator would need torch's
@@ -43,3 +49,29 @@ def test_every_operator_is_exact_or_refused(part):
     from operator_cases import CAP, all_operators
 
     assert failures(all_operators()[part::PARTS], CAP) == []
+
+
+FAULTS = {
+    "tangent: output 0": {"tangent_of": lambda of, x: of(x) * (1 + 1e-8)},
+    "tangent lost: output 0": {"tangent_of": lambda of, x: None},
+    "gradient lost: number 0": {"primal_of": lambda of, x: of(x).detach()},
+    "gradient: number 0": {"primal_of": lambda of, x: of(x) + 1e-8 * (of(x) - of(x).detach())},
+    "value: number 0": {"primal_of": lambda of, x: of(x) + 1e-8},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, monkeypatch):
+    """A harness that finds nothing proves nothing."""
+    engine = tangent_calls.engine()
+    names = ("DualNumbers", "tangent_of", "primal_of", "TangentError")
+    faulty = {name: getattr(engine, name) for name in names}
+    for name, change in FAULTS[fault].items():
+        faulty[name] = partial(change, faulty[name])
+    leaf = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    judge = Judge(lambda: (torch.sin, ()), [leaf], [torch.ones_like(leaf)])
+    assert judge([True]).outcome == "exact"
+    monkeypatch.setattr(tangent_calls, "engine", lambda: SimpleNamespace(**faulty))
+    verdict = judge([True])
+    assert verdict.outcome == "wrong"
+    assert verdict.detail.startswith(fault)
