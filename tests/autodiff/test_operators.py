@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch's own operators on dual numbers: exact or refused by name, never silently wrong.
+
+The table of what each does is OPERATORS.md; `python tests/autodiff/operators.py` writes it.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import tangent_calls
+import torch
+from tangent_check import Judge
+
+PARTS = 6
+"""The list in so many tests, every sixth operator each; a name per operator would need torch's
+list while tests are collected, which takes 4 s."""
+
+
+def failures(operators, most):
+    from operators import run_operator
+
+    results = [result for op in operators for result in run_operator(op, most)]
+    assert sum(result.outcomes["exact"] for result in results) > 0
+    return [
+        f"{result.op} {result.dtype} {result.way}: {detail} ({count} times)"
+        for result in results
+        if result.failed
+        for detail, count in result.details.items()
+        if detail.startswith(("wrong", "raw"))
+    ]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.filterwarnings("ignore")
+def test_a_choice_of_operators_is_exact_or_refused(part):
+    pytest.importorskip("expecttest", reason="torch.testing's list of operators imports it")
+    from operators import QUICK_SAMPLES, quick_choice
+
+    assert failures(quick_choice()[part::PARTS], QUICK_SAMPLES) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.filterwarnings("ignore")
+def test_every_operator_is_exact_or_refused(part):
+    pytest.importorskip("expecttest", reason="torch.testing's list of operators imports it")
+    from operator_cases import CAP, all_operators
+
+    assert failures(all_operators()[part::PARTS], CAP) == []
+
+
+FAULTS = {
+    "tangent: output 0": {"tangent_of": lambda of, x: of(x) * (1 + 1e-8)},
+    "tangent lost: output 0": {"tangent_of": lambda of, x: None},
+    "gradient lost: number 0": {"primal_of": lambda of, x: of(x).detach()},
+    "gradient: number 0": {"primal_of": lambda of, x: of(x) + 1e-8 * (of(x) - of(x).detach())},
+    "value: number 0": {"primal_of": lambda of, x: of(x) + 1e-8},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, monkeypatch):
+    """A harness that finds nothing proves nothing."""
+    engine = tangent_calls.engine()
+    names = ("DualNumbers", "tangent_of", "primal_of", "TangentError")
+    faulty = {name: getattr(engine, name) for name in names}
+    for name, change in FAULTS[fault].items():
+        faulty[name] = partial(change, faulty[name])
+    leaf = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    judge = Judge(lambda: (torch.sin, ()), [leaf], [torch.ones_like(leaf)])
+    assert judge([True]).outcome == "exact"
+    monkeypatch.setattr(tangent_calls, "engine", lambda: SimpleNamespace(**faulty))
+    verdict = judge([True])
+    assert verdict.outcome == "wrong"
+    assert verdict.detail.startswith(fault)
