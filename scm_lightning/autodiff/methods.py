@@ -63,9 +63,8 @@ def by_dual_numbers(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     with DualNumbers() as level:
         u, t = (x.view_as(x) for x in (point.u, point.t))  # the caller's own stay plain
         out = f(level.join(u, tu), level.join(t, tt))
-        if not level.carries(out):
-            return _lost(out)
-        return level.part(out)
+        F, tangent = level.part(out) if isinstance(out, Tensor) else (out, None)
+        return _lost(out) if tangent is None else (F, tangent)
 
 
 def _lost(out: Any) -> NoReturn:

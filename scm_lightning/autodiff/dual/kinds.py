@@ -16,6 +16,7 @@ class Kind(Enum):
         METADATA: asks about shapes, types, places, or the graph: called as it is.
         CONSTANT: its result has no tangent, by definition.
         IN_PLACE: writes into its first argument.
+        TEXT: prints numbers.
         ITERATOR: runs over the first axis.
         REFUSED: hands out memory.
         OPERATION: computes; by rule, or by torch's forward mode.
@@ -27,14 +28,14 @@ class Kind(Enum):
     ITERATOR = 3
     REFUSED = 4
     OPERATION = 5
+    TEXT = 6
 
 
 _TENSOR_PROPERTIES = frozenset(["T", "mT", "H", "mH", "real", "imag", "data"])
 _METADATA = """
     size stride dim ndimension numel nelement element_size is_contiguous is_floating_point
     is_complex is_conj is_neg is_signed is_same_size is_set_to is_inference is_coalesced is_pinned
-    get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __repr__
-    __format__ __dir__ __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
+    get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __dir__ __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
     register_post_accumulate_grad_hook backward result_type can_cast promote_types equal allclose
     isclose eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite
     argmax argmin argsort sizes get_autocast_dtype __index__ __int__ is_grad_enabled
@@ -43,8 +44,10 @@ _METADATA = """
 _CONSTANT = """
     detach zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros
     new_ones new_full new_empty new_empty_strided new_tensor new tensor bernoulli multinomial
-    _shape_as_tensor
+    _shape_as_tensor floor ceil round trunc fix sign signbit heaviside floor_divide __floordiv__
+    __rfloordiv__
 """
+"""Their results have no tangent: made of shapes alone, cut, drawn, or constant between jumps."""
 _REFUSED = """
     data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__ __cuda_array_interface__
     item tolist __float__ __complex__ share_memory_ set_ resize_ resize_as_ swap_ as_subclass
@@ -65,6 +68,7 @@ for _kind, _names in (
     (Kind.CONSTANT, _CONSTANT),
     (Kind.REFUSED, _REFUSED),
     (Kind.ITERATOR, "__iter__"),
+    (Kind.TEXT, "__repr__ __str__ __format__"),
 ):
     _KINDS.update(dict.fromkeys(_functions(_names), _kind))
 
@@ -93,7 +97,7 @@ def _find_kind(func: Any) -> Kind:
             return Kind.CONSTANT
         return Kind.OPERATION if owner in _TENSOR_PROPERTIES else Kind.METADATA
     if name in ("__set__", "__delete__"):
-        return Kind.IN_PLACE if name_of(func) in _TENSOR_PROPERTIES else Kind.METADATA
+        return Kind.REFUSED if name_of(func) in _TENSOR_PROPERTIES else Kind.METADATA
     schema = getattr(func, "_schema", None)  # of an operator by torch.ops
     if schema is not None:
         return Kind.IN_PLACE if schema.is_mutable else Kind.OPERATION

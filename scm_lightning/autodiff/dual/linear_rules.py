@@ -87,7 +87,7 @@ def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any
         raise Unfit
     x = primal_of(input)
     out = func(x, *args, **kwargs)
-    if out.dtype != x.dtype and x.dtype not in (out.dtype.to_complex(), out.dtype.to_real()):
+    if out.dtype != x.dtype and out.is_complex() + x.is_complex() != 1:
         raise TangentError(f"the tangent cannot follow view of {x.dtype} as {out.dtype}")
     if input.tangent.stride() != x.stride():
         input.tangent = laid_out_as(x, input.tangent)

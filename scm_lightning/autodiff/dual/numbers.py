@@ -65,10 +65,12 @@ class DualNumbers(TorchFunctionMode):
             tangent: derivative without a graph, broadcast and cast to match. Same shape.
         """
         with torch._C.DisableTorchFunction():
-            return self.mark(value, cast_tangent(value, tangent.detach()))
+            return self.mark(value, cast_tangent(value, tangent.detach()).clone())
 
     def part(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Take value and tangent apart; the tangent of a constant is None."""
+        if self.writes.storages:
+            self.writes.notice(x)
         if not self.carries(x):
             return x, None
         tangent = x.tangent  # type: ignore[attr-defined]
@@ -141,6 +143,8 @@ class DualNumbers(TorchFunctionMode):
         """
         if kind is Kind.CONSTANT:
             return func(*args, **kwargs)
+        if kind is Kind.TEXT:
+            return func(args[0].detach(), *args[1:], **kwargs)
         if kind is Kind.ITERATOR:
             return iter(self.__torch_function__(Tensor.unbind, (), args))
         with_out = kwargs.get("out") is not None

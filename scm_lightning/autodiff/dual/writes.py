@@ -87,6 +87,8 @@ class Writes:
             zeros = torch.zeros(storage.nbytes(), dtype=torch.uint8, device=x.device)
             self.storages[storage._cdata] = (zeros, storage)
         self._give(x)
+        if x._base is not None:  # the network may return it as it is
+            self.notice(x._base)
 
     def notice(self, tree: Any) -> None:
         """Give plain arguments that lie on a written storage their tangents."""
