@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scm_lightning.networks import MLP, DiT, PositionalEmbedding
+from scm_lightning.networks import MLP, DiT, EDM2UNet, PositionalEmbedding
 from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
 from scm_lightning.networks.embeddings import FourierEmbedding, TimeEmbedding
 from scm_lightning.networks.magnitude import MPLinear
@@ -95,6 +95,30 @@ def test_a_block_of_edm2_written_out(randn, side, resample):
     expected = mp_sum(x, block.attention.out(y), 0.3)
     # The norms of queries, keys and values have eps^2 = 1e-8 beside their mean squares.
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_of_edm2_written_out(randn):
+    """A channel of ones, both parts of a join with half of the square, the gain at the end."""
+    sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "channels_per_head": 4}
+    network = wake(EDM2UNet((3, 4, 8), attention_pixels=(8,), **sizes))
+    u = randn(5, 3, 4, 8)
+    emb = network.conditioning(T, None, None, None)
+    x = network.input(torch.cat([u, torch.ones(5, 1, 4, 8).double()], dim=1))
+    skips = [x]
+    for block in network.encoder:
+        skips.append(x := block(x, emb))
+    for block, channels in zip(network.decoder, (16, 16, 32, 24, 16, 24, 16), strict=True):
+        if x.shape[1] < channels:  # what a join brings to the block's own number
+            other = skips.pop()
+            factor = math.sqrt(channels / 2)
+            parts = [part / math.sqrt(part.shape[1]) for part in (x, other)]
+            x = factor * torch.cat(parts, dim=1)
+        x = block(x, emb)
+    assert not skips
+    torch.testing.assert_close(network(u, T), network.output(x) * network.out_gain, **TIGHT)
+    # The level whose longer side has 8 pixels attends, and not the block that halves it.
+    attending = [block.attention is not None for block in network.encoder]
+    assert attending == [True, False, False]
 
 
 def test_dropout_of_edm2_drops_single_activations(randn):
