@@ -198,8 +198,8 @@ def test_a_half_life_ramps_up_by_its_own_share():
         assert float(ema.network.weight.detach()) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("rate", [float("inf"), float("nan")])
-def test_a_learning_rate_that_is_no_number_is_refused(rate):
+@pytest.mark.parametrize("rate", [-0.5, float("inf"), float("nan")])
+def test_a_learning_rate_that_no_run_can_have_is_refused(rate):
     module = ConsistencyModule(mlp(), PairVelocity(), weighting_lr=rate)
     with pytest.raises(ValueError, match="finite number of at least 0, got"):
         module.configure_optimizers()
