@@ -75,6 +75,9 @@ def test_times_move_to_the_interval_they_lie_in():
         assert one < t <= other or t > times[-1] == other
     inside = grid.interval(times[3:4], PATH)
     assert (inside[0], inside[1]) == (times[2], times[3])
+    ends = grid.interval(torch.tensor([0.0, math.pi / 2]).double(), PATH)  # outside, or its edge
+    assert torch.equal(ends[0], times[[0, -2]])
+    assert torch.equal(ends[1], times[[1, -1]])
     with pytest.raises(ValueError, match="at least 1 interval, got 0"):
         TimeGrid(0)
 

@@ -34,6 +34,23 @@ def test_guidance_by_hand_in_one_call(randn):
     assert calls == [10]
 
 
+def test_guidance_of_a_half_precision_network_is_taken_in_float32(randn):
+    """A difference of nearly equal outputs, times a scale: rounded once, by the network."""
+    u, t, s = randn(5, 2).float(), torch.linspace(0.1, 1.5, 5), torch.linspace(1, 2, 5)
+    labels, outputs = torch.arange(5), []
+
+    def network(u, t, labels):
+        outputs.append((u + 1e-2 * labels[:, None]).bfloat16())
+        return outputs[-1]
+
+    found = classifier_free_guidance(network, u, t, labels, s)
+    F_class, F_none = outputs[0].float().chunk(2)
+    assert (
+        found.dtype == classifier_free_guidance(network, u, t, labels, None).dtype == torch.float32
+    )
+    assert torch.equal(found, F_none + s[:, None] * (F_class - F_none))
+
+
 def test_scale_one_is_the_plain_model(randn):
     u, t = randn(5, 2), torch.linspace(0.1, 1.5, 5).double()
     labels = torch.arange(5)

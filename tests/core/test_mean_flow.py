@@ -32,6 +32,13 @@ def test_the_exact_flow_map_meets_the_identity(randn):
     torch.testing.assert_close(x_s, expand_time(std(S) / std(T), x_t) * x_t)
 
 
+def test_the_target_is_a_difference_in_float64(randn):
+    """Of nearly equal terms, whatever precision they come in."""
+    dx_dt, product = randn(5, 2, 3).float(), randn(5, 2, 3).float()
+    target = mean_flow_target(product, dx_dt, sigma_data=0.7)
+    torch.testing.assert_close(target, dx_dt.double() / 0.7 - product.double(), rtol=0, atol=1e-15)
+
+
 def test_a_wrong_flow_map_misses_it(randn):
     """One that always says the velocity does, except where s = t."""
     x_t = PATH.sigma_data * randn(5, 2, 3)

@@ -81,3 +81,12 @@ def test_noise_prediction_gives_F_up_to_t_max(randn):
     )
     with pytest.raises(ValueError, match="gives no F at pi/2"):
         F_from_eps(eps, x_t, torch.full((7,), math.pi / 2))
+
+
+def test_vp_is_the_integral_of_beta():
+    """alpha^2 = exp(-int_0^time beta), by the trapezoid rule, exact for a linear beta."""
+    process, time = VPProcess(PATH, 0.3, 12.0), torch.linspace(0, 1, 9, dtype=torch.float64)
+    beta = 0.3 + time * (12.0 - 0.3)
+    integral = torch.cat([torch.zeros(1).double(), torch.cumulative_trapezoid(beta, time)])
+    torch.testing.assert_close(process.alpha(time) ** 2, (-integral).exp())
+    torch.testing.assert_close(process.sigma(time) ** 2, 1 - (-integral).exp())

@@ -60,6 +60,16 @@ def test_tangent_is_linear_in_the_warmup(randn):
     torch.testing.assert_close(g_of(network, x, TIMES, 0.25), 0.75 * ends[0] + 0.25 * ends[1])
 
 
+def test_the_tangent_of_float32_is_a_difference_in_float64(randn):
+    """Both brackets cancel in a good student: nothing is rounded but what came rounded."""
+    F, J, x, dx_dt = (randn(9, 3).float() for _ in range(4))
+    options = {"sigma_data": 0.7, "r": 0.6}
+    found = tangent(F, J, x, dx_dt, TIMES, **options)
+    exact = tangent(F.double(), J.double(), x.double(), dx_dt.double(), TIMES, **options)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, exact)
+
+
 def test_norms_by_hand():
     """||(3, 4)|| = 5 as L2, 5 / sqrt(2) as RMS; the constant is in units of the norm."""
     g = torch.tensor([[[3.0, 4.0]], [[0.0, 0.0]], [[0.06, 0.08]]], dtype=torch.float64)

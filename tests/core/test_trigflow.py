@@ -33,6 +33,17 @@ def test_ends_of_the_path(randn):
     torch.testing.assert_close(x_t[-1], z[-1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_is_mixed_in_at_float32_or_wider(dtype):
+    """Data of half precision: x_t and z are those of the same numbers in float32."""
+    x0, t = torch.linspace(-1, 1, 14).reshape(7, 2).to(dtype), torch.linspace(0, 1.5, 7)
+    found = PATH.add_noise(x0, t, torch.Generator().manual_seed(0))
+    expected = PATH.add_noise(x0.float(), t, torch.Generator().manual_seed(0))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 def test_velocity_is_the_derivative_of_the_path(randn):
     """Central differences of cos(t) x0 + sin(t) z."""
     x0, z, h = randn(5, 3), randn(5, 3), 1e-6

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gaussian import DATA_STD, PATH
-from tiny import loader, trainer
+from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.core import expand_time
+from scm_lightning.core import GuidanceProposal, expand_time
+from scm_lightning.data import Batch
 from scm_lightning.modules import AdaptiveVSD, PairVelocity, TeacherVelocity
-from scm_lightning.networks import MLP
 
 SIGMA, T_MAX, TIME = PATH.sigma_data, PATH.t_max(), 0.9
 
@@ -83,8 +83,106 @@ def test_nothing_pulls_where_student_and_teacher_draw_the_same():
     assert abs(float(student.a.grad)) < 1e-12
 
 
-def mlp():
-    return MLP((3,), model_channels=24, num_blocks=2, emb_channels=16)
+LABELS = torch.arange(5) % 3
+SCALES = torch.tensor([1.0, 1.2, 1.5, 1.7, 2.0], dtype=torch.float64)
+TIMES = torch.tensor([0.2, 0.5, 0.9, 1.2, 1.5], dtype=torch.float64)
+FAKE_TIMES = torch.tensor([0.1, 0.3, 0.7, 1.0, 1.4], dtype=torch.float64)
+
+
+def always(t):
+    return SimpleNamespace(sample=lambda num, path, device: t)
+
+
+def networks():
+    """Student, teacher and a VSD whose second network is no longer the student, in float64."""
+    student = wake(mlp(num_classes=3, guided=True)).double()
+    teacher = wake(mlp(num_classes=3), seed=1).double()
+    vsd = AdaptiveVSD(weight=0.3, times=always(TIMES), fake_times=always(FAKE_TIMES))
+    vsd.follow(student)
+    wake(vsd.fake, seed=2), wake(vsd.weighting_head, seed=3)
+    return student, teacher, vsd.double()
+
+
+def gradients(loss, module):
+    """One gradient per parameter; None where there is no path."""
+    return torch.autograd.grad(
+        loss, list(module.parameters()), retain_graph=True, allow_unused=True
+    )
+
+
+def terms_by_hand(student, teacher, vsd):
+    """Both losses, and terms that have their gradients without any stop-gradient in a square.
+
+    -2 e^w / D <sigma_data F, direction> for the student, e^w / D ||direction||^2 - w for the head,
+    D = 3 elements, means over the batch.
+    """
+    torch.manual_seed(4)
+    z, noise, fake_noise = (SIGMA * torch.randn(5, 3, dtype=torch.float64) for _ in range(3))
+    F = student(z / SIGMA, torch.full((5,), T_MAX, dtype=torch.float64), LABELS, SCALES)
+    drawn = (math.cos(T_MAX) * z - math.sin(T_MAX) * SIGMA * F).detach()
+    t = TIMES[:, None]
+    u = (t.cos() * drawn + t.sin() * noise) / SIGMA
+    F_class, F_none = teacher(u, TIMES, LABELS), teacher(u, TIMES, None)
+    F_pre = F_none + SCALES[:, None] * (F_class - F_none)
+    direction = (F_pre - vsd.fake(u, TIMES, LABELS, SCALES)).detach()
+    w = vsd.weighting_head(TIMES)
+    value = (w.exp() * direction.square().mean(1) - w).mean()
+    pull = (-2 * w.detach().exp() * (SIGMA * F * direction).mean(1)).mean()
+    t = FAKE_TIMES[:, None]
+    F_fake = vsd.fake((t.cos() * drawn + t.sin() * fake_noise) / SIGMA, FAKE_TIMES, LABELS, SCALES)
+    target = (t.cos() * fake_noise - t.sin() * drawn) / SIGMA
+    return value, pull, (F_fake - target).square().mean()
+
+
+def test_each_network_is_moved_by_its_own_term_alone(randn):
+    """Values and gradients by hand; where a stop-gradient stands, there is no path at all."""
+    student, teacher, vsd = networks()
+    torch.manual_seed(4)
+    found, fake = vsd(student, teacher, PATH, randn(5, 3), LABELS, SCALES)
+    value, pull, by_hand = terms_by_hand(student, teacher, vsd)
+    torch.testing.assert_close(found, value)
+    torch.testing.assert_close(fake, by_hand)
+    for one, other, module in (
+        (found, pull, student),
+        (found, value, vsd.weighting_head),
+        (fake, by_hand, vsd.fake),
+    ):
+        pairs = list(zip(gradients(one, module), gradients(other, module), strict=True))
+        assert max(float(expected.abs().max()) for _, expected in pairs) > 1e-3
+        for gradient, expected in pairs:
+            torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    for loss, strangers in (
+        (found, (vsd.fake, teacher)),
+        (fake, (student, teacher, vsd.weighting_head)),
+    ):
+        for stranger in strangers:
+            assert all(gradient is None for gradient in gradients(loss, stranger))
+
+
+def test_the_module_weighs_the_student_s_term_and_adds_both(randn):
+    """Consistency loss + 0.3 L_VSD + L_fake, of a second network that is a copy."""
+    student, teacher, vsd = networks()
+    module = ConsistencyModule(
+        student,
+        TeacherVelocity(),
+        teacher,
+        start_from_teacher=False,
+        path=PATH,
+        guidance=GuidanceProposal(),
+        vsd=vsd,
+    ).double()
+    for one, other in zip(vsd.fake.parameters(), student.parameters(), strict=True):
+        assert one is not other
+        assert torch.equal(one, other)
+    module._trainer = SimpleNamespace(global_step=10**6)
+    module.log = lambda *_: None
+    logged = {}
+    module.log_dict = logged.update
+    module.sample_times = lambda num: TIMES
+    outputs = module.training_step(Batch(SIGMA * randn(5, 3), LABELS), 0)
+    added = 0.3 * logged["train/vsd"] + logged["train/fake"]
+    torch.testing.assert_close(outputs["loss"], outputs["sample_loss"].mean() + added)
+    assert float(logged["train/fake"].detach()) > 0.1
 
 
 def test_both_networks_are_trained_and_neither_teacher_nor_average_of_the_second():

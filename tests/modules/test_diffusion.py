@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion module: its loss by hand, what it learns, and how it draws samples."""
 
+import math
+
 import pytest
 import torch
 from gaussian import PATH, ExactTeacher
@@ -9,7 +11,7 @@ from torch import nn
 
 from scm_lightning import DiffusionModule, TimeProposal
 from scm_lightning.data import SampleRequest
-from scm_lightning.modules import FlatCosine
+from scm_lightning.modules import FlatCosine, InverseSqrt
 from scm_lightning.networks import MLP
 
 
@@ -78,6 +80,62 @@ def test_schedule_by_hand():
     assert rates[100] == pytest.approx([0.02, 0.06])
     with pytest.raises(ValueError, match="need 0 <= ramp_steps <= total_steps"):
         FlatCosine(optimizer, total_steps=5, ramp_steps=6)
+
+
+@pytest.mark.parametrize(("ref_steps", "ramp_steps"), [(30, 8), (9, 20), (30, 0), (1, 3)])
+def test_inverse_square_root_by_hand(ref_steps, ramp_steps):
+    """alpha_ref / sqrt(max(step / t_ref, 1)), with a linear ramp that reaches 1 at its last step.
+
+    A ramp may end before the fall starts or after; four times t_ref halves the rate.
+    """
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))]},
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": 3.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.7)
+    schedule = InverseSqrt(optimizer, ref_steps, ramp_steps)
+    rates = []
+    for _ in range(121):
+        rates.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    for step, found in enumerate(rates):
+        factor = 1.0 if step <= ref_steps else math.sqrt(ref_steps / step)
+        if step + 1 < ramp_steps:
+            factor *= (step + 1) / ramp_steps
+        assert found == pytest.approx([0.7 * factor, 3.0 * factor], rel=1e-12)
+    if (ref_steps, ramp_steps) == (30, 8):
+        assert [rates[step][0] for step in (0, 7, 30, 120)] == pytest.approx(
+            [0.0875, 0.7, 0.7, 0.35]
+        )
+
+
+def test_impossible_schedules_are_refused():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    for ref_steps, ramp_steps in ((0, 5), (5, -1)):
+        with pytest.raises(ValueError, match=f"got {ref_steps} and {ramp_steps}; the paper uses"):
+            InverseSqrt(optimizer, ref_steps, ramp_steps)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_schedule_moves_with_the_optimizer(accumulate):
+    """Once per optimizer step, not per batch and not per epoch: the rate of step n is factor n."""
+    used = []
+
+    class Recorder(torch.optim.SGD):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            used.append(self.param_groups[0]["lr"])
+            return loss
+
+    module = DiffusionModule(
+        Linear(),
+        PATH,
+        optimizer=lambda groups: Recorder(groups, lr=0.7),
+        lr_schedule=lambda optimizer: InverseSqrt(optimizer, ref_steps=2, ramp_steps=2),
+    )
+    trainer(6, accumulate_grad_batches=accumulate).fit(module, loader())
+    assert used == pytest.approx([0.7 * f for f in (0.5, 1, 1, (2 / 3) ** 0.5, 0.5**0.5, 0.4**0.5)])
 
 
 def test_impossible_options_are_refused():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.core import GuidanceProposal, TimeGrid, expand_time
+from scm_lightning.core import NULL_LABEL, GuidanceProposal, TimeGrid, expand_time
 from scm_lightning.data import Batch
 from scm_lightning.modules import PairVelocity, TeacherVelocity
 
@@ -171,6 +171,32 @@ def test_dropped_labels_teach_the_model_without_class():
         assert set(seen) == expected
     with pytest.raises(ValueError, match=r"probability below 1, got 1\.0"):
         DiffusionModule(mlp(), label_dropout=1.0)
+
+
+def test_labels_are_dropped_at_the_rate_asked_for():
+    """In training, each label alone: within four standard deviations; the others stay in place."""
+    torch.manual_seed(0)
+    rate, num, seen = 0.23, 20_001, []
+    labels = torch.arange(num) % 3
+
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, u, t, labels):
+            seen.append(labels)
+            return self.weight * u
+
+    module = DiffusionModule(Recorder(), path=PATH, label_dropout=rate)
+    trainer(2).fit(module, DataLoader(LabelledBatches(num), batch_size=None))
+    for found in seen:
+        gone = found == NULL_LABEL
+        deviation = (rate * (1 - rate) / num) ** 0.5
+        assert abs(float(gone.double().mean()) - rate) < 4 * deviation
+        assert torch.equal(found[~gone], labels[~gone])
+    both = ((seen[0] == NULL_LABEL) & (seen[1] == NULL_LABEL)).double().mean()
+    assert abs(float(both) - rate**2) < 4 * (rate**2 * (1 - rate**2) / num) ** 0.5
 
 
 def test_uncertainty_weighting_by_hand(randn):

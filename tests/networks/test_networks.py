@@ -71,6 +71,15 @@ def test_double_norm_by_hand(randn):
     )
 
 
+def test_a_fresh_double_norm_scales_by_one_where_the_embedding_is_zero(randn):
+    """Its slope there is 1 / sqrt(eps) if the scale's bias is zero, and any sign if it is drawn."""
+    layer, x = AdaptiveDoubleNorm(8, 3).double(), randn(5, 8, 4)
+    nothing = torch.zeros(5, 3).double()
+    shift = pixel_norm(layer.shift(nothing))[:, :, None]
+    normed = torch.nn.functional.group_norm(x, 1, eps=1e-6)
+    torch.testing.assert_close(layer(x, nothing), normed + shift, rtol=1e-7, atol=1e-7)
+
+
 def test_weighting_head_starts_at_zero_and_depends_on_time():
     head, t = WeightingHead(), torch.linspace(0, 1.5, 5)
     assert torch.equal(head(t), torch.zeros(5))

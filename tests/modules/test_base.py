@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every module does around a step: forced weights before the averages, measured data."""
+
+import pytest
+import torch
+from gaussian import PATH
+from tiny import loader, mlp, trainer, wake
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from scm_lightning import ConsistencyModule, DiffusionModule
+from scm_lightning.data import Batch
+from scm_lightning.modules import AdaptiveVSD, PairVelocity, PowerFunction, TeacherVelocity
+from scm_lightning.modules.base import STATISTICS_TOLERANCE
+from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu
+
+SIGMA = PATH.sigma_data
+
+
+class MagnitudePreserving(nn.Module):
+    """F of three numbers, by one layer of each kind and a gain that nothing normalises."""
+
+    def __init__(self):
+        super().__init__()
+        self.input = MPLinear(4, 7)
+        self.pixel = MPConv2d(7, 6, 1)
+        self.output = MPLinear(6, 3)
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, u, t, labels=None, guidance=None):
+        h = mp_silu(self.input(torch.cat([u, t[:, None].to(u.dtype)], dim=1)))
+        h = mp_silu(self.pixel(h[:, :, None, None]).flatten(1))
+        return self.gain * self.output(h)
+
+
+def copy_of(network):
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def rows_of_unit_mean_square(weights):
+    """Written out, row by row; whatever is no matrix or kernel stays."""
+    found = {}
+    for name, weight in weights.items():
+        rows = [row / row.square().mean().sqrt() for row in weight] if weight.ndim > 1 else None
+        found[name] = weight if rows is None else torch.stack(rows)
+    return found
+
+
+def fit_recorded(module, network, num_steps):
+    """Weights as the optimizer leaves them, at every step, and as the next forward sees them."""
+    stepped, seen = [], []
+
+    class Recorder(torch.optim.Adam):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            stepped.append(copy_of(network))
+            return loss
+
+    network.register_forward_pre_hook(lambda *_: seen.append(copy_of(network)))
+    module.optimizer = lambda groups: Recorder(groups, lr=0.05)
+    trainer(num_steps).fit(module, loader())
+    return stepped, seen
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "consistency"])
+def test_weights_are_forced_after_every_step_and_before_the_averages(kind):
+    """Against the optimizer's own result, normalised by hand, and the average of that."""
+    torch.manual_seed(0)
+    network = MagnitudePreserving()
+    ema = PowerFunction(18**-0.5)  # its exponent gamma is 1
+    if kind == "diffusion":
+        module = DiffusionModule(network, PATH, ema=ema)
+    else:
+        module = ConsistencyModule(network, PairVelocity(), path=PATH, ema=ema)
+    stepped, _ = fit_recorded(module, network, 4)
+    forced = [rows_of_unit_mean_square(weights) for weights in stepped]
+    average = {name: torch.zeros_like(weight) for name, weight in forced[0].items()}
+    for step, (raw, weights) in enumerate(zip(stepped, forced, strict=True), start=1):
+        # Adam's step of 0.05 on every weight changes a row's mean square: there is work to do.
+        for name in ("input.weight", "pixel.weight", "output.weight"):
+            assert float((raw[name] - weights[name]).abs().max()) > 1e-3
+        beta = (1 - 1 / step) ** 2
+        average = {name: beta * average[name] + (1 - beta) * weights[name] for name in weights}
+    for found, expected in (
+        (copy_of(network), forced[-1]),
+        (copy_of(module.ema.network), average),
+    ):
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_second_network_of_vsd_is_forced_too():
+    """Whenever it is called; it has no average that could follow it too early."""
+    torch.manual_seed(0)
+    module = ConsistencyModule(
+        MagnitudePreserving(),
+        TeacherVelocity(),
+        wake(mlp(), seed=1),
+        start_from_teacher=False,
+        path=PATH,
+        vsd=AdaptiveVSD(),
+    )
+    stepped, seen = fit_recorded(module, module.vsd.fake, 3)
+    assert len(seen) == 6  # in the student's term and in its own
+    assert not torch.equal(stepped[0]["input.weight"], stepped[-1]["input.weight"])
+    for weights in seen:
+        expected = rows_of_unit_mean_square(weights)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+class TwoValues(IterableDataset):
+    """Endless samples of `mean` plus and minus `spread`, as many of each in every batch."""
+
+    def __init__(self, mean, spread):
+        self.x0 = torch.full((64, 3), mean)
+        self.x0[::2] += spread
+        self.x0[1::2] -= spread
+
+    def __iter__(self):
+        while True:
+            yield Batch(self.x0, None)
+
+
+def measure(mean, spread):
+    """A run long enough to measure 256 samples."""
+    module = DiffusionModule(mlp(), PATH)
+    trainer(5).fit(module, DataLoader(TwoValues(mean, spread), batch_size=None))
+    return module
+
+
+INSIDE, OUTSIDE = STATISTICS_TOLERANCE - 0.01, STATISTICS_TOLERANCE + 0.01
+
+
+@pytest.mark.parametrize("mean", [0.0, -3 * SIGMA])
+@pytest.mark.parametrize("factor", [1.0, 1 - INSIDE, 1 + INSIDE])
+def test_data_of_any_mean_are_taken_by_their_spread_about_it(mean, factor):
+    assert measure(mean, factor * SIGMA)._first_samples is None
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.8 * SIGMA, -3 * SIGMA])
+@pytest.mark.parametrize("factor", [0.6, 1 - OUTSIDE, 1 + OUTSIDE])
+def test_data_of_another_spread_are_refused_whatever_their_mean(mean, factor):
+    """0.8^2 + 0.6^2 = 1: the root mean square alone would take the first for the data."""
+    measured = factor * SIGMA * (768 / 767) ** 0.5  # of 256 samples of three numbers, unbiased
+    with pytest.raises(ValueError, match=f"sigma_data = 0.7, got {measured:.4g} over 256 samples"):
+        measure(mean, factor * SIGMA)
