@@ -3,8 +3,7 @@ r"""Ways to take the derivative of F along the ODE, all of one form.
 
 A method gets a function f(u, t) and a direction (tu, tt), and returns f(u, t) with its reverse
 graph and the derivative along the direction without one. Value and derivative see the same dropout
-mask, with one exception: on channels-last activations torch.func.jvp draws its mask in another
-order than an ordinary forward, so that `two_pass` sees two.
+mask, that of an ordinary forward.
 
 Relative to `two_pass`, a whole training step by `dual` takes about two thirds of the time and no
 more memory (tests/benchmarks/README.md).
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scm_lightning.autodiff.dual import Dual, is_dual
+from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.core import expand_time
 
 Function = Callable[[Tensor, Tensor], Tensor]
@@ -69,7 +69,7 @@ def by_dual_numbers(f: Function, point: Point) -> tuple[Tensor, Tensor]:
 def by_forward_mode(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     """One pass of torch's forward mode in grad mode: F is the primal of the pass itself."""
     primals = (point.u, point.t)
-    F, derivative = torch.func.jvp(f, primals, point.tangents())  # type: ignore[misc]
+    F, derivative = jvp(f, primals, point.tangents())
     return F, derivative.detach()
 
 
@@ -77,7 +77,7 @@ def by_two_passes(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     """Forward mode without grad, then an ordinary forward: the oracle of the other methods."""
     with torch.no_grad(), same_random_numbers(point.u):
         primals = (point.u, point.t)
-        _, derivative = torch.func.jvp(f, primals, point.tangents())  # type: ignore[misc]
+        _, derivative = jvp(f, primals, point.tangents())
     return f(point.u, point.t), derivative
 
 
