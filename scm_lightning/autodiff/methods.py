@@ -9,18 +9,34 @@ Relative to `two_pass`, a whole training step by `dual` takes about two thirds o
 more memory (tests/benchmarks/README.md).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scm_lightning.autodiff.dual import Dual, is_dual
 from scm_lightning.autodiff.forward_mode import jvp
-from scm_lightning.core import expand_time
+from scm_lightning.core import at_least_float32, expand_time
 
-Function = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Function:
+    """F(u, t): a network whose other arguments stay as they are.
+
+    Attributes:
+        network: called as network(u, t, *conditions).
+        conditions: labels, guidance scales and what else it takes. (B, ...) each, or None.
+    """
+
+    network: Callable[..., Tensor]
+    conditions: tuple[Tensor | None, ...]
+
+    def __call__(self, u: Tensor, t: Tensor) -> Tensor:
+        """Evaluate F. (B, ...) and (B,) to (B, ...)."""
+        return self.network(u, t, *self.conditions)
 
 
 class Point(NamedTuple):
@@ -81,26 +97,56 @@ def by_two_passes(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     return f(point.u, point.t), derivative
 
 
-def by_finite_difference(f: Function, point: Point, h: float = 1e-3) -> tuple[Tensor, Tensor]:
+def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     """Central difference along the path, which is a rotation: for networks that are opaque.
 
         u(t + h) = cos(h) u + sin(h) du/dt
 
-    exactly for a pair (x0, z), to second order along a teacher's ODE. At float32 the error is about
-    1e-3 of the derivative; the differences are taken in the type of t.
+    exactly for a pair (x0, z), to second order along a teacher's ODE. F is computed as the run
+    does; the differences in float32 or wider, since a difference of values rounded to bfloat16 is
+    noise. Rounding adds eps / h and the step h^2 w^2 / 6, with w the highest frequency in t: 1
+    for networks that take t, 1000 for those that take 1000 t. A fiftieth of eps^(1/3) serves both.
 
     Source: the rotation, arXiv 2510.08431 (rCM); central differences, FastGen.
     """
-    step = torch.full_like(point.t, h)
-    along = expand_time(step.cos(), point.u) * point.u
-    across = expand_time(step.sin(), point.u) * point.du_dt
-    with torch.no_grad():
-        with same_random_numbers(point.u):
-            after = f(along + across, point.t + step)
-        with same_random_numbers(point.u):
-            before = f(along - across, point.t - step)
-        derivative = expand_time(point.scale / (2 * h), after) * (after - before)
+    u, t, du_dt, scale = (x.to(_wide_type(point)) for x in point)
+    weights = f.network.parameters() if isinstance(f.network, nn.Module) else ()
+    h = max(map(_eps, (u, *weights))) ** (1 / 3) / 50
+    step = torch.full_like(t, h)
+    along = expand_time(step.cos(), u) * u
+    across = expand_time(step.sin(), u) * du_dt
+    with torch.no_grad(), _full_precision(f.network, u.device.type):
+        with same_random_numbers(u):
+            after = f(along + across, t + step)
+        with same_random_numbers(u):
+            before = f(along - across, t - step)
+        derivative = expand_time(scale / (2 * h), after) * (after - before)
     return f(point.u, point.t), derivative
+
+
+def _wide_type(point: Point) -> torch.dtype:
+    """Of u and t, at least float32: half of a step must not be lost in t."""
+    return torch.promote_types(at_least_float32(point.u).dtype, point.t.dtype)
+
+
+def _eps(x: Tensor) -> float:
+    """Relative rounding of a tensor's type, once that is at least float32."""
+    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+
+
+@contextmanager
+def _full_precision(network: Any, device_type: str) -> Iterator[None]:
+    """Leave autocast, and hold weights and buffers of a half type in float32."""
+    held = (*network.parameters(), *network.buffers()) if isinstance(network, nn.Module) else ()
+    halves = [(x, x.data) for x in held if x.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for x, half in halves:
+            x.data = half.float()
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for x, half in halves:
+            x.data = half
 
 
 METHODS: dict[str, Callable[[Function, Point], tuple[Tensor, Tensor]]] = {
