@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff.checkpointing import outermost_blocks
 from scm_lightning.core import expand_time
 from scm_lightning.networks import MLP, DiT, UNet
 
@@ -194,6 +195,42 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
 def test_checkpointing_needs_blocks(randn):
     with pytest.raises(ValueError, match="found none in Linear; keep the blocks in one"):
         TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3), **inputs(randn))
+
+
+class Chained(torch.nn.Module):
+    """Blocks in an nn.Sequential, between single layers; one twice, one in a list within."""
+
+    def __init__(self):
+        super().__init__()
+        block = mlp_block()
+        self.inner = torch.nn.Sequential(
+            torch.nn.Linear(6, 6), block, torch.nn.SiLU(), block, mlp_block()
+        )
+        self.outer = torch.nn.ModuleList([torch.nn.ModuleList([mlp_block()]), mlp_block()])
+        self.alone = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.SiLU())
+
+    def forward(self, u, t, labels=None, guidance=None):
+        h = self.alone(self.inner(u * expand_time(t, u)))
+        return self.outer[1](self.outer[0][0](h))
+
+
+def mlp_block():
+    linear = torch.nn.Linear(6, 6)
+    return torch.nn.Sequential(
+        linear, torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(6, 6)
+    )
+
+
+def test_checkpointing_takes_blocks_of_chains_and_of_lists_in_lists(randn):
+    """Single layers stay; value, derivative and gradients are those of `dual`."""
+    network = Chained()
+    inner, outer = network.inner, network.outer
+    assert list(outermost_blocks(network)) == [inner[1], inner[4], outer[0][0], outer[1]]
+    network, given = wake(network).train(), inputs(randn)
+    expected = run("dual", network, given)
+    for one, other in zip(run("dual_checkpoint", network, given), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert not any("forward" in vars(module) for module in network.modules())
 
 
 class InPlace(torch.nn.Module):
