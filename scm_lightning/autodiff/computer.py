@@ -18,6 +18,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from scm_lightning.autodiff.advice import advice
 from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.dual import TangentError
 from scm_lightning.autodiff.methods import METHODS, Function, Point
@@ -88,7 +89,8 @@ class TangentComputer:
 
         Raises:
             ValueError: if the velocity or the network's output has another shape than x_t, or the
-                tangent cannot pass an operation; then module and operation are named.
+                tangent cannot pass an operation; then module, operation and the methods that work
+                are named.
 
         Source: arXiv 2410.11081, Section 4.2 and Algorithm 1.
         """
@@ -107,7 +109,8 @@ class TangentComputer:
             with checkpointed_blocks(network) if recompute else nullcontext():
                 F, scaled_dF_dt = METHODS[self.method](f, point)
         except TangentError as error:
-            raise ValueError(f"in {_innermost_module(network, error)}: {error}") from error
+            others = advice(f, point, self.method)
+            raise ValueError(f"in {_innermost_module(network, error)}: {error}{others}") from error
         if F.shape != x_t.shape:
             raise ValueError(
                 f"the network must return the shape of its input, {tuple(x_t.shape)}, got "

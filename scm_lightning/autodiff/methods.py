@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scm_lightning.autodiff.dual import Dual, is_dual
+from scm_lightning.autodiff.dual import Dual, TangentError, is_dual
 from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.core import at_least_float32, expand_time
 
@@ -70,14 +70,14 @@ def by_dual_numbers(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     """One pass of dual numbers.
 
     Raises:
-        ValueError: if the network returns something that is no dual number.
+        TangentError: if the network returns something that is no dual number.
     """
     tu, tt = point.tangents()
     out = f(Dual(point.u, tu), Dual(point.t, tt))  # type: ignore[arg-type]
     if not is_dual(out):
-        raise ValueError(
+        raise TangentError(
             f"the network lost the tangent: it must return a tensor made from u and t, got "
-            f"{type(out).__name__}; use the tangent method finite_difference"
+            f"{type(out).__name__}"
         )
     return out.primal, out.tangent  # type: ignore[attr-defined]
 
