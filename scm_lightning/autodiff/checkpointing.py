@@ -21,17 +21,17 @@ def checkpointed_blocks(network: nn.Module) -> Iterator[None]:
     """Let the blocks of a network be computed twice instead of kept, inside the context.
 
     Args:
-        network: its blocks are the members of its outermost `nn.ModuleList`s; each takes tensors
-            and returns one.
+        network: its blocks, see `outermost_blocks`, take tensors and return one.
 
     Raises:
         ValueError: if the network has no such blocks.
     """
-    blocks = list(outermost_blocks(network))
+    blocks = dict.fromkeys(outermost_blocks(network))  # one may be used twice
     if not blocks:
         raise ValueError(
-            f"dual_checkpoint computes the members of nn.ModuleLists twice, found none in "
-            f"{type(network).__name__}; keep the blocks in one, or use the tangent method dual"
+            f"dual_checkpoint computes the members of an nn.ModuleList or nn.Sequential twice, "
+            f"found none in {type(network).__name__}; keep the blocks in one, or use the tangent "
+            "method dual"
         )
     for block in blocks:
         block.forward = _checkpointed(block, block.forward)
@@ -43,10 +43,17 @@ def checkpointed_blocks(network: nn.Module) -> Iterator[None]:
 
 
 def outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Blocks of a network: the members of its outermost `nn.ModuleList`s."""
+    """Blocks of a network: what its outermost lists and chains are made of.
+
+    Of an `nn.ModuleList` all members, of an `nn.Sequential` those that are made of modules
+    themselves: single layers, such as those of an embedding, are too small.
+    """
     for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
+        is_block = isinstance(module, nn.ModuleList) or (
+            isinstance(module, nn.Sequential) and any(child.children())
+        )
+        if is_block and not isinstance(child, nn.ModuleList):
+            yield child
         else:
             yield from outermost_blocks(child)
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from scm_lightning.core import widen
+
 TIME_EDGES = (0.0, 0.1, 0.5, 1.1, 1.5, math.pi / 2)
 """Edges of the buckets of t. 1.1 is where the second sampling step starts. Radians."""
 OF_SAMPLES = {"tangent_norm": "tangent_norm", "loss": "sample_loss"}
@@ -78,10 +80,10 @@ class Diagnostics(Callback):
     def _write(self, trainer: Trainer) -> None:
         t, *rows = torch.cat(self._batches, dim=1)
         self._batches = []
-        of_samples = torch.stack(rows).double()
+        of_samples = widen(torch.stack(rows))
         edges = torch.tensor(TIME_EDGES[1:-1], device=t.device)
         bucket = torch.bucketize(t, edges, right=True)
-        known = of_samples.isfinite().double()
+        known = of_samples.isfinite().to(of_samples.dtype)
         totals = known.new_zeros(2, len(OF_SAMPLES), len(TIME_EDGES) - 1)
         totals.index_add_(2, bucket, torch.stack([of_samples.nan_to_num(0.0, 0.0, 0.0), known]))
         sums, counts = trainer.strategy.reduce(totals, reduce_op="sum").tolist()

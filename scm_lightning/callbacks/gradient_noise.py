@@ -28,7 +28,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from scm_lightning.autodiff import CompiledTangents, TangentComputer
-from scm_lightning.core import TrigFlow
+from scm_lightning.core import TrigFlow, widen
 from scm_lightning.core.times import MAX_TIME
 from scm_lightning.data import Batch
 
@@ -94,7 +94,7 @@ class TangentProbe:
             still = torch.zeros_like(dx_dt)
             _, scaled_part = self.tangents(network, x_t, t, still, **conditions)
         factor = t.cos() * t.sin() if scale is None else scale
-        both = torch.stack([scaled_dF_dt, scaled_part]).flatten(2).double()
+        both = widen(torch.stack([scaled_dF_dt, scaled_part]).flatten(2))
         self.squares.append((both / factor[:, None]).square().mean((1, 2)))
         return F, scaled_dF_dt
 
@@ -193,7 +193,7 @@ class GradientNoise(Callback):
             By name, see above; without the tangents' where the module computes none.
         """
         parameters = trainer.optimizers[0].param_groups[0]["params"]
-        total, squares, norms = torch.zeros((), dtype=torch.float64), 0.0, []
+        total, squares, norms = torch.zeros(()), 0.0, []
         with _measured_at(pl_module, t) as probe:
             for number, batch in enumerate(self._batches):
                 with trainer.precision_plugin.train_step_context():
@@ -203,7 +203,7 @@ class GradientNoise(Callback):
                 if "tangent_norm" in outputs:
                     norms.append(float(outputs["tangent_norm"].mean()))
                 gradients = torch.autograd.grad(outputs["loss"], parameters, materialize_grads=True)
-                gradient = torch.cat([each.flatten().double() for each in gradients])
+                gradient = torch.cat([widen(each.flatten()) for each in gradients])
                 total = total + gradient
                 squares += float(gradient.square().sum())
         count = len(self._batches)

@@ -93,7 +93,9 @@ class ShardedSync:
             if isinstance(parameter, DTensor) or not parameter.requires_grad:
                 continue  # of a block within, which has a hook of its own
             # A hook of the tensor would hear gradients that are recomputed within a backward too.
-            leaf = get_gradient_edge(parameter).node
+            # Within torch.func.jvp a parameter would be asked as a constant of that level.
+            with torch._C._DisableFuncTorch():
+                leaf = get_gradient_edge(parameter).node
             if self._leaves.get(name) is not leaf:
                 self._leaves[name] = leaf
                 self._handles.append(leaf.register_prehook(partial(self._hear, name)))

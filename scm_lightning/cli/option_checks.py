@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 MAX_SEED = 2**32 - 1
@@ -21,6 +22,8 @@ LEAST = {
     "reload_dataloaders_every_n_epochs": 0,
 }
 """Smallest values of numbers of the trainer, which it would divide by or run without."""
+FLOAT16 = ("16-mixed", "16", 16)
+"""Spellings of float16 autocast with a loss scale."""
 MAY_BE_NONE = {"optimizer", "lr_scheduler"}
 """Options of Lightning's; the models here have their own."""
 
@@ -34,7 +37,7 @@ def check_options(config: Namespace, names: Iterable[str]) -> None:
 
     Raises:
         ValueError: if a class_path is no class's, a group of options is a list, an option is out of
-            range, or the folder of the run is a file.
+            range, a CPU is to compute in float16, or the folder of the run is a file.
     """
     for path in class_paths(config):
         if not inspect.isclass(pkgutil.resolve_name(path)):
@@ -49,11 +52,21 @@ def check_options(config: Namespace, names: Iterable[str]) -> None:
         value = config.trainer[name]
         if value is not None and not value >= least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}; raise it")
+    if _is_float16_on_cpu(config.trainer) and not config.get("dry_run"):  # of a run elsewhere
+        raise ValueError(
+            "trainer.precision 16-mixed needs a GPU, got a CPU, where Lightning would run "
+            "bf16-mixed without a word; pass --trainer.precision bf16-mixed or 32-true"
+        )
     root = Path(config.trainer.default_root_dir or ".")
     if root.exists() and not root.is_dir():
         raise ValueError(
             f"trainer.default_root_dir must be a folder, got the file {root}; give another"
         )
+
+
+def _is_float16_on_cpu(trainer: Namespace) -> bool:
+    automatic = trainer.accelerator == "auto" and not torch.accelerator.is_available()
+    return trainer.precision in FLOAT16 and (automatic or trainer.accelerator == "cpu")
 
 
 def class_paths(value: Any) -> Iterator[str]:

@@ -32,7 +32,13 @@ from scm_lightning.core.tangents import (
     tangent_warmup,
 )
 from scm_lightning.core.times import Segments, TimeGrid, TimeProposal, edm_levels
-from scm_lightning.core.trigflow import TrigFlow, at_least_float32, expand_time
+from scm_lightning.core.trigflow import (
+    TrigFlow,
+    at_least_float32,
+    expand_time,
+    widen,
+    widest_float,
+)
 
 __all__ = [
     "NULL_LABEL",
@@ -70,4 +76,6 @@ __all__ = [
     "tangent",
     "tangent_norm",
     "tangent_warmup",
+    "widen",
+    "widest_float",
 ]

@@ -14,7 +14,7 @@ Axes: B batch, ... data axes. Times in radians.
 
 from torch import Tensor
 
-from scm_lightning.core.trigflow import at_least_float32, expand_time
+from scm_lightning.core.trigflow import at_least_float32, expand_time, widen
 
 
 def mean_flow_target(duration_dF_dt: Tensor, dx_dt: Tensor, *, sigma_data: float) -> Tensor:
@@ -26,11 +26,12 @@ def mean_flow_target(duration_dF_dt: Tensor, dx_dt: Tensor, *, sigma_data: float
         sigma_data: standard deviation of the data, in data units.
 
     Returns:
-        dx_dt / sigma_data - (t - s) dF/dt, in float64. (B, ...), unit variance.
+        dx_dt / sigma_data - (t - s) dF/dt, in float64 where the device has it. (B, ...), unit
+            variance.
 
     Source: arXiv 2505.13447, Eq. 10.
     """
-    return dx_dt.double() / sigma_data - duration_dF_dt.double()
+    return widen(dx_dt) / sigma_data - widen(duration_dF_dt)
 
 
 def mean_flow_loss(F: Tensor, target: Tensor, *, p: float = 1.0, c: float = 1e-3) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scm_lightning.core.trigflow import expand_time
+from scm_lightning.core.trigflow import expand_time, widen
 
 NormKind = Literal["l2", "rms"]
 
@@ -65,7 +65,7 @@ def tangent(
         r: tangent warm-up in [0, 1]; 0 leaves out the second, unstable term.
 
     Returns:
-        g, in float64. (B, ...), data units per radian.
+        g, in float64 where the device has it. (B, ...), data units per radian.
 
     Raises:
         ValueError: if `r` is outside [0, 1] or `t` is not (B,).
@@ -75,9 +75,8 @@ def tangent(
     if not 0.0 <= r <= 1.0:
         raise ValueError(f"tangent warm-up r must be in [0, 1], got {r}; see tangent_warmup")
     # Both brackets are differences of nearly equal terms once the student is good.
-    F, cos_sin_dF_dt, x_t, dx_dt = F.double(), cos_sin_dF_dt.double(), x_t.double(), dx_dt.double()
-    cos = expand_time(t, x_t).double().cos()
-    sin = expand_time(t, x_t).double().sin()
+    F, cos_sin_dF_dt, x_t, dx_dt, t = map(widen, (F, cos_sin_dF_dt, x_t, dx_dt, t))
+    cos, sin = expand_time(t, x_t).cos(), expand_time(t, x_t).sin()
     return -(cos**2) * (sigma_data * F - dx_dt) - r * (cos * sin * x_t + sigma_data * cos_sin_dF_dt)
 
 
@@ -106,14 +105,15 @@ def discrete_tangent(
         r: tangent warm-up in [0, 1].
 
     Returns:
-        g, in float64; `tangent`'s in the limit of small steps. (B, ...), data units per radian.
+        g, in float64 where the device has it; `tangent`'s in the limit of small steps. (B, ...),
+            data units per radian.
 
     Source: arXiv 2410.11081, Algorithm 2 (dsCD).
     """
-    F, F_before, x_t, dx_dt = F.double(), F_before.double(), x_t.double(), dx_dt.double()
-    cos = expand_time(t, x_t).double().cos()
-    before = expand_time(t_before, x_t).double()
-    step = expand_time(t, x_t).double() - before
+    F, F_before, x_t, dx_dt, t = map(widen, (F, F_before, x_t, dx_dt, t))
+    cos = expand_time(t, x_t).cos()
+    before = expand_time(widen(t_before), x_t)
+    step = expand_time(t, x_t) - before
     dF = sigma_data * (step.cos() * F - F_before) / step.sin()
     df = -before.cos() * (sigma_data * F - dx_dt) - r * before.sin() * (x_t + dF)
     return cos * df

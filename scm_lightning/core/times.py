@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scm_lightning.core.trigflow import TrigFlow
+from scm_lightning.core.trigflow import TrigFlow, widen, widest_float
 
 MAX_TIME = 1.5707962
 """Largest float32 below pi/2, in radians; float32's own pi/2 lies above it, where tan < 0."""
@@ -63,7 +63,7 @@ class TimeProposal:
             Times in (0, pi/2). (B,), radians, float32 whatever the trainer's precision.
         """
         tau = self.P_mean + self.P_std * torch.randn(
-            num, generator=generator, device=device, dtype=torch.float64
+            num, generator=generator, device=device, dtype=widest_float(device)
         )
         t = path.t_from_sigma(tau.exp()).to(torch.float32)
         return t.clamp(max=MAX_TIME)
@@ -82,11 +82,11 @@ def edm_levels(
         device: device of the result.
 
     Returns:
-        The levels. (num,), data units, float64.
+        The levels. (num,), data units, in float64 where the device has it.
 
     Source: arXiv 2206.00364, Eq. 5.
     """
-    ramp = torch.linspace(0, 1, num, dtype=torch.float64, device=device)
+    ramp = torch.linspace(0, 1, num, dtype=widest_float(device), device=device)
     start, end = first ** (1 / rho), last ** (1 / rho)
     levels: Tensor = (start + ramp * (end - start)) ** rho
     return levels
@@ -124,7 +124,7 @@ class TimeGrid:
             )
 
     def times(self, path: TrigFlow, device: torch.device | str = "cpu") -> Tensor:
-        """The grid. (N + 1,), radians, float64, ascending."""
+        """The grid. (N + 1,), radians, ascending; in float64 where the device has it."""
         num = self.num_intervals + 1
         times = path.t_from_sigma(edm_levels(num, self.sigma_min, self.sigma_max, self.rho, device))
         times[0] = 0.0
@@ -175,7 +175,7 @@ class Segments:
     def lower_edge(self, t: Tensor) -> Tensor:
         """Lower edge of the part that every time lies in. (B,) radians to (B,) radians."""
         width = math.pi / 2 / self.num
-        return (t.double() / width).floor().clamp(0, self.num - 1).mul(width).to(t.dtype)
+        return (widen(t) / width).floor().clamp(0, self.num - 1).mul(width).to(t.dtype)
 
     def edges(self, t_max: float) -> tuple[float, ...]:
         """Times of a sampling run: `t_max`, then every lower edge down to 0. Radians."""

@@ -20,10 +20,24 @@ from torch import Tensor
 
 from scm_lightning.core.noise import Generators, standard_normal
 
+DEVICES_WITHOUT_FLOAT64 = {"mps"}
+"""Types of device that refuse to make a tensor of it: Apple's."""
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return `x` in float32, or in its own type if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def widest_float(device: torch.device | str) -> torch.dtype:
+    """Float64, or float32 on a device that has no wider type."""
+    has_none = torch.device(device).type in DEVICES_WITHOUT_FLOAT64
+    return torch.float32 if has_none else torch.float64
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return `x` in the widest type of its device, for differences of nearly equal numbers."""
+    return x.to(widest_float(x.device))
 
 
 def expand_time(t: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import TrigFlow, sample_generators, standard_normal
+from scm_lightning.core import TrigFlow, sample_generators, standard_normal, widen
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.sharding import shard
@@ -242,7 +242,7 @@ class GenerativeModule(LightningModule, ABC):
         num_samples = sum(map(len, self._first_samples)) * self.trainer.world_size
         if num_samples < STATISTICS_SAMPLES:
             return
-        samples = torch.cat(self._first_samples).double()
+        samples = widen(torch.cat(self._first_samples))
         self._first_samples = None
         # All processes must come to the same end, or those that go on wait for ever.
         sums = torch.stack([torch.ones_like(samples).sum(), samples.sum(), samples.square().sum()])

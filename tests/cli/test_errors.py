@@ -61,6 +61,10 @@ def refused(capsys, *args):
             "built without classes but got labels",
         ),
         ([*SCT, "--data.init_args.batch_size", "0"], "batch sizes must be at least 1"),
+        (
+            [*SCT, "--trainer.accelerator", "cpu", "--trainer.precision", "16-mixed"],
+            "trainer.precision 16-mixed needs a GPU, got a CPU",
+        ),
         ([*SCT, "--diagnostics.every_n_steps", "0"], "every_n_steps must be at least 1"),
         (
             [*SCT, "--data.init_args.root", str(Path(__file__))],

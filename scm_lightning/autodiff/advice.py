@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tangent methods take a network that another one refuses: found by trying them.
+
+Two samples of the batch go through a copy of the weights, with noise on it: a fresh network says
+zero, and so does its derivative, right or lost. A method counts as exact if it agrees with finite
+differences, since forward mode loses the tangent in some operations without a word.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from scm_lightning.autodiff.methods import METHODS, Function, Point, same_random_numbers
+from scm_lightning.core import at_least_float32
+
+EXACT = ("dual", "two_pass", "func")
+"""Methods to try, the cheaper ones in memory first; dual_checkpoint takes what dual takes."""
+TOLERANCE = 0.1
+"""Largest relative difference from finite differences, which are rough, under autocast."""
+
+
+def advice(f: Function, point: Point, refused: str) -> str:
+    """Say what to use in the place of a method.
+
+    Nothing is changed: weights, buffers, gradients and the state of the random numbers stay.
+
+    Args:
+        f: the network and its conditions.
+        point: where the method refused it.
+        refused: that method.
+
+    Returns:
+        A clause that names the methods that work, exact ones first; empty for a sharded network,
+        whose processes would wait for each other.
+    """
+    parts = f.network.modules() if isinstance(f.network, nn.Module) else ()
+    if any(isinstance(part, FSDPModule) for part in parts):
+        return ""
+    try:
+        exact, is_differentiable = _working_methods(f, point, refused)
+    except Exception:  # whatever a foreign network does, the refusal itself must be read
+        exact, is_differentiable = [], False
+    found = [f"{' and '.join(exact)} exactly"] if exact else []
+    found += ["finite_difference to about 5e-3"] if is_differentiable else []
+    if not found:
+        return "; of the other tangent methods none takes this network"
+    return f"; of the other tangent methods this network works with {', '.join(found)}"
+
+
+def _working_methods(f: Function, point: Point, refused: str) -> tuple[list[str], bool]:
+    """Methods that agree with finite differences, and whether those work."""
+    with warnings.catch_warnings(), same_random_numbers(point.u):
+        warnings.simplefilter("ignore")
+        state, num = _noisy_state(f.network), len(point.t)
+        point = Point(*(x[:2].detach() for x in point))
+        conditions = tuple(
+            x[:2] if x is not None and x.ndim and len(x) == num else x for x in f.conditions
+        )
+        f = Function(f.network, conditions)
+        wide = {k: at_least_float32(x) if x.is_floating_point() else x for k, x in state.items()}
+        expected = _derivative("finite_difference", _with_state(f, wide), point)
+        if expected is None:
+            return [], False
+        working = []
+        for name in EXACT:
+            found = None
+            if not refused.startswith(name):
+                found = _derivative(name, _with_state(f, state), point)
+            if found is not None:
+                difference = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+                working += [name] if difference < TOLERANCE else []
+        return working, True
+
+
+def _noisy_state(network: Any) -> dict[str, Tensor]:
+    """Copies of buffers and, with noise on them, of weights; none of a plain function."""
+    if not isinstance(network, nn.Module):
+        return {}
+    state = {name: x.detach().clone() for name, x in network.named_buffers()}
+    for name, x in network.named_parameters():
+        noise = 0.02 * torch.randn_like(x) if x.is_floating_point() else 0
+        state[name] = x.detach() + noise
+    return state
+
+
+def _with_state(f: Function, state: dict[str, Tensor]) -> Function:
+    """The same function, with other weights and buffers in the place of its own."""
+    network = f.network
+    if not isinstance(network, nn.Module):
+        return f
+
+    def call(*args: Any) -> Tensor:
+        out: Tensor = torch.func.functional_call(network, state, args)
+        return out
+
+    return Function(call, f.conditions)
+
+
+def _derivative(name: str, f: Function, point: Point) -> Tensor | None:
+    """A method's derivative, float64 on the CPU; None if it refuses or fails."""
+    try:
+        with same_random_numbers(point.u):  # dropout is the same for all
+            F, derivative = METHODS[name](f, point)
+    except Exception:  # of any kind: the method does not work
+        return None
+    is_good = derivative.shape == F.shape == point.u.shape and bool(derivative.isfinite().all())
+    return derivative.detach().cpu().double() if is_good else None
