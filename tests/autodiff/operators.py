@@ -194,13 +194,14 @@ Written by `python tests/autodiff/operators.py --table tests/autodiff/OPERATORS.
 
 Each operator of `torch.testing._internal.common_methods_invocations.op_db`, with a forward
 derivative in torch or without: as function, method, operator, in place (also with a view made
-before, and on a view), with arguments by name, with `out=`, and by its aliases; in float64 and complex128; with up
-to {CAP} of torch's sample inputs (of more, every n-th; {FEW} for mere spellings); with all inputs
-dual, the first alone, and the others alone. Value and gradients against the plain call, the tangent
-against `torch.func.jvp`. "differences": against central differences, where `torch.func.jvp` raises.
-Outputs that depend on a gauge (eigenvectors, signs) go through torch's own `output_process_fn_grad`
-on both sides. Random operators start from the same seed. Inputs are strided: sparse layouts occur
-as outputs only. "refused": raised `TangentError`.
+before, and on a view), with arguments by name, with `out=`, and by its aliases; in float64 and
+complex128; with up to {CAP} of torch's sample inputs (of more, every n-th; {FEW} for mere
+spellings); with all inputs dual, the first alone, and the others alone. Value and gradients against
+the plain call, the tangent against `torch.func.jvp`. "differences": against central differences,
+where `torch.func.jvp` raises or differs from them. Outputs that depend on a gauge (eigenvectors,
+signs) go through torch's own `output_process_fn_grad` on both sides. Random operators start from
+the same seed. Inputs are strided: sparse layouts occur as outputs only. "refused": raised
+`TangentError`.
 
 **{summary(results)}**
 
