@@ -80,6 +80,17 @@ def keeping_an_alias(inplace: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
+def through_a_view(inplace: Callable[..., object]) -> Callable[..., object]:
+    """The in-place call on a part of a larger tensor, which is the result."""
+
+    def call(first: Tensor, *args: object, **kwargs: object) -> object:
+        whole = torch.stack([first, first])
+        inplace(whole[1], *args, **kwargs)
+        return whole
+
+    return call
+
+
 def into_out(function: Callable[..., object]) -> Callable[..., object]:
     """The call with `out=`: torch takes it only where no gradient is asked for."""
 
@@ -112,6 +123,7 @@ def ways(op: Any) -> Iterator[Way]:
     if op.inplace_variant:
         yield Way("in-place", op.inplace_variant)
         yield Way("in-place, alias", keeping_an_alias(op.inplace_variant), FEW)
+        yield Way("in-place, of a view", through_a_view(op.inplace_variant), FEW)
     if op.operator_variant:
         yield Way("operator", op.operator_variant)
     if op.inplace_operator_variant:

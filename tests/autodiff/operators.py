@@ -161,15 +161,15 @@ def line(name: str, group: Sequence[Result]) -> str:
     remarks: Counter[str] = Counter()
     seen: dict[str, set[str]] = {}
     for result in group:
-        for remark, times in result.details.items():
+        for said, times in result.details.items():
+            remark = said.partition(", relative error")[0][:120].replace("|", "/")
             if not remark.startswith("unusable"):
                 remarks[remark] += times
                 seen.setdefault(remark, set()).add(result.way)
     total = count(group)
     counts = ", ".join(f"{total[each]} {each}" for each in COLUMNS if total[each])
     said = "; ".join(
-        f"{remark.replace('|', '/')} ({', '.join(sorted(seen[remark])[:3])})"
-        for remark, _ in remarks.most_common(2)
+        f"{remark} ({', '.join(sorted(seen[remark])[:3])})" for remark, _ in remarks.most_common(2)
     )
     return f"| `{name}` | {counts} | {said} |"
 
@@ -193,14 +193,15 @@ Written by `python tests/autodiff/operators.py --table tests/autodiff/OPERATORS.
 {torch.__version__} in {seconds:.0f} s on one core.
 
 Each operator of `torch.testing._internal.common_methods_invocations.op_db`, with a forward
-derivative in torch or without: as function, method, in place, operator, in place with a view made
-before, with arguments by name, with `out=`, and by its aliases; in float64 and complex128; with up
-to {CAP} of torch's sample inputs (of more, every n-th; {FEW} for mere spellings); with all inputs
-dual, the first alone, and the others alone. Value and gradients against the plain call, the tangent
-against `torch.func.jvp`. "differences": against central differences, where `torch.func.jvp` raises.
-Outputs that depend on a gauge (eigenvectors, signs) go through torch's own `output_process_fn_grad`
-on both sides. Random operators start from the same seed. Inputs are strided: sparse layouts occur
-as outputs only. "refused": raised `TangentError`.
+derivative in torch or without: as function, method, operator, in place (also with a view made
+before, and on a view), with arguments by name, with `out=`, and by its aliases; in float64 and
+complex128; with up to {CAP} of torch's sample inputs (of more, every n-th; {FEW} for mere
+spellings); with all inputs dual, the first alone, and the others alone. Value and gradients against
+the plain call, the tangent against `torch.func.jvp`. "differences": against central differences,
+where `torch.func.jvp` raises or differs from them. Outputs that depend on a gauge (eigenvectors,
+signs) go through torch's own `output_process_fn_grad` on both sides. Random operators start from
+the same seed. Inputs are strided: sparse layouts occur as outputs only. "refused": raised
+`TangentError`.
 
 **{summary(results)}**
 
@@ -239,7 +240,9 @@ def main() -> None:
         options.table.write_text(table(results, time.time() - start))
     for result in results:
         if result.failed or options.only:
-            print(result.op, result.dtype, result.way, dict(+result.outcomes), dict(result.details))
+            print(result.op, result.dtype, result.way, dict(+result.outcomes))
+            for remark, _ in result.details.most_common(3):
+                print("   ", remark)
     if options.times:
         print(*(f"{seconds:.1f} s {name}" for seconds, name in sorted(times)[-20:]), sep="\n")
     print(summary(results), f"{time.time() - start:.0f} s")
