@@ -76,7 +76,7 @@ class _EinopsAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = rearrange(self.qkv(x), "b (n h c) x y -> n b h (x y) c", n=3, h=2)
-        weights = torch.einsum("bhic,bhjc->bhij", q, k).softmax(-1)
+        weights = torch.einsum("bhic,bhjc->bhij", q, k / 2.0).softmax(-1)
         out = rearrange(weights @ v, "b h (x y) c -> b x y (h c)", x=x.shape[-2])
         return x + rearrange(self.fold(out), "b c (h w) p q -> b c (h p) (w q)", h=3)
 
@@ -96,7 +96,7 @@ class _ComplexRotation(nn.Module):
         turn = torch.polar(torch.ones_like(self.angle), self.angle)
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
         keys = torch.view_as_real(pairs * turn).flatten(-2)
-        return x + (keys @ keys.mT).softmax(-1) @ self.mix(x)
+        return x + (keys @ keys.mT / WIDTH**0.5).softmax(-1) @ self.mix(x)
 
 
 def complex_rope():
