@@ -95,7 +95,9 @@ def point(shape: tuple[int, ...], mode: str) -> Point:
 
 def fresh(network: Network, mode: str) -> nn.Module:
     """Build it anew, and start the random numbers of its dropout."""
-    module = built(network).to(DTYPES[mode])
+    module = built(network)
+    # .to(dtype) would take the imaginary part from complex buffers.
+    module = module.double() if DTYPES[mode] is torch.float64 else module.float()
     torch.manual_seed(2)
     return module
 
@@ -213,10 +215,10 @@ def reference(network: Network, mode: str) -> Tangent:
     raise AssertionError("no reference: " + "; ".join(reasons))
 
 
-def state_error(module: nn.Module, kinds: dict[str, type], state, random_state, plain, most) -> str:
+def state_error(module: nn.Module, kinds, state, random_state, plain: Plain, most: float) -> str:
     """Say what a forward pass left behind other than a plain one, or nothing."""
-    if {name: type(value) for name, value in tensors_of(module).items()} != kinds:
-        return "types of parameters or buffers changed"
+    if kinds_of(module) != kinds:
+        return "types or attributes of parameters or buffers changed"
     for name, value in state.items():
         if relative(value, plain.state[name]) > most:
             return f"{name} was left by {relative(value, plain.state[name]):.0e} elsewhere"
@@ -225,8 +227,10 @@ def state_error(module: nn.Module, kinds: dict[str, type], state, random_state, 
     return ""
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    return dict([*module.named_parameters(), *module.named_buffers()])
+def kinds_of(module: nn.Module) -> dict[str, tuple[type, list[str]]]:
+    """Types and own attributes of parameters and buffers."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: (type(each), sorted(vars(each))) for name, each in tensors}
 
 
 def gradient_error(found: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> float:
@@ -254,7 +258,7 @@ def judge(network: Network, method: str, mode: str) -> Verdict:
     """Run a method on a network and compare all that it does."""
     plain, tangent, most = plain_step(network, mode), reference(network, mode), bound(network, mode)
     module, at = fresh(network, mode), point(network.shape, mode)
-    kinds = {name: type(value) for name, value in tensors_of(module).items()}
+    kinds = kinds_of(module)
     try:
         with autocast(mode), attention_of(method):
             F, dF = TangentComputer(method)(

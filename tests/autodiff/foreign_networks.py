@@ -15,8 +15,9 @@ from foreign_images import IMAGES
 from foreign_tokens import TOKENS
 from foreign_torch import TORCH
 from foreign_unets import UNETS
+from foreign_videos import VIDEOS
 
-NETWORKS: dict[str, Network] = {**UNETS, **IMAGES, **TOKENS, **TORCH}
+NETWORKS: dict[str, Network] = {**UNETS, **IMAGES, **TOKENS, **VIDEOS, **TORCH}
 METHODS = ("dual", "two_pass", "func", "finite_difference")
 HEAD = (
     "network | parameters | time at pi/2 | type | method | F | dF | gradients | bound | against | "
