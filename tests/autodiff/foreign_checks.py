@@ -48,6 +48,7 @@ class Plain(NamedTuple):
     gradients: dict[str, Tensor | None]
     state: dict[str, Tensor]
     random_state: Tensor
+    kinds: dict[str, tuple[type, list[str]]]
 
 
 class Tangent(NamedTuple):
@@ -113,7 +114,7 @@ def plain_step(network: Network, mode: str) -> Plain:
         F = module(at.u, at.t)
     state, random_state = state_of(module), torch.get_rng_state()
     (F * at.cotangent).sum().backward()
-    return Plain(F.detach(), gradients_of(module), state, random_state)
+    return Plain(F.detach(), gradients_of(module), state, random_state, kinds_of(module))
 
 
 def gradients_of(module: nn.Module) -> dict[str, Tensor | None]:
@@ -215,9 +216,9 @@ def reference(network: Network, mode: str) -> Tangent:
     raise AssertionError("no reference: " + "; ".join(reasons))
 
 
-def state_error(module: nn.Module, kinds, state, random_state, plain: Plain, most: float) -> str:
+def state_error(module: nn.Module, state, random_state, plain: Plain, most: float) -> str:
     """Say what a forward pass left behind other than a plain one, or nothing."""
-    if kinds_of(module) != kinds:
+    if kinds_of(module) != plain.kinds:
         return "types or attributes of parameters or buffers changed"
     for name, value in state.items():
         if relative(value, plain.state[name]) > most:
@@ -228,9 +229,12 @@ def state_error(module: nn.Module, kinds, state, random_state, plain: Plain, mos
 
 
 def kinds_of(module: nn.Module) -> dict[str, tuple[type, list[str]]]:
-    """Types and own attributes of parameters and buffers."""
+    """Types and own attributes of parameters and buffers, but for marks of torch.compile."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {name: (type(each), sorted(vars(each))) for name, each in tensors}
+    return {
+        name: (type(each), sorted(key for key in vars(each) if "dynamo" not in key))
+        for name, each in tensors
+    }
 
 
 def gradient_error(found: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> float:
@@ -258,7 +262,6 @@ def judge(network: Network, method: str, mode: str) -> Verdict:
     """Run a method on a network and compare all that it does."""
     plain, tangent, most = plain_step(network, mode), reference(network, mode), bound(network, mode)
     module, at = fresh(network, mode), point(network.shape, mode)
-    kinds = kinds_of(module)
     try:
         with autocast(mode), attention_of(method):
             F, dF = TangentComputer(method)(
@@ -276,7 +279,7 @@ def judge(network: Network, method: str, mode: str) -> Verdict:
     promised = max(most, 1e-3) if method == "finite_difference" else most
     limits = {"F": most, "dF": promised + tangent.error, "gradients": most}
     wrong = [name for name, error in errors.items() if not error <= limits[name]]
-    line = state_error(module, kinds, state, random_state, plain, most)
+    line = state_error(module, state, random_state, plain, most)
     answer = "wrong " + ", ".join([*wrong, *["state"] * bool(line)]) if wrong or line else "exact"
     return Verdict(answer, line, most, source=tangent.source, **errors)
 
