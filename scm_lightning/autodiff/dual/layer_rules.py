@@ -63,18 +63,35 @@ def group_norm_rule(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    """`group_norm`."""
+    """`group_norm`, which keeps the layout in memory: dropout behind it draws in that order."""
     primal, tangent = _wide(input, weight, bias)
-    primal, tangent = primal.contiguous(), tangent.contiguous()
     shape = (primal.shape[0], primal.shape[1], math.prod(primal.shape[2:]))
-    out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
+    layout = _layout(primal)
+    if layout is not None:
+        out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
+    else:
+        out = func(primal, num_groups, weight, bias, eps)
     with torch.no_grad():
+        if layout is None:
+            primal, layout = primal.contiguous(), torch.contiguous_format
+            _, mean, rstd = torch.native_group_norm(primal, None, None, *shape, num_groups, eps)
+        tangent = tangent.contiguous(memory_format=layout)
         tangent, _, _ = aten.native_group_norm_backward(
             tangent, primal, mean, rstd, None, *shape, num_groups, DATA_ONLY
         )
         if weight is not None:
             tangent = tangent * weight.reshape(-1, *[1] * (primal.ndim - 2))
         return out, tangent
+
+
+def _layout(x: Tensor) -> torch.memory_format | None:
+    """A layout that the kernel of group norm takes without a copy; None for any other."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.ndim == 4:
+        _, C, H, W = x.shape
+        return torch.channels_last if x.stride() == (C * H * W, 1, W * C, C) else None
+    return None
 
 
 def rms_norm_rule(
