@@ -13,15 +13,16 @@ A flow map that ends at another time than 0 takes another factor in its place, `
 Axes: B batch, ... data axes.
 """
 
-from contextlib import nullcontext
 from typing import Literal
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from scm_lightning.autodiff.advice import advice
-from scm_lightning.autodiff.checkpointing import checkpointed_blocks
+from scm_lightning.autodiff.check import check_tangents
 from scm_lightning.autodiff.dual import TangentError
-from scm_lightning.autodiff.methods import METHODS, Function, Point
+from scm_lightning.autodiff.methods import METHODS, Function, Point, evaluate
 from scm_lightning.core import at_least_float32
 
 
@@ -39,6 +40,9 @@ class TangentComputer:
             them in float32, and is accurate to about 5e-3, in float64 to 1e-7. All others agree to
             rounding.
 
+        check: whether the method is checked on every network that is trained, before its first
+            step; see `check_tangents`. Costs less than five steps.
+
     Raises:
         ValueError: if the method is unknown.
     """
@@ -48,6 +52,7 @@ class TangentComputer:
         method: Literal[
             "dual", "dual_checkpoint", "func", "two_pass", "finite_difference"
         ] = "dual",
+        check: bool = True,
     ) -> None:
         if method not in METHODS:
             raise ValueError(
@@ -55,6 +60,8 @@ class TangentComputer:
                 "is dual"
             )
         self.method = method
+        self.check = check
+        self._checked: WeakSet[nn.Module] = WeakSet()
 
     def __call__(
         self,
@@ -88,8 +95,8 @@ class TangentComputer:
             variance and per radian; in float32 or wider.
 
         Raises:
-            ValueError: if the velocity or the network's output has another shape than x_t, or the
-                tangent cannot pass an operation; then module, operation and the methods that work
+            ValueError: if the velocity or the network's output has another shape than x_t, the
+                method is found wrong on the network, or the tangent cannot pass an operation; then module, operation and the methods that work
                 are named.
 
         Source: arXiv 2410.11081, Section 4.2 and Algorithm 1.
@@ -104,10 +111,9 @@ class TangentComputer:
         f = Function(network, (labels, guidance, *ends))
         scale = t.cos() * t.sin() if scale is None else scale
         point = Point(x_t / sigma_data, t, dx_dt / sigma_data, scale)
-        recompute = self.method == "dual_checkpoint"
         try:
-            with checkpointed_blocks(network) if recompute else nullcontext():
-                F, scaled_dF_dt = METHODS[self.method](f, point)
+            self._check_once(f, point)
+            F, scaled_dF_dt = evaluate(self.method, f, point)
         except TangentError as error:
             others = advice(f, point, self.method)
             raise ValueError(f"in {_innermost_module(network, error)}: {error}{others}") from error
@@ -117,6 +123,16 @@ class TangentComputer:
                 f"{tuple(F.shape)} from {type(network).__name__}"
             )
         return at_least_float32(F), at_least_float32(scaled_dF_dt)
+
+    def _check_once(self, f: Function, point: Point) -> None:
+        """Check the method on a network that is trained, before it is used."""
+        if not self.check or torch.compiler.is_compiling():
+            return
+        network = f.network
+        is_trained = isinstance(network, nn.Module) and network.training
+        if is_trained and torch.is_grad_enabled() and network not in self._checked:
+            check_tangents(self.method, f, point)
+            self._checked.add(network)
 
 
 def _innermost_module(network: nn.Module, error: Exception) -> str:

@@ -10,13 +10,14 @@ more memory (tests/benchmarks/README.md).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
 from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.core import at_least_float32, expand_time
@@ -31,12 +32,20 @@ class Function:
         conditions: labels, guidance scales and what else it takes. (B, ...) each, or None.
     """
 
-    network: Callable[..., Tensor]
+    network: Any
     conditions: tuple[Tensor | None, ...]
 
     def __call__(self, u: Tensor, t: Tensor) -> Tensor:
         """Evaluate F. (B, ...) and (B,) to (B, ...)."""
-        return self.network(u, t, *self.conditions)
+        F: Tensor = self.network(u, t, *self.conditions)
+        return F
+
+    def in_type(self, dtype: torch.dtype) -> "Function":
+        """The same function with floating conditions of another type."""
+        cast = (
+            x.to(dtype) if x is not None and x.is_floating_point() else x for x in self.conditions
+        )
+        return Function(self.network, tuple(cast))
 
 
 class Point(NamedTuple):
@@ -57,6 +66,10 @@ class Point(NamedTuple):
     def tangents(self) -> tuple[Tensor, Tensor]:
         """Tangents of u and t, scaled before they enter the network."""
         return expand_time(self.scale, self.u) * self.du_dt, self.scale
+
+    def in_type(self, dtype: torch.dtype) -> "Point":
+        """The same point in another type."""
+        return Point(*(x.to(dtype) for x in self))
 
 
 def same_random_numbers(x: Tensor) -> AbstractContextManager[None]:
@@ -164,3 +177,10 @@ METHODS: dict[str, Callable[[Function, Point], tuple[Tensor, Tensor]]] = {
     "two_pass": by_two_passes,
     "finite_difference": by_finite_difference,
 }
+
+
+def evaluate(method: str, f: Function, point: Point) -> tuple[Tensor, Tensor]:
+    """Take value and derivative by the method of a name."""
+    recompute = method == "dual_checkpoint"
+    with checkpointed_blocks(f.network) if recompute else nullcontext():
+        return METHODS[method](f, point)

@@ -103,7 +103,7 @@ def _find_kind(func: Any) -> Kind:
         return Kind.IN_PLACE if schema.is_mutable else Kind.OPERATION
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
         return Kind.IN_PLACE
-    in_place_operator = name.startswith("__i") and name.endswith("__") and hasattr(
-        Tensor, f"__{name[3:]}"
+    in_place_operator = (
+        name.startswith("__i") and name.endswith("__") and hasattr(Tensor, f"__{name[3:]}")
     )
     return Kind.IN_PLACE if in_place_operator and name != "__invert__" else Kind.OPERATION

@@ -6,7 +6,7 @@ r"""Rules of norms, softmax and dropout.
     dropout   the same mask for primal and tangent
 
 The Jacobians of the first two are symmetric, so their backward kernels are their forward
-derivatives. Norms compute in float32 or wider, under autocast too.
+derivatives. Under autocast the tangents of norms are computed in float32; the values as ever.
 """
 
 import math
@@ -27,14 +27,17 @@ DATA_ONLY = [True, False, False]
 """Of a norm's backward kernel: the derivative in the data, not in weight and bias."""
 
 
-def _wide(input: Any, *constants: Any) -> tuple[Tensor, Tensor]:  # noqa: A002
-    """Value and tangent at the precision that autocast gives norms."""
+def _checked(input: Any, *constants: Any) -> Tensor:  # noqa: A002
+    """The value of a norm's argument, whose weights are constant."""
     x = real(input)
     if any(map(is_dual, constants)):
         raise Unfit
-    if torch.is_autocast_enabled(x.device.type):
-        return at_least_float32(x), at_least_float32(input.tangent)
-    return x, input.tangent
+    return x
+
+
+def _casts(x: Tensor) -> bool:
+    """Whether autocast decides about a norm's type: float32 on a GPU, none on a CPU."""
+    return bool(torch.is_autocast_enabled(x.device.type))
 
 
 def layer_norm_rule(
@@ -46,9 +49,15 @@ def layer_norm_rule(
     eps: float = 1e-5,
 ) -> Any:
     """`layer_norm`."""
-    primal, tangent = _wide(input, weight, bias)
-    out, mean, rstd = torch.native_layer_norm(primal, normalized_shape, weight, bias, eps)
+    primal, tangent = _checked(input, weight, bias), input.tangent
+    if _casts(primal):
+        out = func(primal, normalized_shape, weight, bias, eps)
+    else:
+        out, mean, rstd = torch.native_layer_norm(primal, normalized_shape, weight, bias, eps)
     with torch.no_grad():
+        if _casts(primal):
+            primal, tangent = at_least_float32(primal), at_least_float32(tangent)
+            _, mean, rstd = torch.native_layer_norm(primal, normalized_shape, None, None, eps)
         tangent, _, _ = aten.native_layer_norm_backward(
             tangent, primal, list(normalized_shape), mean, rstd, None, None, DATA_ONLY
         )
@@ -64,9 +73,9 @@ def group_norm_rule(
     eps: float = 1e-5,
 ) -> Any:
     """`group_norm`, which keeps the layout in memory: dropout behind it draws in that order."""
-    primal, tangent = _wide(input, weight, bias)
+    primal, tangent = _checked(input, weight, bias), input.tangent
     shape = (primal.shape[0], primal.shape[1], math.prod(primal.shape[2:]))
-    layout = _layout(primal)
+    layout = None if _casts(primal) else _layout(primal)
     if layout is not None:
         out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
     else:
@@ -74,6 +83,8 @@ def group_norm_rule(
     with torch.no_grad():
         if layout is None:
             primal, layout = primal.contiguous(), torch.contiguous_format
+            if _casts(primal):
+                primal, tangent = at_least_float32(primal), at_least_float32(tangent)
             _, mean, rstd = torch.native_group_norm(primal, None, None, *shape, num_groups, eps)
         tangent = tangent.contiguous(memory_format=layout)
         tangent, _, _ = aten.native_group_norm_backward(
@@ -102,12 +113,14 @@ def rms_norm_rule(
     eps: float | None = None,
 ) -> Any:
     """`rms_norm`."""
-    primal, tangent = _wide(input, weight)
-    out = torch.nn.functional.rms_norm(primal, list(normalized_shape), weight, eps)
+    primal, tangent = _checked(input, weight), input.tangent
+    out = func(primal, normalized_shape, weight, eps)
     with torch.no_grad():
+        eps = torch.finfo(primal.dtype).eps if eps is None else eps
+        if _casts(primal):
+            primal, tangent = at_least_float32(primal), at_least_float32(tangent)
         axes = tuple(range(-len(normalized_shape), 0))
         size = math.prod(normalized_shape)
-        eps = torch.finfo(primal.dtype).eps if eps is None else eps
         square = torch.linalg.vector_norm(primal, dim=axes, keepdim=True).square() / size
         rstd = torch.rsqrt(square + eps)
         along = (primal * tangent).sum(axes, keepdim=True) * (rstd * rstd / size)

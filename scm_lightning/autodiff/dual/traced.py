@@ -25,8 +25,24 @@ from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 
 _OF_THE_VALUE = frozenset(
-    """device dim dtype is_complex is_contiguous is_cuda is_floating_point is_nested is_sparse
-    layout ndim numel requires_grad shape size stride""".split()
+    [
+        "device",
+        "dim",
+        "dtype",
+        "is_complex",
+        "is_contiguous",
+        "is_cuda",
+        "is_floating_point",
+        "is_nested",
+        "is_sparse",
+        "layout",
+        "ndim",
+        "numel",
+        "requires_grad",
+        "shape",
+        "size",
+        "stride",
+    ]
 )
 """Attributes that a pair answers as its value does."""
 
@@ -115,7 +131,9 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     if kind is Kind.METADATA or kind is Kind.CONSTANT:
         return func(*map_tensors(primal_of, args), **kwargs)
     if kind is not Kind.OPERATION or kwargs.get("inplace"):
-        raise TangentError(f"compiled tangents cannot follow {name_of(func)}; write it out of place")
+        raise TangentError(
+            f"compiled tangents cannot follow {name_of(func)}; write it out of place"
+        )
     return _by_forward_mode(func, args, kwargs)
 
 

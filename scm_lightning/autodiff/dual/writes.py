@@ -31,7 +31,15 @@ if TYPE_CHECKING:
 
 _RESHAPES = frozenset(
     getattr(Tensor, name)
-    for name in "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split()
+    for name in [
+        "t_",
+        "transpose_",
+        "swapaxes_",
+        "swapdims_",
+        "squeeze_",
+        "unsqueeze_",
+        "as_strided_",
+    ]
 )
 
 

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Whether a tangent method is right on a network: looked at before the first step of a run.
+
+Four samples of the first batch go through the network, in train mode and at the run's precision.
+
+    outputs      of every module, by the method and by an ordinary forward
+    gradients    of every parameter, likewise
+    derivatives  of every module, by the method and by `torch.func.jvp`. Where that raises, or
+                 differs, central differences decide, in float64 on both sides, at two steps h and
+                 h / 2 and extrapolated from them, wherever the two agree
+
+The first module that differs is named, and the run refused. Relative differences are L2, of the
+reading itself, or of a thousandth of the largest among all modules where that is more.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scm_lightning.autodiff.advice import advice
+from scm_lightning.autodiff.forward_mode import jvp
+from scm_lightning.autodiff.methods import Function, Point, evaluate
+from scm_lightning.autodiff.readings import (
+    Place,
+    Reading,
+    Readings,
+    Split,
+    Untouched,
+    in_double_precision,
+    of_dual_number,
+    of_forward_mode,
+    plain,
+    read,
+    untouched,
+)
+
+log = logging.getLogger(__name__)
+
+SAMPLES = 4
+"""Samples of the batch that are looked at."""
+LIMIT, HALF_LIMIT, ROUGH_LIMIT = 1e-3, 5e-2, 2e-2
+"""Largest relative difference: in float32; in half precision; of finite differences as a method."""
+LOST = 0.5
+"""Relative difference that no rounding explains: half precision is judged by float32 below it."""
+STEP = 1e-4
+"""Step h of the differences. Of frequencies up to 1000, the extrapolated error is h^4 w^4 / 480."""
+FLOOR = 1e-3
+
+Gradients = dict[str, Tensor | None]
+
+
+@dataclass
+class Pass:
+    """What one pass through the network gave.
+
+    Attributes:
+        readings: outputs of the modules.
+        gradients: of the parameters, by name; empty where they were not asked for.
+    """
+
+    readings: Readings
+    gradients: Gradients
+
+
+def check_tangents(method: str, f: Function, point: Point) -> None:
+    """Refuse a method whose value, gradients or derivative on a network are not right.
+
+    Weights, buffers, gradients and random numbers are as before afterwards.
+
+    Args:
+        method: the tangent method.
+        f: the network, in train mode, and its conditions.
+        point: where the run takes its first derivative; under the run's autocast.
+
+    Raises:
+        ValueError: if they are not right; names the first module that differs, and methods that
+            agree.
+    """
+    network: Any = f.network
+    few, at = _first_samples(f, point)
+    with untouched(network) as state:
+        ours = _by_method(method, few, at, state, with_gradients=True)
+        fault = _difference_from_plain(ours, few, at, state)
+        if fault is None:
+            fault = _difference_in_derivative(method, ours, few, at, state)
+    if fault is not None:
+        raise ValueError(f"{fault}{advice(f, point, method)}")
+
+
+def _difference_from_plain(ours: Pass, f: Function, point: Point, state: Untouched) -> str | None:
+    """Compare outputs and gradients with those of an ordinary forward."""
+    limit = _limit(f, point)
+    with _reading(f.network, plain, state) as readings:
+        out = f(point.u, point.t)
+    expected = Pass(readings, gradients_of(f.network, out))
+    first = _first(_values, ours.readings, expected.readings, limit)
+    if first is not None:
+        return (
+            f"the tangent method changes what the network computes: the output of {first[0]} "
+            f"differs by {first[1]:.2g} from an ordinary forward, limit {limit:g}"
+        )
+    return difference_in_gradients(ours.gradients, expected.gradients, 10 * limit)
+
+
+def difference_in_gradients(ours: Gradients, expected: Gradients, limit: float) -> str | None:
+    """Compare the gradients of the parameters; those that are nearly zero are left out."""
+    sizes = {name: 0.0 if x is None else float(x.norm()) for name, x in expected.items()}
+    floor = FLOOR * max(sizes.values(), default=0.0)
+    reached = [name for name, size in sizes.items() if size > floor]
+    errors = {}
+    for name in reached:
+        found, wanted = ours[name], expected[name]
+        if found is None:
+            return f"the parameter {name} gets no gradient by this tangent method, but by a loss"
+        assert wanted is not None
+        errors[name] = float((found - wanted).norm()) / sizes[name]
+    name = max(errors, key=lambda name: errors[name], default="")
+    if not name or errors[name] <= limit:
+        return None
+    return (
+        f"the gradient of the parameter {name} differs by {errors[name]:.2g} from that of an "
+        f"ordinary forward, limit {limit:g}"
+    )
+
+
+def _difference_in_derivative(
+    method: str, ours: Pass, f: Function, point: Point, state: Untouched
+) -> str | None:
+    """Compare derivatives with torch's forward mode; if they differ, differences decide."""
+    limit = ROUGH_LIMIT if method == "finite_difference" else _limit(f, point)
+    expected = None if method in ("func", "two_pass") else _by_forward_mode(f, point, state)
+    if expected is not None and _first(_values, ours.readings, expected, limit) is not None:
+        expected = None  # it draws another dropout mask, say
+    first = None if expected is None else _first(_tangents, ours.readings, expected, limit)
+    if expected is not None and first is None:
+        return None
+    if _is_sharded(f.network):
+        if first is None:
+            log.warning(
+                "the derivative of a sharded network could not be checked: torch.func.jvp "
+                "does not take it"
+            )
+            return None
+        return f"the derivative of {first[0]} differs by {first[1]:.2g} from torch.func.jvp"
+    fault = _difference_from_differences(method, f, point, state)
+    if fault is None and first is not None and first[1] > LOST:
+        return (
+            f"in this precision the derivative of {first[0]} by the tangent method {method} "
+            f"differs by {first[1]:.2g} from torch.func.jvp, limit {limit:g}"
+        )
+    return fault
+
+
+def _difference_from_differences(
+    method: str, f: Function, point: Point, state: Untouched
+) -> str | None:
+    """Compare derivatives with central differences, both in float64."""
+    limit = ROUGH_LIMIT if method == "finite_difference" else LIMIT
+    with in_double_precision(state.network):
+        wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
+        try:
+            expected = _by_differences(wide, at, state)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:  # a network that takes no float64
+            log.warning(
+                "the derivative could not be checked: in float64 the network says %s", reason
+            )
+            return None
+        ours = _by_method(method, wide, at, state)
+    judged = [place for place in ours.readings if place in expected]
+    if not judged:
+        log.warning("the derivative could not be checked: differences at two steps do not agree")
+    first = _first(_tangents, ours.readings, expected, limit)
+    if first is None:
+        return None
+    place, error = first
+    return (
+        f"the derivative of {place} by the tangent method {method} differs by {error:.2g} from "
+        f"central differences in float64, limit {limit:g}"
+    )
+
+
+def _by_method(
+    method: str, f: Function, point: Point, state: Untouched, with_gradients: bool = False
+) -> Pass:
+    """A pass by a tangent method; of methods other than dual numbers, the last output alone."""
+    inside = method.startswith("dual")
+    with _reading(f.network, of_dual_number, state) as readings:
+        F, derivative = evaluate(method, f, point)
+    if not inside:
+        readings.clear()
+    whole = Place("", type(f.network).__name__, 0, 0)
+    if not inside or whole not in readings:
+        readings[whole] = Reading(F.detach(), derivative.detach())
+    return Pass(readings, gradients_of(f.network, F) if with_gradients else {})
+
+
+def _by_forward_mode(f: Function, point: Point, state: Untouched) -> Readings | None:
+    """A pass by `torch.func.jvp`; None if it raises."""
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _eagerly():
+            with _reading(f.network, of_forward_mode, state) as readings:
+                jvp(f, (point.u, point.t), point.tangents())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of any kind: an in-place operation, a custom Function, an operation
+        return None
+    return readings
+
+
+def _by_differences(f: Function, point: Point, state: Untouched) -> Readings:
+    """Derivatives by central differences, extrapolated, where two steps agree."""
+
+    def at(h: float) -> Readings:
+        tu, tt = point.tangents()
+        with torch.no_grad(), _reading(f.network, plain, state) as readings:
+            f(point.u + h * tu, point.t + h * tt)
+        return readings
+
+    after, before, after_half, before_half = map(at, (STEP, -STEP, STEP / 2, -STEP / 2))
+    found = {}
+    for place, (value, _) in after.items():
+        whole = (value - before[place].value) / (2 * STEP)
+        half = (after_half[place].value - before_half[place].value) / STEP
+        if float((whole - half).norm()) <= 10 * LIMIT * float(half.norm()):
+            found[place] = Reading(value, (4 * half - whole) / 3)
+    return found
+
+
+def _reading(network: Any, split: Split, state: Untouched) -> AbstractContextManager[Readings]:
+    state.again()
+    return read(network, split)
+
+
+def _eagerly() -> Any:
+    """Context in which compiled parts of a network run as they were written."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def _first(
+    what: Callable[[Readings], dict[Place, Tensor | None]],
+    ours: Readings,
+    expected: Readings,
+    limit: float,
+) -> tuple[Place, float] | None:
+    """The first place where values, or tangents, differ, and by how much."""
+    pairs = _differences(what(ours), what(expected))
+    return next(((place, error) for place, error in pairs if not error <= limit), None)
+
+
+def _differences(
+    ours: dict[Place, Tensor | None], expected: dict[Place, Tensor | None]
+) -> Iterator[tuple[Place, float]]:
+    """Relative differences, in the order in which the modules were called."""
+    sizes = [_rms(x) for x in expected.values() if x is not None]
+    floor = FLOOR * max(sizes, default=0.0)
+    for place, found in ours.items():
+        wanted = expected.get(place, _MISSING)
+        if wanted is _MISSING or (found is None and wanted is None):
+            continue
+        one = torch.zeros_like(wanted) if found is None else found
+        other = torch.zeros_like(one) if wanted is None else wanted
+        if one.shape != other.shape:
+            yield place, float("inf")
+            continue
+        scale = max(_rms(other), floor)
+        yield place, _rms(one.to(other.dtype) - other) / scale if scale > 0 else _rms(one)
+
+
+_MISSING: Any = object()
+
+
+def _rms(x: Tensor) -> float:
+    wide = x.to(torch.complex64 if x.is_complex() else torch.float32) if x.itemsize < 4 else x
+    return float(wide.norm() / max(x.numel(), 1) ** 0.5)
+
+
+def _values(readings: Readings) -> dict[Place, Tensor | None]:
+    return {place: reading.value for place, reading in readings.items()}
+
+
+def _tangents(readings: Readings) -> dict[Place, Tensor | None]:
+    return {place: reading.tangent for place, reading in readings.items()}
+
+
+def gradients_of(network: Any, out: Tensor) -> Gradients:
+    """Gradients of a fixed random sum of the output; of a sharded network none."""
+    if _is_sharded(network):
+        return {}
+    parameters = dict(network.named_parameters())
+    for x in parameters.values():
+        x.grad = None
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(out.shape, generator=generator).to(out)
+    if out.requires_grad:
+        (out * weights).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: x.grad for name, x in parameters.items()}
+
+
+def _first_samples(f: Function, point: Point) -> tuple[Function, Point]:
+    num = len(point.t)
+
+    def few(x: Tensor | None) -> Tensor | None:
+        return x[:SAMPLES] if x is not None and x.ndim and len(x) == num else x
+
+    conditions = tuple(map(few, f.conditions))
+    return Function(f.network, conditions), Point(*(x[:SAMPLES].detach() for x in point))
+
+
+def _limit(f: Function, point: Point) -> float:
+    half = torch.is_autocast_enabled(point.u.device.type) or _half_weights(f.network)
+    return HALF_LIMIT if half else LIMIT
+
+
+def _half_weights(network: Any) -> bool:
+    return any(x.dtype in (torch.float16, torch.bfloat16) for x in network.parameters())
+
+
+def _is_sharded(network: Any) -> bool:
+    return any(isinstance(each, FSDPModule) for each in network.modules())
