@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -206,9 +207,13 @@ def _by_method(
 def _by_forward_mode(f: Function, point: Point, state: Untouched) -> Readings | None:
     """A pass by `torch.func.jvp`; None if it raises."""
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _eagerly():
-            with _reading(f.network, of_forward_mode, state) as readings:
-                jvp(f, (point.u, point.t), point.tangents())
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.compiler.set_stance("force_eager"),
+            _reading(f.network, of_forward_mode, state) as readings,
+        ):
+            jvp(f, (point.u, point.t), point.tangents())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of any kind: an in-place operation, a custom Function, an operation
@@ -240,11 +245,6 @@ def _reading(network: Any, split: Split, state: Untouched) -> AbstractContextMan
     return read(network, split)
 
 
-def _eagerly() -> Any:
-    """Context in which compiled parts of a network run as they were written."""
-    return torch.compiler.set_stance("force_eager")
-
-
 def _first(
     what: Callable[[Readings], dict[Place, Tensor | None]],
     ours: Readings,
@@ -260,7 +260,7 @@ def _differences(
     ours: dict[Place, Tensor | None], expected: dict[Place, Tensor | None]
 ) -> Iterator[tuple[Place, float]]:
     """Relative differences, in the order in which the modules were called."""
-    sizes = [_rms(x) for x in expected.values() if x is not None]
+    sizes = [size for x in expected.values() if x is not None and isfinite(size := _rms(x))]
     floor = FLOOR * max(sizes, default=0.0)
     for place, found in ours.items():
         wanted = expected.get(place, _MISSING)
@@ -270,6 +270,8 @@ def _differences(
         other = torch.zeros_like(one) if wanted is None else wanted
         if one.shape != other.shape:
             yield place, float("inf")
+            continue
+        if not other.isfinite().all():  # the guard of bad numbers speaks of them
             continue
         scale = max(_rms(other), floor)
         yield place, _rms(one.to(other.dtype) - other) / scale if scale > 0 else _rms(one)

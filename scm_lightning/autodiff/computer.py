@@ -96,8 +96,8 @@ class TangentComputer:
 
         Raises:
             ValueError: if the velocity or the network's output has another shape than x_t, the
-                method is found wrong on the network, or the tangent cannot pass an operation; then module, operation and the methods that work
-                are named.
+                tangent cannot pass an operation, or the check finds the method wrong; then module
+                and operation are named, and the methods that work.
 
         Source: arXiv 2410.11081, Section 4.2 and Algorithm 1.
         """

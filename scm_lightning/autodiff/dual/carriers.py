@@ -3,9 +3,9 @@ r"""Two carriers of a tensor and its derivative, and what rules see of them.
 
     f(x + e tx) = f(x) + e f'(x) tx
 
-`Dual` is the tensor itself, with its derivative as an attribute: whatever code asks, it is a tensor,
-and what autograd records of it is what it records of any other. `Traced` is a pair in the place of
-the tensor, for torch.compile, which follows pairs and no change of a tensor's class.
+`Dual` is the tensor itself, with its derivative as an attribute: whatever code asks, it is a
+tensor, and what autograd records of it is what it records of any other. `Traced` is a pair in the
+place of the tensor, for torch.compile, which follows pairs and no change of a tensor's class.
 
 Rules never tell them apart: they ask `primal_of` and `tangent_of`, and return (value, tangent).
 """
