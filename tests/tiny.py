@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from gaussian import DATA_STD, PATH
 from lightning.pytorch import Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from scm_lightning.data import Batch
@@ -53,3 +53,14 @@ def wake(network: nn.Module, seed: int = 0) -> nn.Module:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return network
+
+
+def rounding(network: nn.Module, dtype: torch.dtype) -> float:
+    """Bound on the relative error of a derivative that a network computes in `dtype`.
+
+    A layer with weights rounds its input, its weights and its output, each by up to eps / 2; over
+    the layers these add up as a random walk.
+    """
+    weights = (getattr(each, "weight", None) for each in network.modules())
+    depth = sum(isinstance(each, Tensor) and each.ndim > 1 for each in weights)
+    return 1.5 * torch.finfo(dtype).eps * depth**0.5

@@ -13,6 +13,7 @@ same machine are killed, since a stopped process does not end by itself; and if 
 the job would seem to go on. With NCCL torch itself ends a process whose collective times out.
 """
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -66,15 +67,20 @@ class LostProcess(Callback):
         self._places: list[str] = []
         self._failure: dict[str, Any] | None = None
         self._ended = threading.Event()
+        self._listener: threading.Thread | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell the others where this process is; listen for their failures from here on."""
         if trainer.world_size == 1:
             return
+        self._stop_listening()
         rank, own = trainer.global_rank, _place(os.getpid())
         self._ended, self._failure = threading.Event(), None
         listener = (_store().clone(), rank, self._ended)
-        threading.Thread(target=self._listen, args=listener, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=listener, daemon=True)
+        self._listener.start()
+        # A thread that is inside the store when Python ends aborts the process: exit code 134.
+        atexit.register(self._stop_listening)
         _store().set(f"scm/place/{rank}", own)
         trainer.strategy.barrier("places are known")
         ranks = range(trainer.world_size)
@@ -90,7 +96,7 @@ class LostProcess(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen no more."""
-        self._ended.set()
+        self._stop_listening()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -134,6 +140,14 @@ class LostProcess(Callback):
             if 0 not in lost:
                 self._tell(trainer, error, lost)
             raise error from exception
+
+    def _stop_listening(self) -> None:
+        """End the listener, also when the process ends with its run under way."""
+        self._ended.set()
+        if self._listener is not None:
+            self._listener.join(GRACE_SECONDS)  # the store of a stopped process does not answer
+            self._listener = None
+        atexit.unregister(self._stop_listening)
 
     def _listen(self, store: Any, rank: int, ended: threading.Event) -> None:
         """Wait for another process's failure, and end this one. Runs in a thread."""

@@ -105,10 +105,14 @@ def test_causal_blocks_are_aligned_at_the_top_left(randn, num_queries, num_keys)
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("spread", [1.0, 80.0])
-def test_lower_precision_stays_near_float64(randn, dtype, bound, spread):
-    """Relative to the float64 derivative of the rounded inputs, small and large logits."""
+def test_lower_precision_stays_near_float64(randn, dtype, spread):
+    """Relative to the float64 derivative of the rounded inputs, small and large logits.
+
+    A few roundings to `dtype`; and logits are rounded to float32, by eps / 2 of their size, which
+    is a relative error of the weights. Measured: 1.4 eps for small ones.
+    """
     primals, tangents = draw(randn, D, spread)
     rounded = [x.to(dtype) for x in (*primals, *tangents)]
     o, lse = attention_with_lse(*rounded[:3], scale=SCALE)
@@ -118,6 +122,8 @@ def test_lower_precision_stays_near_float64(randn, dtype, bound, spread):
     assert actual.dtype == o.dtype == dtype
     assert lse.dtype == torch.float32
     error = (actual.double() - expected).norm() / expected.norm()
+    largest = (SCALE * exact[0] @ exact[1].mT).abs().max()
+    bound = 8 * torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * largest
     assert 0 < float(error) < bound
 
 

@@ -9,15 +9,18 @@ JOBS = {
     "term": {"signal": "SIGTERM", "to": "rank 1", "hold": "train", "resume": True},
     "preempted": {"signal": "SIGUSR1", "to": "rank 0", "hold": "validation", "resume": True},
     "interrupt": {"signal": "SIGINT", "to": "all", "hold": "first"},
+    # A thread of the process is inside the job's store nearly always, also when the process ends.
+    "heard": {"signal": "SIGTERM", "to": "rank 1", "hold": "train", "listen": 0},
     "term twice": {"signal": "SIGTERM", "to": "all", "hold": "save", "times": 2},
     "at the start": {"signal": "SIGUSR1", "to": "rank 1", "hold": "loader"},
     "sharded": {"signal": "SIGTERM", "to": "each", "hold": "train", "strategy": "fsdp2"},
-    "hung": {"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 3},
+    "hung": {"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 6},
     "killed": {"signal": "SIGKILL", "to": "rank 1", "hold": "train"},
     "paused": {"signal": "SIGSTOP", "to": "rank 0", "hold": "train", "timeout": 20, "paused": 3},
-    "fails in 0": {"mistake": "fails in 0"},
-    "fails in 1": {"mistake": "fails in 1"},
-    "fails everywhere": {"mistake": "fails everywhere"},
+    # Longer than anybody waits for the end of a job: it does not end by its timeout.
+    "fails in 0": {"mistake": "fails in 0", "timeout": 1800},
+    "fails in 1": {"mistake": "fails in 1", "timeout": 1800},
+    "fails everywhere": {"mistake": "fails everywhere", "timeout": 1800},
     "bad": {"bad": [[5, 1], [22, 0]]},
     "bad sharded": {"bad": [[0, 1], [9, 0]], "strategy": "fsdp2", "clip": 0.5},
     "always bad": {"bad": [[number, 1] for number in range(4, 30, 2)], "max_in_a_row": 3},
@@ -39,3 +42,10 @@ def guarded(tmp_path_factory):
     """Folder of the runs, and what came of them by name; see `guarded_runs`."""
     folder = tmp_path_factory.mktemp("guarded")
     return folder, do_all(JOBS, folder)
+
+
+def pytest_collection_modifyitems(items):
+    """All these runs are the set-up of whichever test comes first: a minute, more beside others."""
+    for item in items:
+        if "guarded" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(900))

@@ -38,13 +38,14 @@ from scm_lightning.callbacks import (
     GradientSync,
     LostProcess,
     StopSignals,
+    lost_process,
 )
 from scm_lightning.data import Batch
 from scm_lightning.data.worker_signals import leave_signals_to_parent
 from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
 
-WORLD_SIZE, NUM_STEPS, PATIENCE = 2, 12, 60.0
+WORLD_SIZE, NUM_STEPS, PATIENCE = 2, 12, 150.0
 PHASES = ("loader", "sanity", "first", "train", "validation", "save")
 
 
@@ -139,6 +140,7 @@ def run(rank, folder, job):
                 time.sleep(0.002)
             time.sleep(seconds if job.get("signal") else 0.0)
 
+    lost_process.LISTEN_SECONDS = job.get("listen", lost_process.LISTEN_SECONDS)
     module = Guarded(reach, rank, job)
     torch.manual_seed(11)
     sync = GradientSync(False, 0) if job.get("unchecked") else GradientSync(every_n_steps=3)
@@ -230,8 +232,18 @@ def send(job, pids, folder):
         os.killpg(pids[0], signal.SIGCONT)
 
 
+def num_left(group):
+    """Processes of a group that still run."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True).stdout
+    groups = [line.split() for line in listed.splitlines()]
+    return sum(each == str(group) and not state.startswith("Z") for each, state in groups)
+
+
 def wait(pids):
-    """Exit codes, -1000 for a process that had to be killed; and what is left of their group."""
+    """Exit codes, -1000 for a process that had to be killed; and what is left of their group.
+
+    The loader's workers end by themselves, a moment after their process.
+    """
     codes, end = {}, time.monotonic() + PATIENCE
     while len(codes) < len(pids) and time.monotonic() < end:
         for pid in set(pids) - codes.keys():
@@ -239,10 +251,9 @@ def wait(pids):
             if done:
                 codes[pid] = os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
-    time.sleep(0.3)
-    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True)
-    groups = [line.split() for line in listed.stdout.splitlines()]
-    left = sum(group == str(pids[0]) and not state.startswith("Z") for group, state in groups)
+    end = time.monotonic() + PATIENCE / 10
+    while (left := num_left(pids[0])) and len(codes) == len(pids) and time.monotonic() < end:
+        time.sleep(0.1)
     if left:
         os.killpg(pids[0], signal.SIGKILL)
     for pid in set(pids) - codes.keys():
@@ -278,11 +289,9 @@ def do_all(jobs, folder):
     """Do jobs in a program of its own; what came of them, by name."""
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (tests, tests.parent)))  # this package, and no installed one
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, "-W", "ignore", __file__, file]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

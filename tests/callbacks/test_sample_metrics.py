@@ -86,7 +86,8 @@ def test_the_floor_and_the_protocol_stand_beside_the_scores(
     assert content["fd/floor"] == {"value": pytest.approx(0.1037, abs=1e-4), "num_samples": 360} | {
         "seed": 5
     }
-    assert content["nearest/2_step"]["value"] == pytest.approx(0.0, abs=1e-2)
+    # The root of a distance whose square is zero up to float32's rounding of |x|^2, near 100.
+    assert content["nearest/2_step"]["value"] == pytest.approx(0.0, abs=5e-2)
     assert content["nearest/floor"]["value"] > 1.0
     assert content["accuracy/2_step"]["value"] == 1.0
     assert content["fd/blank"]["value"] > content["fd/2_step"]["value"]

@@ -105,12 +105,16 @@ def test_segments_by_hand():
 
 
 def test_the_exact_student_has_no_discrete_tangent(randn):
-    """Along the exact ODE to second order: the student of Gaussian data, small steps."""
-    student, x_t, before = ExactStudent(), PATH.sigma_data * randn(5, 3), T - 1e-5
+    """Along the exact ODE to second order: the student of Gaussian data, small steps.
+
+    What is left is of the order of the step. Measured: four of them.
+    """
+    step = 1e-5
+    student, x_t, before = ExactStudent(), PATH.sigma_data * randn(5, 3), T - step
     dx_dt = velocity(x_t, T)
     x_before = PATH.jump(dx_dt / PATH.sigma_data, x_t, T, before)
     with torch.no_grad():
         F_t = student(x_t / PATH.sigma_data, T)
         F_before = student(x_before / PATH.sigma_data, before)
     g = discrete_tangent(F_t, F_before, x_t, dx_dt, T, before, sigma_data=PATH.sigma_data, r=1.0)
-    assert float(g.abs().max()) < 1e-4
+    assert float(g.abs().max()) < 20 * step

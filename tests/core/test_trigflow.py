@@ -19,10 +19,13 @@ TIMES = torch.linspace(0.0, math.pi / 2, 5, dtype=torch.float64)
 
 
 def test_variance_is_sigma_data_squared_at_every_time():
-    """Data of standard deviation sigma_data stay at it on the whole path."""
+    """Data of standard deviation sigma_data stay at it on the whole path.
+
+    Within five standard errors, of 0.16 % each.
+    """
     x0 = PATH.sigma_data * torch.randn(5, 200_000, generator=torch.Generator().manual_seed(1))
     x_t, _ = PATH.add_noise(x0, TIMES.float(), torch.Generator().manual_seed(2))
-    torch.testing.assert_close(x_t.std(1), torch.full((5,), 0.7), rtol=5e-3, atol=0)
+    torch.testing.assert_close(x_t.std(1), torch.full((5,), 0.7), rtol=8e-3, atol=0)
 
 
 def test_ends_of_the_path(randn):
@@ -87,11 +90,14 @@ def test_sigma_and_angle_are_inverses():
     t = PATH.t_from_sigma(sigma)
     torch.testing.assert_close(PATH.sigma_from_t(t), sigma)
     torch.testing.assert_close(t[2], torch.tensor(math.pi / 4, dtype=torch.float64))
-    assert TrigFlow(0.5).t_max() == pytest.approx(1.564546, abs=1e-6)
+    assert TrigFlow(0.5).t_max() == pytest.approx(math.atan(80.0 / 0.5))
 
 
 def test_times_follow_the_log_normal_proposal():
-    """log(sigma_data tan t) has the mean and standard deviation asked for, and t stays in range."""
+    """log(sigma_data tan t) has the mean and standard deviation asked for, and t stays in range.
+
+    Of 100,000 draws: standard errors 0.0044 and 0.0031.
+    """
     t = TimeProposal(P_mean=-1.0, P_std=1.4).sample(100_000, PATH, torch.Generator().manual_seed(0))
     tau = PATH.sigma_from_t(t.double()).log()
     assert float(tau.mean()) == pytest.approx(-1.0, abs=0.02)

@@ -33,16 +33,16 @@ def test_how_often_and_how_strongly():
         assert share == pytest.approx(probability, abs=width)
     done = [a[a[:, place] != 0, place] for place in range(8)]
     assert set(done[0].tolist()) == set(done[1].tolist()) == {1.0}
-    for place in (2, 5, 6, 7):  # standard normal
+    for place in (2, 5, 6, 7):  # standard normal; at least 2,400: four standard errors
         assert float(done[place].std()) == pytest.approx(1.0, abs=0.06)
         assert float(done[place].mean()) == pytest.approx(0.0, abs=0.08)
-    for place in (3, 4):  # uniform over the circle
+    for place in (3, 4):  # uniform over the circle; the same
         assert float(done[place].abs().max()) <= math.pi
         assert float(done[place].std()) == pytest.approx(math.pi / math.sqrt(3), abs=0.1)
     assert torch.equal(a[:, 6] != 0, a[:, 7] != 0)
     assert (a[a[:, 4] != 0, 5] != 0).all()
     both = ((a[:, 2] != 0) & (a[:, 3] != 0)).double().mean()
-    assert float(both) == pytest.approx(0.12**2, abs=0.003)  # independent of each other
+    assert float(both) == pytest.approx(0.12**2, abs=0.003)  # independent; five standard errors
 
 
 def test_horizontal_flips_are_half_and_alone_without_p(randn):
@@ -53,7 +53,7 @@ def test_horizontal_flips_are_half_and_alone_without_p(randn):
     assert torch.equal(x[flipped], x0[flipped].flip(-1))
     assert torch.equal(x[~flipped], x0[~flipped])
     assert not labels[:, 1:].any()
-    assert 150 < int(flipped.sum()) < 250
+    assert 150 < int(flipped.sum()) < 250  # five standard errors
 
 
 @pytest.mark.parametrize(("name", "axis"), [("a0", -1), ("a1", -2)])

@@ -69,7 +69,7 @@ def one_of(rank, world_size, folder):
         init_method=f"file://{folder}/store{world_size}",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=180),
     )
     torch.save(scores(rank, world_size), Path(folder) / f"{world_size}.{rank}.pt")
     torch.distributed.destroy_process_group()

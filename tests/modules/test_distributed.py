@@ -26,10 +26,10 @@ from scm_lightning.teachers.checkpoint_parts import load_checkpoint
 
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 STRATEGIES = ["ddp", "fsdp2"]
-TOLERANCE = {"64-true": 1e-10, "32-true": 1e-6}
-"""Relative to the largest number of a tensor, or to 1 if that is smaller."""
-SAMPLE_TOLERANCE = {"64-true": 1e-8, "32-true": 1e-3}
-"""Likewise. A sample runs through a random, steep network up to five times."""
+TOLERANCE = {"64-true": 1e-10, "32-true": 4e-6}
+"""Relative to the largest number of a tensor, or to 1 if that is smaller. Measured: 6e-7."""
+SAMPLE_TOLERANCE = {"64-true": 1e-8, "32-true": 2e-3}
+"""Likewise. A sample runs through a random, steep network up to five times. Measured: 3e-4."""
 
 
 def tensors(tree, name=""):

@@ -72,9 +72,9 @@ def test_normalize_of_half_values_does_not_overflow(randn):
 
 
 def test_mp_silu_keeps_unit_variance(randn):
-    """0.596^2 is E silu(x)^2 for standard normal x."""
+    """0.596^2 is E silu(x)^2 for standard normal x; of a million, its root errs by 0.001."""
     x = randn(1_000_000)
-    assert rms(mp_silu(x)) == pytest.approx(1.0, abs=3e-3)
+    assert rms(mp_silu(x)) == pytest.approx(1.0, abs=5e-3)
     torch.testing.assert_close(mp_silu(x[:5]), x[:5] * x[:5].sigmoid() / 0.596)
 
 
@@ -87,7 +87,10 @@ def test_mp_sum_by_hand(randn):
 
 @pytest.mark.parametrize("t", [0.3, 0.5])
 def test_mp_concat_has_unit_variance_and_the_shares_asked_for(randn, t):
-    """Of the sum of squares the parts have (1 - t)^2 and t^2, however many channels each has."""
+    """Of the sum of squares the parts have (1 - t)^2 and t^2, however many channels each has.
+
+    The smaller part has 120,000 values: the standard error of its mean square is 0.4 %.
+    """
     a, b = randn(50, 3, 40, 20), randn(50, 24, 40, 20)
     joined = mp_concat(a, b, t)
     shares = [rms(part) ** 2 * part.shape[1] for part in joined.split([3, 24], dim=1)]
@@ -137,7 +140,7 @@ def test_normalized_weights_have_unit_variance_and_the_same_output(randn):
     again = copy.deepcopy(layers)
     normalize_weights(again)
     for one, other in zip(again.parameters(), layers.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-15, atol=1e-15)
+        torch.testing.assert_close(one, other, rtol=4e-15, atol=4e-15)  # 18 eps
 
 
 def test_other_layers_are_left_alone():

@@ -15,7 +15,10 @@ T_MAX = PATH.t_max()
 
 @pytest.mark.parametrize("times", [(T_MAX,), (T_MAX, 1.1), (T_MAX, 1.3, 0.9, 0.4)])
 def test_samples_have_the_data_s_distribution(times):
-    """One, two and four steps: standard deviation s, up to the start at t_max instead of pi/2."""
+    """One, two and four steps: standard deviation s, up to the start at t_max instead of pi/2.
+
+    Of 200,006 numbers it has a standard error of 0.16 %, which each step's noise brings anew.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = PATH.sigma_data * torch.randn(100_003, 2, generator=generator, dtype=torch.float64)
     x0 = sample_consistency(ExactStudent(), noise, times, path=PATH, generator=generator)
@@ -55,7 +58,7 @@ def test_labels_and_guidance_reach_the_network(randn):
     noise = randn(5, 3)
     found = sample_consistency(network, noise, (1.0,), path=PATH, labels=labels, guidance=guidance)
     torch.testing.assert_close(
-        found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels)[:, None] * noise
+        found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels.double())[:, None] * noise
     )
 
 

@@ -33,7 +33,7 @@ def test_order_of_convergence(solver, order):
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
 def test_the_whole_way_to_the_data(solver, randn):
     """On EDM's grid from t_max to 0, the noise becomes data: x(0) = s x / std(t_max)."""
-    times, x = time_grid(80, PATH), PATH.sigma_data * randn(5, 3)
+    times, x = time_grid(160, PATH), PATH.sigma_data * randn(5, 3)
     found = sample_ode(ExactTeacher(), x, times, path=PATH, solver=solver)
     exact = DATA_STD / std(torch.tensor(times[0]).double()) * x
     torch.testing.assert_close(found, exact, rtol=1e-2, atol=0)

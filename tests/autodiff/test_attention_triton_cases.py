@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of the Triton kernels in its interpreter; `test_attention_triton.py` runs this file.
+"""Cases of the Triton kernels, in Triton's interpreter; conftest.py runs them in a process for it.
 
-TRITON_INTERPRET is read when triton is first imported, so these need a process of their own. Every
-tensor lies inside a larger one that is NaN all around: a read outside spoils the result, a write
-outside is found. bfloat16 is not here, because the interpreter multiplies its bit patterns.
+Every tensor lies inside a larger one that is NaN all around: a read outside spoils the result, a
+write outside is found. bfloat16 is not here, because the interpreter multiplies its bit patterns.
 """
 
-import os
+import importlib.util
 from itertools import product
 
 import pytest
@@ -16,12 +15,18 @@ from scm_lightning.autodiff.jvp_attention import attention_with_lse
 from scm_lightning.autodiff.jvp_attention.reference import reference
 from scm_lightning.autodiff.jvp_attention.triton_launch import TILES, Tile, launch
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run test_attention_triton.py instead"
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not there"),
+    pytest.mark.usefixtures("interpreted"),
+    pytest.mark.timeout(900),  # the first item waits for all: a minute, more beside others
+]
 
 B, H, M, N = 2, 3, 37, 29
 SMALL = Tile(32, 16, 4, 1)
 BOUND = {torch.float32: 1e-5, torch.float16: 2e-3}
-BOUND_LARGE = 5e-3  # float16: P * tS is rounded before most of it cancels against o
+BOUND_LARGE = 24 * torch.finfo(torch.float16).eps
+"""float16: P * tS is rounded before most of it cancels against o. Measured: 4.4 eps."""
+FLOAT32_EPS = torch.finfo(torch.float32).eps
 SUBSETS = [subset for subset in product([True, False], repeat=3) if any(subset)]
 
 
@@ -38,11 +43,16 @@ def count_nan(x):
 
 
 def check(tensors, mask=None, is_causal=False, scale=None, tile=SMALL, bound=None):
-    """Both kernels on (q, k, v, tq, tk, tv) against float64; bands of the outputs untouched."""
+    """Both kernels on (q, k, v, tq, tk, tv) against float64; bands of the outputs untouched.
+
+    Logits are rounded to float32, by eps / 2 of their size, which is a relative error of the
+    weights: with large ones that is most of the error.
+    """
     dtype = tensors[0].dtype
-    bound = BOUND[dtype] if bound is None else bound
     scale = tensors[0].shape[-1] ** -0.5 if scale is None else scale
     exact = [None if x is None else x.double() for x in tensors]
+    largest = float((scale * exact[0] @ exact[1].mT).abs().max())
+    bound = (BOUND[dtype] if bound is None else bound) + 4 * FLOAT32_EPS * largest
     o, lse = attention_with_lse(*exact[:3], attn_mask=mask, is_causal=is_causal, scale=scale)
     to = reference(*exact, o, lse, mask, is_causal, scale)
     for kernel in ("tangent", "both"):
@@ -139,7 +149,7 @@ def test_values_of_another_width(randn, D, DV):
     check(draw(randn, D, DV=DV))
 
 
-@pytest.mark.parametrize("tile", {row[1] for rows in TILES.values() for row in rows})
+@pytest.mark.parametrize("tile", sorted({row[1] for rows in TILES.values() for row in rows}))
 def test_shipped_tiles_over_several_blocks(randn, tile):
     """One block and a rest, both ways."""
     num_queries, num_keys = tile.block_m + 9, 2 * tile.block_n + 5
