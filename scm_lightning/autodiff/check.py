@@ -44,8 +44,8 @@ from scm_lightning.autodiff.readings import (
 
 log = logging.getLogger(__name__)
 
-SAMPLES = 4
-"""Samples of the batch that are looked at."""
+SAMPLES, FEW = 4, 2
+"""Samples of the batch that are looked at, and in float64."""
 LIMIT, HALF_LIMIT, ROUGH_LIMIT = 1e-3, 5e-2, 2e-2
 """Largest relative difference: in float32; in half precision; of finite differences as a method."""
 LOST = 0.5
@@ -85,7 +85,7 @@ def check_tangents(method: str, f: Function, point: Point) -> None:
             agree.
     """
     network: Any = f.network
-    few, at = _first_samples(f, point)
+    few, at = _first_samples(f, point, SAMPLES)
     with untouched(network) as state:
         ours = _by_method(method, few, at, state, with_gradients=True)
         fault = _difference_from_plain(ours, few, at, state)
@@ -164,6 +164,7 @@ def _difference_from_differences(
 ) -> str | None:
     """Compare derivatives with central differences, both in float64."""
     limit = ROUGH_LIMIT if method == "finite_difference" else LIMIT
+    f, point = _first_samples(f, point, FEW)
     with in_double_precision(state.network):
         wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
         try:
@@ -307,14 +308,14 @@ def gradients_of(network: Any, out: Tensor) -> Gradients:
     return {name: x.grad for name, x in parameters.items()}
 
 
-def _first_samples(f: Function, point: Point) -> tuple[Function, Point]:
+def _first_samples(f: Function, point: Point, most: int) -> tuple[Function, Point]:
     num = len(point.t)
 
     def few(x: Tensor | None) -> Tensor | None:
-        return x[:SAMPLES] if x is not None and x.ndim and len(x) == num else x
+        return x[:most] if x is not None and x.ndim and len(x) == num else x
 
     conditions = tuple(map(few, f.conditions))
-    return Function(f.network, conditions), Point(*(x[:SAMPLES].detach() for x in point))
+    return Function(f.network, conditions), Point(*(x[:most].detach() for x in point))
 
 
 def _limit(f: Function, point: Point) -> float:

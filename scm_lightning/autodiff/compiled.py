@@ -83,8 +83,8 @@ class CompiledTangents:
         """Compare value, derivative and gradients of the first batch."""
         half = torch.is_autocast_enabled(x_t.device.type)
         limit = HALF_LIMIT if half else LIMIT
-        self.eager(network, x_t, t, dx_dt, **conditions)
         with untouched(network) as state:
+            self.eager(network, x_t, t, dx_dt, **conditions)  # is checked itself
             outs, gradients = [], []
             for computer in (self.eager, self.compiled):
                 state.again()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled tangents: the same numbers as eager ones, and no trust before a comparison."""
 
+import copy
+
 import pytest
 import torch
 
@@ -39,21 +41,60 @@ def test_compiled_tangents_of_a_dit(randn):
     agree(wake(DiT((1, 4, 6), 2, 16, 1, 2, num_classes=3)), randn)
 
 
-def test_results_that_differ_are_refused(randn):
-    """A compiled computer that loses the derivative, as compilers do, is found out."""
+def lost(network, F, J):
+    return F, torch.zeros_like(J)
+
+
+def lost_in_train_mode(network, F, J):
+    return (F, torch.zeros_like(J)) if network.training else (F, J)
+
+
+def without_graph(network, F, J):
+    return F.detach(), J
+
+
+def bent(network, F, J):
+    return 1.01 * F, J
+
+
+def bent_gradient(network, F, J):
+    return F.detach() + 1.1 * (F - F.detach()), J
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lost, "relative difference of 1 in its derivative"),
+        (lost_in_train_mode, "relative difference of 1 in its derivative"),
+        (bent, "relative difference of 0.01 in F"),
+        (without_graph, "parameter .* gets no gradient"),
+        (bent_gradient, "the gradient of the parameter .* differs by 0.1"),
+    ],
+)
+def test_results_that_differ_are_refused(randn, fault, message):
+    """A compiled computer that loses something, as compilers do, on a network that says zero."""
     computer = CompiledTangents(TangentComputer("dual"))
     eager = computer.eager
-
-    def without_derivative(*args, **kwargs):
-        F, J = eager(*args, **kwargs)
-        return F, torch.zeros_like(J)
-
-    computer.compiled = without_derivative
-    network = wake(MLP((3,), 16, 1, emb_channels=8)).train()
+    network = MLP((3,), 16, 1, emb_channels=8, dropout=0.2).train()
+    computer.compiled = lambda *a, **k: fault(network, *eager(*a, **k))
+    before = copy.deepcopy(network.state_dict())
     x = randn(5, 3).float()
-    with pytest.raises(ValueError, match="relative difference of 1 in its derivative"):
+    with pytest.raises(ValueError, match=message):
         computer(network, x, torch.linspace(0.1, 1.5, 5), x, sigma_data=0.7)
-    assert network.training
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_dropout_draws_the_same_numbers_compiled(randn):
+    """In train mode, from a fresh network; the first call is compared on the way."""
+    computer = CompiledTangents(TangentComputer("dual"))
+    network = wake(MLP((3,), 16, 1, emb_channels=8, dropout=0.4)).train()
+    x, t = randn(5, 3).float(), torch.linspace(0.1, 1.5, 5)
+    results = []
+    for each in (computer.eager, computer):
+        torch.manual_seed(4)
+        results.append(each(network, x, t, x, sigma_data=0.7))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_methods_whose_derivative_the_compiler_drops_are_refused():
