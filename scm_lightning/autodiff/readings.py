@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from scm_lightning.autodiff.dual import tangent_of
@@ -122,7 +123,6 @@ class Untouched:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.buffers = {name: (x, x.clone()) for name, x in network.named_buffers()}
-        self.gradients = [(x, x.grad) for x in network.parameters()]
         cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.random = (
             torch.get_rng_state(),
@@ -145,22 +145,53 @@ class Untouched:
         random.setstate(python)
         np.random.set_state(numpy)
 
-    def put_back(self) -> None:
-        """Put everything back."""
-        self.again()
-        for x, gradient in self.gradients:
-            x.grad = gradient
-
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[Untouched]:
-    """Context for passes that leave a network as they found it."""
-    state = Untouched(network)
-    with moved_off_zero(network):
-        try:
-            yield state
-        finally:
-            state.put_back()
+    """Context for passes that leave a network as they found it.
+
+    A sharded network's weights are gathered anew before and after; its passes make no graph, since
+    they would be part of the step.
+    """
+    state, sharded = Untouched(network), sharded_parts(network)
+    with ExitStack() as stack:
+        for part in sharded:
+            part.reshard()
+            stack.callback(part.reshard)
+        if sharded:
+            stack.enter_context(torch.no_grad())
+        else:
+            stack.enter_context(stand_ins(network))
+        stack.enter_context(moved_off_zero(network))
+        stack.callback(state.again)
+        yield state
+
+
+def sharded_parts(network: nn.Module) -> list[FSDPModule]:
+    """Modules whose parameters FSDP2 gathers."""
+    return [each for each in network.modules() if isinstance(each, FSDPModule)]
+
+
+@contextmanager
+def stand_ins(network: nn.Module) -> Iterator[None]:
+    """Context in which other parameters stand on the memory of a network's own.
+
+    Gradients gather there; what listens to the network's own, such as DDP, hears nothing.
+    """
+    held = [
+        (module, name, x)
+        for module in network.modules()
+        for name, x in module._parameters.items()
+        if x is not None
+    ]
+    others = {id(x): nn.Parameter(x.detach(), x.requires_grad) for _, _, x in held}
+    for module, name, x in held:
+        module._parameters[name] = others[id(x)]
+    try:
+        yield
+    finally:
+        for module, name, x in held:
+            module._parameters[name] = x
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 """A diffusers model in the place of one of ours.
 
 Its weights, layers and call stay as they are; only the time goes in beside the call. diffusers asks
-whether the time is a torch tensor and makes one of anything else, which a dual number would not
-survive, so the model's own projection of the time is handed the real one.
+whether the time is a torch tensor and makes one of anything else. A dual number is one; the pair of
+a compiled graph is not, so the model's own projection of the time is handed the real one.
 Axes: B batch, C channels, H and W pixels.
 """
 
