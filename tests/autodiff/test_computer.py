@@ -195,7 +195,7 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
 
 def test_checkpointing_needs_blocks(randn):
     with pytest.raises(ValueError, match="found none in Linear; keep the blocks in one"):
-        TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3), **inputs(randn))
+        TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3).eval(), **inputs(randn))
 
 
 class Chained(torch.nn.Module):
