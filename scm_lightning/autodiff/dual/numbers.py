@@ -69,12 +69,13 @@ class DualNumbers(TorchFunctionMode):
 
     def part(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Take value and tangent apart; the tangent of a constant is None."""
-        if self.writes.storages:
-            self.writes.notice(x)
-        if not self.carries(x):
-            return x, None
-        tangent = x.tangent  # type: ignore[attr-defined]
-        return strip(x), tangent
+        with torch._C.DisableTorchFunction():
+            if self.writes.storages:
+                self.writes.notice(x)
+            if not self.carries(x):
+                return x, None
+            tangent = x.tangent  # type: ignore[attr-defined]
+            return strip(x), tangent
 
     def mark(self, value: Any, tangent: Tensor) -> Any:
         """Enter a tangent into a tensor of ours."""
