@@ -21,12 +21,16 @@ from scm_lightning.autodiff.dual.carriers import (
     map_tensors,
     primal_of,
 )
-from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
+from scm_lightning.autodiff.dual.kinds import Kind, is_told_to_write, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 
 _OF_THE_VALUE = frozenset(
-    """device dim dtype is_complex is_contiguous is_cuda is_floating_point is_nested is_sparse
-    layout ndim numel requires_grad shape size stride""".split()
+    name
+    for names in (
+        "device dim dtype is_complex is_contiguous is_cuda is_floating_point is_nested is_sparse",
+        "layout ndim numel requires_grad shape size stride",
+    )
+    for name in names.split()
 )
 """Attributes that a pair answers as its value does."""
 
@@ -104,7 +108,8 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         TangentError: if the operation works in place, has no forward derivative or loses it.
     """
     found = RULES.get(func)
-    if found is not None and not kwargs.get("inplace") and found.fits(args, kwargs):
+    told = is_told_to_write(func, args, kwargs)
+    if found is not None and not told and found.fits(args, kwargs):
         try:
             out, tangent = found.rule(func, *args, **kwargs)
         except Unfit:
@@ -114,8 +119,10 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     kind = kind_of(func)
     if kind is Kind.METADATA or kind is Kind.CONSTANT:
         return func(*map_tensors(primal_of, args), **kwargs)
-    if kind is not Kind.OPERATION or kwargs.get("inplace"):
-        raise TangentError(f"compiled tangents cannot follow {name_of(func)}; write it out of place")
+    if told or kind not in (Kind.OPERATION, Kind.FLAGGED):
+        raise TangentError(
+            f"compiled tangents cannot follow {name_of(func)}; write it out of place"
+        )
     return _by_forward_mode(func, args, kwargs)
 
 

@@ -16,23 +16,26 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError, map_tensors
+from scm_lightning.autodiff.dual.carriers import (
+    Dual,
+    TangentError,
+    aligned_tangent,
+    leaves,
+    map_tensors,
+)
 from scm_lightning.autodiff.dual.forward_mode import (
     RandomState,
     differentiable,
     enter,
     forward_level,
-    leaves,
 )
 from scm_lightning.autodiff.dual.kinds import name_of
 
 if TYPE_CHECKING:
     from scm_lightning.autodiff.dual.numbers import DualNumbers
 
-_RESHAPES = frozenset(
-    getattr(Tensor, name)
-    for name in "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_".split()
-)
+_NAMES = "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_"
+_RESHAPES = frozenset(getattr(Tensor, name) for name in _NAMES.split())
 
 
 class Writes:
@@ -65,7 +68,7 @@ class Writes:
             return func(*args, **kwargs)
         if func in _RESHAPES:
             with torch.no_grad():
-                func(target.tangent, *args[1:], **kwargs)  # type: ignore[attr-defined]
+                func(aligned_tangent(target), *args[1:], **kwargs)  # type: ignore[attr-defined]
             return func(*args, **kwargs)
         if type(target) is not Dual:
             self.adopt(target)
