@@ -177,8 +177,12 @@ def tangents_by_jvp(
 
 def tangents_by_differences(
     build: Build, primals: Sequence[Tensor], tangents: Sequence[Tensor], chosen: Sequence[bool]
-) -> list[Tensor]:
-    """Tangents of the floating outputs and Python numbers, of fourth order in the step."""
+) -> tuple[list[Tensor], float]:
+    """Tangents of the floating outputs and Python numbers, of fourth order in the step.
+
+    Beside them, how far slopes over the step and over two differ, of the largest: it is near a kink
+    that they do.
+    """
 
     def at(step: float) -> list[Tensor]:
         function, _ = build()
@@ -195,7 +199,7 @@ def tangents_by_differences(
         ]
 
     near, far = zip(at(STEP), at(-STEP), strict=True), zip(at(2 * STEP), at(-2 * STEP), strict=True)
-    slopes = []
+    slopes, doubt = [], 0.0
     for (up, down), (further_up, further_down) in zip(near, far, strict=True):
         near_slope, far_slope = (up - down) / (2 * STEP), (further_up - further_down) / (4 * STEP)
         gap = (near_slope - far_slope).abs()
@@ -204,4 +208,6 @@ def tangents_by_differences(
         slopes.append((8 * (up - down) - (further_up - further_down)) / (12 * STEP))
         if not bool(slopes[-1].isfinite().all()):
             raise ValueError("the differences leave the domain")
-    return slopes
+        if gap.numel():
+            doubt = max(doubt, float(gap.max() / near_slope.abs().max().clamp(min=1e-3)))
+    return slopes, doubt

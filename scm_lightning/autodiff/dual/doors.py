@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that torch does not announce: custom autograd Functions, and scripted functions.
+"""Calls that torch does not announce: Functions, scripted functions, a few methods.
 
 A custom Function keeps its own backward. Its tangent comes from its own `jvp` if it has one, else
 from the operations of its forward. A scripted function goes through torch's forward mode whole.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # its own; its base, written in C, cannot be stood in for.
 _Base = torch.autograd.function._SingleLevelFunction
 _SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
+_methods = {name: getattr(Tensor, name) for name in ("as_subclass", "set_")}
 _script_calls = {kind: kind.__call__ for kind in _SCRIPTED}  # type: ignore[operator]
 
 
@@ -79,10 +80,14 @@ def _count_passes(change: int) -> None:
         if change == 1 == _num_open:
             _watchers.enter_context(torch.compiler.set_stance("force_eager"))
             _Base.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
+            for name, method in _methods.items():
+                setattr(Tensor, name, _watched_method(name, method))
             for kind in _SCRIPTED:
                 kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign,operator]
         if _num_open == 0:
             del _Base.apply
+            for name in _methods:
+                delattr(Tensor, name)
             for kind in _SCRIPTED:
                 kind.__call__ = _script_calls[kind]  # type: ignore[method-assign,operator]
             _watchers.close()
@@ -161,6 +166,16 @@ def _rejoined(
             "forward with torch operations"
         )
     return out
+
+
+def _watched_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            if _level_of(args, kwargs) is not None:
+                raise TangentError(f"the tangent cannot follow {name}")
+            return method(*args, **kwargs)
+
+    return call
 
 
 def _watched_script(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -128,7 +128,7 @@ def batch_norm_rule(
 ) -> Any:
     """`batch_norm`, whose running statistics follow the values once."""
     x = real(input)
-    if any(map(is_dual, (running_mean, running_var, weight, bias))):
+    if x.ndim < 2 or any(map(is_dual, (running_mean, running_var, weight, bias))):
         raise Unfit
     if not training:  # before the statistics change
         assert running_var is not None

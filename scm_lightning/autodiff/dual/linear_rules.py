@@ -56,9 +56,9 @@ def linear_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
 
 def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
     """The argument itself, a view or a copy: the tangent does as the value does."""
-    if not is_dual(input):
-        raise Unfit
     args = tuple(primal_of(each) for each in args)
+    if not is_dual(input):  # the others lend their shape or type
+        return func(input, *args, **kwargs), None
     x = primal_of(input)
     out = func(x, *args, **kwargs)
     if out is x:
@@ -73,9 +73,9 @@ def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
 
 def view_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
     """A view of the first argument: the tangent becomes one of the argument's tangent."""
-    if not is_dual(input):
-        raise Unfit
     args = tuple(primal_of(each) for each in args)
+    if not is_dual(input):  # the others lend their shape or type
+        return func(input, *args, **kwargs), None
     out = func(primal_of(input), *args, **kwargs)
     with torch.no_grad():
         return out, func(aligned_tangent(input), *args, **kwargs)
@@ -293,6 +293,7 @@ register(
 register(masked_fill_rule, "masked_fill")
 register(constant_rule, "detach")
 RULES[torch.nn.functional.pad] = entry(pad_rule)
+RULES[torch.sparse.mm] = entry(product_rule)
 RULES[torch.where] = entry(where_rule)
 RULES[torch.Tensor.where] = entry(method_where_rule)
 for _name in ("T", "mT", "H", "mH", "real", "imag"):

@@ -123,13 +123,13 @@ class DualNumbers(TorchFunctionMode):
 
     def any_dual(self, args: Any) -> bool:
         """Whether there is a tensor with a tangent among nested arguments."""
+        found = False  # all are looked at: rules take every dual number for one of this pass
         for x in args:
-            if isinstance(x, Tensor):
-                if type(x) is Dual and self.carries(x):
-                    return True
-            elif isinstance(x, (tuple, list)) and self.any_dual(x):
-                return True
-        return False
+            if type(x) is Dual:
+                found |= self.carries(x)
+            elif isinstance(x, (tuple, list)):
+                found |= self.any_dual(x)
+        return found
 
     def __torch_function__(
         self,
@@ -156,7 +156,10 @@ class DualNumbers(TorchFunctionMode):
                     f"the tangent cannot follow {name_of(func)} inside a transform of torch.func "
                     "within the network"
                 )
-            if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
+            found_dual = self.any_dual(args)
+            if kwargs:
+                found_dual |= self.any_dual(kwargs.values())
+            if not found_dual:
                 return func(*args, **kwargs)
             if kind is Kind.FLAGGED:
                 written = is_told_to_write(func, args, kwargs)
