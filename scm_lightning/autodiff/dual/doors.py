@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _Base = torch.autograd.function._SingleLevelFunction
 _SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 _methods = {name: getattr(Tensor, name) for name in ("as_subclass", "set_")}
-_script_calls = {kind: kind.__call__ for kind in _SCRIPTED}  # type: ignore[operator]
+_script_calls = {kind: kind.__call__ for kind in _SCRIPTED}
 
 
 class _Levels(threading.local):
@@ -79,17 +79,17 @@ def _count_passes(change: int) -> None:
         _num_open += change
         if change == 1 == _num_open:
             _watchers.enter_context(torch.compiler.set_stance("force_eager"))
-            _Base.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
+            _Base.apply = classmethod(_watched_apply)  # type: ignore[attr-defined]
             for name, method in _methods.items():
                 setattr(Tensor, name, _watched_method(name, method))
             for kind in _SCRIPTED:
-                kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign,operator]
+                kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign]
         if _num_open == 0:
-            del _Base.apply
+            del _Base.apply  # type: ignore[attr-defined]
             for name in _methods:
                 delattr(Tensor, name)
             for kind in _SCRIPTED:
-                kind.__call__ = _script_calls[kind]  # type: ignore[method-assign,operator]
+                kind.__call__ = _script_calls[kind]  # type: ignore[method-assign]
             _watchers.close()
 
 

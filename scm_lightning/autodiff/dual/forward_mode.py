@@ -86,7 +86,7 @@ def forward_level() -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         # Inside a custom Function torch switches forward mode off.
         stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
-        stack.enter_context(forward_ad.dual_level())  # type: ignore[no-untyped-call]
+        stack.enter_context(forward_ad.dual_level())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
@@ -137,7 +137,7 @@ def _checked(func: Callable[..., Any], given: list[Tensor], out: Any, tangent: A
 def _same_storage(one: Tensor, other: Tensor) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _check_numbers(func: Callable[..., Any], out: Any) -> None:

@@ -239,7 +239,8 @@ def cdist_rule(func: Callable[..., Any], x1: Any, x2: Any, p: float = 2.0, *opti
 
     def cdist(x: Tensor, y: Tensor) -> Tensor:
         differences = x.unsqueeze(-2) - y.unsqueeze(-3)
-        return torch.linalg.vector_norm(differences, p, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
+        return norms
 
     return func(x1, x2, p, *options), tangents_of(cdist, (x1, x2), {})
 

@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 from scm_lightning.autodiff.dual.carriers import (
     Dual,
     TangentError,
+    aligned_tangent,
     cast_tangent,
-    laid_out_as,
     leaves,
     strip,
 )
@@ -63,12 +63,12 @@ class DualNumbers(TorchFunctionMode):
             stack.callback(self.writes.forget)
             stack.enter_context(watched_doors(self))
             stack.enter_context(saved_tensors_hooks(_pack, _unpack))
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
             self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._open.close()
 
     def join(self, value: Tensor, tangent: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class DualNumbers(TorchFunctionMode):
             tangent: derivative without a graph, broadcast and cast to match. Same shape.
         """
         with torch._C.DisableTorchFunction():
-            tangent = cast_tangent(value, tangent.detach())
-            own = tangent.layout is not torch.strided
-            return self.mark(value, tangent.clone() if own else laid_out_as(value, tangent))
+            self.mark(value, cast_tangent(value, tangent.detach()).clone())
+            aligned_tangent(value)
+            return value
 
     def part(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Take value and tangent apart; the tangent of a constant is None."""
@@ -231,14 +231,14 @@ class DualNumbers(TorchFunctionMode):
 @cache
 def _foreign(types: tuple[type, ...]) -> str:
     """Names of tensor classes that handle torch's functions themselves, and are not ours."""
-    usual = (Tensor.__torch_function__, torch._C._disabled_torch_function_impl)
-    usual = tuple(getattr(each, "__func__", each) for each in usual)
+    usual = {_handler(Tensor), torch._C._disabled_torch_function_impl}
     return ", ".join(
-        each.__name__
-        for each in types
-        if each is not Dual
-        and getattr(each.__torch_function__, "__func__", each.__torch_function__) not in usual
+        each.__name__ for each in types if each is not Dual and _handler(each) not in usual
     )
+
+
+def _handler(kind: Any) -> Any:
+    return getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
 
 
 def _has_out(kwargs: dict[str, Any]) -> bool:

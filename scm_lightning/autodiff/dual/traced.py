@@ -150,6 +150,6 @@ def _by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             raise TangentError(f"the operation {name_of(func)} lost the tangent")
         return Traced(primal, tangent.detach())
 
-    with forward_ad.dual_level():  # type: ignore[no-untyped-call]
+    with forward_ad.dual_level():
         out = func(*map_tensors(enter, args), **map_tensors(enter, kwargs))
         return map_tensors(leave, out)

@@ -68,12 +68,12 @@ class Writes:
             return func(*args, **kwargs)
         if func in _RESHAPES:
             with torch.no_grad():
-                func(aligned_tangent(target), *args[1:], **kwargs)  # type: ignore[attr-defined]
+                func(aligned_tangent(target), *args[1:], **kwargs)
             return func(*args, **kwargs)
         if type(target) is not Dual:
             self.adopt(target)
         if name_of(func) == "detach_":
-            target.tangent.zero_()  # type: ignore[attr-defined]
+            target.tangent.zero_()
             return func(*args, **kwargs)
         state = RandomState(args, kwargs)
         tangent = _tangent_written(func, target, args[1:], kwargs)
@@ -108,7 +108,7 @@ class Writes:
         """Make all that got a tangent by being written into plain again."""
         for x, kind in self._adopted:
             if type(x) is Dual:
-                x.__class__ = kind
+                x.__class__ = kind  # type: ignore[assignment]
                 del x.tangent, x.level
         self._adopted.clear()
         self.storages.clear()
