@@ -28,6 +28,8 @@ RELATIVE = {64: 1e-9, 32: 2e-5, 16: 2e-2}
 two sides may sum in another order, over at most 1e3 numbers of condition 1e3: 1e-16 to 1e-10."""
 OF_DIFFERENCES = 1e-6
 """Largest error against differences: fifth derivatives reach 1e9 near the edges of a domain."""
+AT_KINKS = 1e-2
+"""Largest error against differences over a kink: those over two steps say how wrong they are."""
 FLOOR = 1e-3
 """Entries below this are compared absolutely: derivatives that cancel to 0 are left with 1e-16."""
 
@@ -148,14 +150,15 @@ class Judge:
         except Exception as error:  # a Mistake, or torch has no forward derivative of this call
             said = first_line(error)
         try:
-            slopes = tangents_by_differences(*self.given, chosen)
+            slopes, doubt = tangents_by_differences(*self.given, chosen)
         except Exception as error:  # nor has it a neighbourhood
             if by_jvp is not None:
                 raise Mistake(said) from error
             return Verdict("uncompared", f"{said}; {first_line(error)}", "", errors)
         if by_jvp is not None and agree(by_jvp, slopes):
             raise Mistake(said)  # differences are too coarse to excuse it
-        errors["tangent"] = compare_tangents(call, slopes, OF_DIFFERENCES)
+        allowed = max(OF_DIFFERENCES, min(2 * doubt, AT_KINKS))
+        errors["tangent"] = compare_tangents(call, slopes, allowed)
         return Verdict("exact", said, "differences", errors)
 
 

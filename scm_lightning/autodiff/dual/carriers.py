@@ -10,7 +10,7 @@ place of the tensor, for torch.compile, which follows pairs and no change of a t
 Rules never tell them apart: they ask `primal_of` and `tangent_of`, and return (value, tangent).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class TangentError(ValueError):
 class Dual(Tensor):
     """A tensor with a derivative, made by `DualNumbers.join`.
 
-    Outside of the pass that made it, it is a tensor like any other.
+    Outside of the pass that made it, it is a tensor like any other, and the first use makes it one.
 
     Attributes:
         tangent: the derivative, without a graph; of the same shape and type.
@@ -33,7 +33,7 @@ class Dual(Tensor):
     """
 
     tangent: Tensor
-    level: object
+    level: Any
 
     @classmethod
     def __torch_function__(
@@ -43,9 +43,24 @@ class Dual(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Called by torch where no pass is open: the tangent means nothing there."""
+        """Called by torch where no pass looks: the tangent means nothing there."""
         with torch._C.DisableTorchFunctionSubclass():
+            for x in leaves((args, kwargs)):
+                strip_stale(x)
             return func(*args, **(kwargs or {}))
+
+
+def strip(x: Tensor) -> Tensor:
+    """Make a tensor with a tangent an ordinary one again."""
+    del x.tangent, x.level  # type: ignore[attr-defined]
+    x.__class__ = Tensor
+    return x
+
+
+def strip_stale(x: Tensor) -> None:
+    """Make what an earlier pass left behind an ordinary tensor."""
+    if type(x) is Dual and not x.level.is_open:
+        strip(x)
 
 
 @dataclass(eq=False, repr=False)
@@ -81,6 +96,41 @@ def cast_tangent(out: Tensor, tangent: Tensor) -> Tensor:
     if tangent.shape != out.shape:
         tangent = tangent.expand(out.shape)
     return tangent if tangent.dtype == out.dtype else tangent.to(out.dtype)
+
+
+def aligned_tangent(x: Any) -> Tensor:
+    """The tangent of a carrier, in the memory layout of its value from now on.
+
+    Called before the first view of either is made, it lets both have the same views: which of the
+    tangents share memory, and where an operation copies, is then as it is for the values.
+    """
+    value: Tensor = primal_of(x)
+    tangent: Tensor = x.tangent
+    if tangent.layout is not torch.strided or value.layout is not torch.strided:
+        return tangent
+    if tangent.stride() != value.stride() or tangent.is_conj() > value.is_conj():
+        x.tangent = tangent = laid_out_as(value, tangent)
+    return tangent
+
+
+def laid_out_as(value: Tensor, tangent: Tensor) -> Tensor:
+    """A copy of a tangent in the memory layout of its value; without layout on expanded axes."""
+    if any(s == 0 and n > 1 for s, n in zip(value.stride(), value.shape, strict=True)):
+        return tangent.contiguous().resolve_conj()
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=tangent.dtype, device=tangent.device
+    ).copy_(tangent)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Tensors among nested arguments or results."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for each in tree:
+            yield from leaves(each)
+    elif isinstance(tree, dict):
+        yield from leaves(list(tree.values()))
 
 
 def map_tensors(f: Callable[[Any], Any], tree: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that torch does not announce: custom autograd Functions, and scripted functions.
+"""Calls that torch does not announce: Functions, scripted functions, a few methods.
 
 A custom Function keeps its own backward. Its tangent comes from its own `jvp` if it has one, else
 from the operations of its forward. A scripted function goes through torch's forward mode whole.
@@ -8,15 +8,16 @@ Both are watched while a pass is open, by standing in for the method that calls 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError
+from scm_lightning.autodiff.dual.carriers import Dual, TangentError, leaves
 from scm_lightning.autodiff.dual.forward_mode import (
     RandomState,
     by_forward_mode,
@@ -31,31 +32,71 @@ if TYPE_CHECKING:
 # its own; its base, written in C, cannot be stood in for.
 _Base = torch.autograd.function._SingleLevelFunction
 _SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
-_script_calls = {kind: kind.__call__ for kind in _SCRIPTED}  # type: ignore[operator]
+_methods = {name: getattr(Tensor, name) for name in ("as_subclass", "set_")}
+_script_calls = {kind: kind.__call__ for kind in _SCRIPTED}
 
-_levels: list[DualNumbers] = []
+
+class _Levels(threading.local):
+    """Passes that are under way in a thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.all: list[DualNumbers] = []
+        self.returned: list[Any] = []
+
+
+_here = _Levels()
+_lock, _watchers = threading.Lock(), ExitStack()
+_num_open = 0
 _recording: dict[type[Function], type[Function]] = {}
-_returned: list[Any] = []
-"""What the forward of the Function in hand returned, before autograd wrapped it."""
 
 
 @contextmanager
 def watched_doors(level: DualNumbers) -> Iterator[None]:
     """Context in which Functions and scripted functions are handed to a pass."""
-    _levels.append(level)
-    if len(_levels) == 1:
-        _Base.apply = classmethod(_watched_apply)  # type: ignore[assignment,method-assign]
-        for kind in _SCRIPTED:
-            kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign,operator]
+    _count_passes(1)
+    _here.all.append(level)
+    level.is_open = True
+    _tell_nesting()
     try:
         yield
     finally:
-        _levels.pop()
-        if not _levels:
-            del _Base.apply
-            _returned.clear()
+        level.is_open = False
+        _here.all.remove(level)
+        _here.returned.clear()
+        _tell_nesting()
+        _count_passes(-1)
+
+
+def _tell_nesting() -> None:
+    for each in _here.all:
+        each.is_nested = len(_here.all) > 1
+
+
+def _count_passes(change: int) -> None:
+    """Watch while any thread has a pass under way."""
+    global _num_open
+    with _lock:
+        _num_open += change
+        if change == 1 == _num_open:
+            _watchers.enter_context(torch.compiler.set_stance("force_eager"))
+            _Base.apply = classmethod(_watched_apply)  # type: ignore[attr-defined]
+            for name, method in _methods.items():
+                setattr(Tensor, name, _watched_method(name, method))
             for kind in _SCRIPTED:
-                kind.__call__ = _script_calls[kind]  # type: ignore[method-assign,operator]
+                kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign]
+        if _num_open == 0:
+            del _Base.apply  # type: ignore[attr-defined]
+            for name in _methods:
+                delattr(Tensor, name)
+            for kind in _SCRIPTED:
+                kind.__call__ = _script_calls[kind]  # type: ignore[method-assign]
+            _watchers.close()
+
+
+def _level_of(*trees: Any) -> DualNumbers | None:
+    """The pass of this thread whose tangents a call's arguments have."""
+    duals = list(leaves(trees))
+    return next((each for each in reversed(_here.all) if any(map(each.carries, duals))), None)
 
 
 def _apply(cls: type[Function], *args: Any) -> Any:
@@ -63,16 +104,17 @@ def _apply(cls: type[Function], *args: Any) -> Any:
 
 
 def _watched_apply(cls: type[Function], *args: Any) -> Any:
-    level = _levels[-1]
-    if not torch._C._is_torch_function_mode_enabled():  # inside an operation, not the network
+    level = _level_of(args)
+    # Where no mode is on, inside an operation and not the network.
+    if level is None or not torch._C._is_torch_function_mode_enabled():
         return _apply(cls, *args)
-    if cls.jvp is not Function.jvp and level.any_dual(args):
+    if cls.jvp is not Function.jvp:
         tangents = _by_its_jvp(cls, args)
         if tangents is not None:
             with torch._C.DisableTorchFunction():
                 return level.joined(_apply(cls, *args), tangents)
     out = _apply(_recorded(cls), *args)
-    return _rejoined(level, cls, args, out, _returned.pop())
+    return _rejoined(level, cls, args, out, _here.returned.pop())
 
 
 def _by_its_jvp(cls: type[Function], args: tuple[Any, ...]) -> Any:
@@ -81,7 +123,7 @@ def _by_its_jvp(cls: type[Function], args: tuple[Any, ...]) -> Any:
     Torch does not where an input is returned as it is; the forward's operations tell then.
     """
     with torch._C.DisableTorchFunction():
-        state = RandomState(args)
+        state = RandomState(args, {})
         try:
             return tangents_of(lambda *given: _apply(cls, *given), args, {})
         except TangentError:
@@ -96,7 +138,7 @@ def _recorded(cls: type[Function]) -> type[Function]:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             out = cls.forward(*args, **kwargs)
-            _returned.append(out)
+            _here.returned.append(out)
             return out
 
         _recording[cls] = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
@@ -118,7 +160,7 @@ def _rejoined(
             # An output without gradient beside one with a tangent: statistics, say.
             lost += [] if passed_on else [one]
     constants = found and not any(each.requires_grad for each in lost)
-    if level.any_dual(args) and lost and not constants:
+    if lost and not constants:
         raise TangentError(
             f"the autograd.Function {cls.__name__} lost the tangent; give it a jvp, or write its "
             "forward with torch operations"
@@ -126,11 +168,21 @@ def _rejoined(
     return out
 
 
+def _watched_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            if _level_of(args, kwargs) is not None:
+                raise TangentError(f"the tangent cannot follow {name}")
+            return method(*args, **kwargs)
+
+    return call
+
+
 def _watched_script(call: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        level = _levels[-1]
         with torch._C.DisableTorchFunction():
-            if not level.any_dual((args, *kwargs.values())):
+            level = _level_of(args, kwargs)
+            if level is None:
                 return call(self, *args, **kwargs)
 
             def scripted(*args: Any, **kwargs: Any) -> Any:

@@ -119,6 +119,26 @@ def reversed_div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
         return out, -out * input.tangent / x
 
 
+def remainder_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """X - q y, with a whole number q that does not change."""
+    return _remainder(input, other, func(primal_of(input), primal_of(other)))
+
+
+def reversed_remainder_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
+    """`y % x`, the call of a number's remainder."""
+    return _remainder(other, input, func(primal_of(input), primal_of(other)))
+
+
+def _remainder(x: Any, y: Any, out: Tensor) -> Any:
+    tx, ty = tangent_of(x), tangent_of(y)
+    with torch.no_grad():
+        if ty is None:
+            assert tx is not None
+            return out, tx.expand(out.shape).clone()
+        from_y = -ty * ((primal_of(x) - out) / primal_of(y)).round()
+        return out, from_y if tx is None else tx + from_y
+
+
 def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noqa: A002
     """X to the power of a number."""
     if not isinstance(exponent, (int, float)):
@@ -148,6 +168,8 @@ def clamp_rule(
 
 register(clamp_rule, "clamp clip")
 register(div_rule, "div divide true_divide __truediv__")
+register(remainder_rule, "remainder fmod __mod__")
+register(reversed_remainder_rule, "__rmod__")
 register(reversed_div_rule, "__rtruediv__ __rdiv__")
 register(gelu_rule, "gelu")
 register(pow_rule, "pow __pow__")

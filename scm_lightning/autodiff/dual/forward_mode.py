@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError, map_tensors
+from scm_lightning.autodiff.dual.carriers import (
+    Dual,
+    TangentError,
+    aligned_tangent,
+    leaves,
+    map_tensors,
+)
 from scm_lightning.autodiff.dual.kinds import name_of
 
 fallback_calls: Counter[str] = Counter()
@@ -45,6 +51,10 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[A
     if [x._version for x in given] != versions:
         raise TangentError(
             f"the tangent cannot follow {name_of(func)}, which changes one of its arguments"
+        )
+    if any(x.is_nested for x in leaves(out)):
+        raise TangentError(
+            f"the tangent cannot follow {name_of(func)}, which returns a nested tensor"
         )
     if not any(map(differentiable, leaves(out))):
         _check_numbers(func, out)
@@ -76,7 +86,7 @@ def forward_level() -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         # Inside a custom Function torch switches forward mode off.
         stack.enter_context(forward_ad._set_fwd_grad_enabled(True))
-        stack.enter_context(forward_ad.dual_level())  # type: ignore[no-untyped-call]
+        stack.enter_context(forward_ad.dual_level())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
@@ -85,7 +95,7 @@ def enter(x: Any) -> Any:
     """An argument inside the forward level."""
     if type(x) is Dual:
         plain = x.detach()
-        return forward_ad.make_dual(plain, x.tangent)  # type: ignore[no-untyped-call]
+        return forward_ad.make_dual(plain, aligned_tangent(x))  # type: ignore[no-untyped-call]
     return x.detach() if isinstance(x, Tensor) else x
 
 
@@ -95,17 +105,6 @@ def leave(x: Any) -> Any:
         return None
     tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
     return None if tangent is None else tangent.detach()
-
-
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """Tensors among nested arguments or results."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for each in tree:
-            yield from leaves(each)
-    elif isinstance(tree, dict):
-        yield from leaves(list(tree.values()))
 
 
 def differentiable(x: Tensor) -> bool:
@@ -125,23 +124,20 @@ def _checked(func: Callable[..., Any], given: list[Tensor], out: Any, tangent: A
     passed_on = func in _PASSED_ON or any(out is x and type(x) is not Dual for x in given)
     if tangent is None and differentiable(out) and not passed_on:
         raise TangentError(f"the operation {name_of(func)} lost the tangent")
-    if tangent is not None and not shares_as(out, tangent, given):
-        tangent = tangent.clone()
+    for x in given if tangent is not None else ():
+        if type(x) is Dual:
+            shares = _same_storage(tangent, x.tangent)
+            if _same_storage(out, x) and not shares:
+                raise TangentError(f"the tangent of {name_of(func)} is no view as its value is")
+            if shares and not _same_storage(out, x):
+                tangent = tangent.clone()
     return tangent
-
-
-def shares_as(out: Tensor, tangent: Tensor, given: list[Tensor]) -> bool:
-    """Whether a tangent shares memory with those of the arguments only where the value does."""
-    for x in given:
-        if type(x) is Dual and _same_storage(tangent, x.tangent) and not _same_storage(out, x):
-            return False
-    return True
 
 
 def _same_storage(one: Tensor, other: Tensor) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _check_numbers(func: Callable[..., Any], out: Any) -> None:
@@ -160,15 +156,19 @@ class RandomState:
     """The random numbers before an operation, to be drawn again if it drew any.
 
     Args:
-        trees: the operation's arguments, whose devices count.
+        args: the operation's arguments, whose devices and generators count.
+        kwargs: those by name.
     """
 
-    def __init__(self, *trees: Any) -> None:
-        self.devices = {x.device for x in leaves(trees) if x.device.type == "cuda"}
+    def __init__(self, args: Any, kwargs: Any) -> None:
+        devices = {x.device.index for x in leaves((args, kwargs)) if x.device.type == "cuda"}
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Generator)]
+        of_devices = [torch.cuda.default_generators[index] for index in devices]
+        self.generators = [torch.default_generator, *of_devices, *given]
         self.states = self._read()
 
     def _read(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+        return [each.get_state() for each in self.generators]
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -186,9 +186,6 @@ class RandomState:
 
     def _write(self, states: list[Tensor]) -> None:
         """Set the states that differ: to be set costs more than to be compared."""
-        now = self._read()
-        if not torch.equal(now[0], states[0]):
-            torch.set_rng_state(states[0])
-        for device, old, new in zip(self.devices, now[1:], states[1:], strict=True):
+        for generator, old, new in zip(self.generators, self._read(), states, strict=True):
             if not torch.equal(old, new):
-                torch.cuda.set_rng_state(new, device)
+                generator.set_state(new)

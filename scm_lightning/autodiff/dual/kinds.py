@@ -20,6 +20,7 @@ class Kind(Enum):
         ITERATOR: runs over the first axis.
         REFUSED: hands out memory.
         OPERATION: computes; by rule, or by torch's forward mode.
+        FLAGGED: computes, or writes into its first argument, as its argument `inplace` says.
     """
 
     METADATA = 0
@@ -29,13 +30,15 @@ class Kind(Enum):
     REFUSED = 4
     OPERATION = 5
     TEXT = 6
+    FLAGGED = 7
 
 
 _TENSOR_PROPERTIES = frozenset(["T", "mT", "H", "mH", "real", "imag", "data"])
 _METADATA = """
     size stride dim ndimension numel nelement element_size is_contiguous is_floating_point
     is_complex is_conj is_neg is_signed is_same_size is_set_to is_inference is_coalesced is_pinned
-    get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __dir__ __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
+    get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __dir__
+    __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
     register_post_accumulate_grad_hook backward result_type can_cast promote_types equal allclose
     isclose eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite
     argmax argmin argsort sizes get_autocast_dtype __index__ __int__ is_grad_enabled
@@ -49,9 +52,9 @@ _CONSTANT = """
 """
 """Their results have no tangent: made of shapes alone, cut, drawn, or constant between jumps."""
 _REFUSED = """
-    data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__ __cuda_array_interface__
-    item tolist __float__ __complex__ share_memory_ set_ resize_ resize_as_ swap_ as_subclass
-    __reduce_ex__ __deepcopy__ from_numpy __getstate__ _make_subclass
+    data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__
+    __cuda_array_interface__ item tolist __float__ __complex__ share_memory_ set_ resize_
+    resize_as_ swap_ as_subclass __reduce_ex__ __deepcopy__ from_numpy __getstate__ _make_subclass
 """
 
 
@@ -62,7 +65,18 @@ def _functions(names: str) -> set[Any]:
     return {func for func in found if callable(func)}
 
 
-_KINDS: dict[Any, Kind] = {}
+def _places_of_flags() -> dict[Any, int]:
+    """Where functions take `inplace` by position."""
+    found = {}
+    for func in vars(torch.nn.functional).values():
+        code = getattr(func, "__code__", None)
+        if code is not None and "inplace" in code.co_varnames[: code.co_argcount]:
+            found[func] = code.co_varnames.index("inplace")
+    return found
+
+
+_FLAGS = _places_of_flags()
+_KINDS: dict[Any, Kind] = dict.fromkeys(_FLAGS, Kind.FLAGGED)
 for _kind, _names in (
     (Kind.METADATA, _METADATA),
     (Kind.CONSTANT, _CONSTANT),
@@ -79,6 +93,14 @@ def kind_of(func: Callable[..., Any]) -> Kind:
     if kind is None:
         kind = _KINDS[func] = _find_kind(func)
     return kind
+
+
+def is_told_to_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call says `inplace`, by name or by position."""
+    place = _FLAGS.get(func)
+    return bool(kwargs.get("inplace")) or (
+        place is not None and len(args) > place and bool(args[place])
+    )
 
 
 def name_of(func: Any) -> str:
@@ -100,7 +122,12 @@ def _find_kind(func: Any) -> Kind:
         return Kind.REFUSED if name_of(func) in _TENSOR_PROPERTIES else Kind.METADATA
     schema = getattr(func, "_schema", None)  # of an operator by torch.ops
     if schema is not None:
-        return Kind.IN_PLACE if schema.is_mutable else Kind.OPERATION
+        written = [
+            each.alias_info is not None and each.alias_info.is_write for each in schema.arguments
+        ]
+        if any(written[1:]):
+            return Kind.REFUSED
+        return Kind.IN_PLACE if any(written) else Kind.OPERATION
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
         return Kind.IN_PLACE
     in_place_operator = (

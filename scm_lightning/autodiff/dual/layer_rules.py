@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import is_dual, primal_of
+from scm_lightning.autodiff.dual.carriers import Pair, is_dual, primal_of
 from scm_lightning.autodiff.dual.elementwise_rules import real
 from scm_lightning.autodiff.dual.forward_mode import tangents_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
@@ -141,7 +141,7 @@ def batch_norm_rule(
 ) -> Any:
     """`batch_norm`, whose running statistics follow the values once."""
     x = real(input)
-    if any(map(is_dual, (running_mean, running_var, weight, bias))):
+    if x.ndim < 2 or any(map(is_dual, (running_mean, running_var, weight, bias))):
         raise Unfit
     if not training:  # before the statistics change
         assert running_var is not None
@@ -176,7 +176,7 @@ def instance_norm_rule(
     **more: Any,
 ) -> Any:
     """`instance_norm`, whose running statistics follow the values once."""
-    if not use_input_stats:
+    if not use_input_stats or isinstance(input, Pair):
         raise Unfit
     out = func(primal_of(input), running_mean, running_var, weight, bias, True, *options, **more)
     given = (input, None, None, weight, bias, True, *options)
@@ -217,10 +217,53 @@ def dropout_rule(
     return x * mask, tangent
 
 
+def grid_sample_rule(
+    func: Callable[..., Any],
+    input: Any,  # noqa: A002
+    grid: Any,
+    *options: Any,
+    **more: Any,
+) -> Any:
+    """`grid_sample`, linear in the picture; a sample depends on its own place in the grid alone.
+
+    So the gradient of all samples of one channel together has the slope of each at its place.
+    """
+    if isinstance(grid, Pair):
+        raise Unfit
+    x, places = primal_of(input), primal_of(grid)
+    out = func(x, places, *options, **more)
+    with torch.no_grad():
+        terms = [func(input.tangent, places, *options, **more)] if is_dual(input) else []
+    if is_dual(grid):
+        channels = x.shape[1]
+        each = places.detach().repeat_interleave(channels, 0).requires_grad_()
+        with torch.enable_grad():
+            samples = func(x.detach().flatten(0, 1).unsqueeze(1), each, *options, **more)
+        (slope,) = torch.autograd.grad(samples, each, torch.ones_like(samples))
+        along = slope * grid.tangent.repeat_interleave(channels, 0)
+        terms.append(along.sum(-1).reshape(out.shape))
+    return out, sum(terms[1:], terms[0])
+
+
+def cdist_rule(func: Callable[..., Any], x1: Any, x2: Any, p: float = 2.0, *options: Any) -> Any:
+    """`cdist`, whose tangent is that of the norms of all differences."""
+    if isinstance(x1, Pair) or isinstance(x2, Pair):
+        raise Unfit
+
+    def cdist(x: Tensor, y: Tensor) -> Tensor:
+        differences = x.unsqueeze(-2) - y.unsqueeze(-3)
+        norms: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
+        return norms
+
+    return func(x1, x2, p, *options), tangents_of(cdist, (x1, x2), {})
+
+
 register(layer_norm_rule, "layer_norm")
+register(cdist_rule, "cdist")
 register(group_norm_rule, "group_norm")
 register(rms_norm_rule, "rms_norm")
 register(softmax_rule, "softmax")
 register(dropout_rule, "dropout dropout1d dropout2d dropout3d")
+RULES[torch.nn.functional.grid_sample] = entry(grid_sample_rule)
 RULES[torch.nn.functional.batch_norm] = entry(batch_norm_rule)
 RULES[torch.nn.functional.instance_norm] = entry(instance_norm_rule)

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import (
+    TangentError,
+    aligned_tangent,
+    is_dual,
+    primal_of,
+    tangent_of,
+)
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
 
 VIEWS = """
@@ -23,7 +29,7 @@ VIEWS = """
 COPIES = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d
     channel_shuffle clone conj_physical cumsum flip fliplr flipud index_select interpolate mean
-    nansum neg negative pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90 sum
+    neg negative pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90 sum
     take_along_dim tile trace tril triu unfold upsample fft ifft fft2 ifft2 fftn ifftn rfft irfft
     rfft2 irfft2 rfftn irfftn hfft ihfft fftshift ifftshift
 """
@@ -42,18 +48,17 @@ def linear_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
     args = tuple(primal_of(each) for each in args)
     x = primal_of(input)
     out = func(x, *args, **kwargs)
-    if isinstance(out, Tensor):
-        if not out.is_floating_point() and not out.is_complex():
-            return out, None
+    if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
+        return out, None
     with torch.no_grad():
         return out, func(input.tangent, *args, **kwargs)
 
 
 def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
     """The argument itself, a view or a copy: the tangent does as the value does."""
-    if not is_dual(input):
-        raise Unfit
     args = tuple(primal_of(each) for each in args)
+    if not is_dual(input):  # the others lend their shape or type
+        return func(input, *args, **kwargs), None
     x = primal_of(input)
     out = func(x, *args, **kwargs)
     if out is x:
@@ -63,18 +68,17 @@ def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
     if not out.is_floating_point() and not out.is_complex():
         return out, None
     with torch.no_grad():
-        tangent = func(input.tangent, *args, **kwargs)
-        return out, own_memory(out, x, tangent, input.tangent)
+        return out, func(aligned_tangent(input), *args, **kwargs)
 
 
 def view_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
-    """A view of the first argument; the tangent gets the value's strides where it must."""
-    if not is_dual(input):
-        raise Unfit
+    """A view of the first argument: the tangent becomes one of the argument's tangent."""
     args = tuple(primal_of(each) for each in args)
+    if not is_dual(input):  # the others lend their shape or type
+        return func(input, *args, **kwargs), None
     out = func(primal_of(input), *args, **kwargs)
     with torch.no_grad():
-        return out, func(input.tangent, *args, **kwargs)
+        return out, func(aligned_tangent(input), *args, **kwargs)
 
 
 def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
@@ -89,28 +93,8 @@ def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any
     out = func(x, *args, **kwargs)
     if out.dtype != x.dtype and out.is_complex() + x.is_complex() != 1:
         raise TangentError(f"the tangent cannot follow view of {x.dtype} as {out.dtype}")
-    if input.tangent.stride() != x.stride():
-        input.tangent = laid_out_as(x, input.tangent)
     with torch.no_grad():
-        return out, func(input.tangent, *args, **kwargs)
-
-
-def laid_out_as(x: Tensor, tangent: Tensor) -> Tensor:
-    """A tangent in the memory layout of its value."""
-    if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
-        return tangent.expand(x.shape)
-    return torch.empty_strided(
-        x.shape, x.stride(), dtype=tangent.dtype, device=tangent.device
-    ).copy_(tangent)
-
-
-def own_memory(out: Tensor, x: Tensor, tangent: Tensor, tx: Tensor) -> Tensor:
-    """The tangent, on memory of its own where the value is a copy of the argument."""
-    if torch.compiler.is_compiling():  # where nothing is written into
-        return tangent
-    if tangent.data_ptr() == tx.data_ptr() and out.data_ptr() != x.data_ptr():
-        return tangent.clone()
-    return tangent
+        return out, func(aligned_tangent(input), *args, **kwargs)
 
 
 def join_rule(func: Callable[..., Any], tensors: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
@@ -230,12 +214,10 @@ def einsum_rule(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
     out = func(equation, *values)
     with torch.no_grad():
         terms = [
-            func(equation, *values[:place], operand.tangent, *values[place + 1 :])
+            func(equation, *values[:place], aligned_tangent(operand), *values[place + 1 :])
             for place, operand in enumerate(operands)
             if is_dual(operand)
         ]
-        if len(operands) == 1:  # a permutation is a view
-            return out, own_memory(out, values[0], terms[0], operands[0].tangent)
         return out, sum(terms[1:], terms[0])
 
 
@@ -311,6 +293,7 @@ register(
 register(masked_fill_rule, "masked_fill")
 register(constant_rule, "detach")
 RULES[torch.nn.functional.pad] = entry(pad_rule)
+RULES[torch.sparse.mm] = entry(product_rule)
 RULES[torch.where] = entry(where_rule)
 RULES[torch.Tensor.where] = entry(method_where_rule)
 for _name in ("T", "mT", "H", "mH", "real", "imag"):

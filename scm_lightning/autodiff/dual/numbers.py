@@ -13,6 +13,7 @@ would lose the tangent raises: a derivative that is silently zero is this field'
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,10 +21,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError, cast_tangent
+from scm_lightning.autodiff.dual.carriers import (
+    Dual,
+    TangentError,
+    aligned_tangent,
+    cast_tangent,
+    leaves,
+    strip,
+)
 from scm_lightning.autodiff.dual.doors import watched_doors
 from scm_lightning.autodiff.dual.forward_mode import by_forward_mode
-from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
+from scm_lightning.autodiff.dual.kinds import Kind, is_told_to_write, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 from scm_lightning.autodiff.dual.writes import Writes
 
@@ -37,25 +45,31 @@ class DualNumbers(TorchFunctionMode):
             out = network(level.join(x, tx))
             F, dF = level.part(out)
 
-    Compiled functions run eagerly meanwhile, since the compiler sees no tangents.
+    Compiled functions run eagerly meanwhile, since the compiler sees no tangents. To a pass inside
+    another, what has a tangent of the other is constant; tangents of both do not meet.
+
+    Attributes:
+        is_open: whether the pass is under way.
+        is_nested: whether another pass of this thread is too.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.writes = Writes(self)
+        self.is_open = self.is_nested = False
 
     def __enter__(self) -> "DualNumbers":
-        self._open = ExitStack()
-        self._open.enter_context(torch.compiler.set_stance("force_eager"))
-        self._open.enter_context(watched_doors(self))
-        self._open.enter_context(saved_tensors_hooks(_pack, _unpack))
-        super().__enter__()
+        with ExitStack() as stack:
+            stack.callback(self.writes.forget)
+            stack.enter_context(watched_doors(self))
+            stack.enter_context(saved_tensors_hooks(_pack, _unpack))
+            super().__enter__()  # type: ignore[no-untyped-call]
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._open.close()
-        self.writes.forget()
 
     def join(self, value: Tensor, tangent: Tensor) -> Tensor:
         """Give a tensor a tangent.
@@ -65,41 +79,57 @@ class DualNumbers(TorchFunctionMode):
             tangent: derivative without a graph, broadcast and cast to match. Same shape.
         """
         with torch._C.DisableTorchFunction():
-            return self.mark(value, cast_tangent(value, tangent.detach()).clone())
+            self.mark(value, cast_tangent(value, tangent.detach()).clone())
+            aligned_tangent(value)
+            return value
 
     def part(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Take value and tangent apart; the tangent of a constant is None."""
-        if self.writes.storages:
-            self.writes.notice(x)
-        if not self.carries(x):
-            return x, None
-        tangent = x.tangent  # type: ignore[attr-defined]
-        return strip(x), tangent
+        with torch._C.DisableTorchFunction():
+            if self.writes.storages:
+                self.writes.notice(x)
+            if not self.carries(x):
+                return x, None
+            tangent = x.tangent  # type: ignore[attr-defined]
+            return strip(x), tangent
 
     def mark(self, value: Any, tangent: Tensor) -> Any:
         """Enter a tangent into a tensor of ours."""
+        if type(value) is not Tensor:
+            self._check_carrier(value)
         value.__class__ = Dual
         value.tangent, value.level = tangent, self
         return value
 
+    def _check_carrier(self, value: Tensor) -> None:
+        kind = type(value)
+        if kind is Dual and value.level is not self and value.level.is_open:  # type: ignore[attr-defined]
+            raise TangentError(
+                "a tensor with a tangent cannot get one in a pass inside the pass: the tangents "
+                "would mix; give the inner pass x.detach()"
+            )
+        if kind is not Dual and not issubclass(kind, torch.nn.Parameter):
+            raise TangentError(f"a {kind.__name__} carries no tangent, only a torch.Tensor does")
+
     def carries(self, x: Any) -> bool:
-        """Whether `x` has a tangent of this pass; one of another pass is taken off."""
+        """Whether `x` has a tangent of this pass; one of an earlier pass is taken off."""
         if type(x) is not Dual:
             return False
         if x.level is not self:
-            strip(x)
+            if not x.level.is_open:
+                strip(x)
             return False
         return True
 
     def any_dual(self, args: Any) -> bool:
         """Whether there is a tensor with a tangent among nested arguments."""
+        found = False  # all are looked at: rules take every dual number for one of this pass
         for x in args:
-            if isinstance(x, Tensor):
-                if type(x) is Dual and self.carries(x):
-                    return True
-            elif isinstance(x, (tuple, list)) and self.any_dual(x):
-                return True
-        return False
+            if type(x) is Dual:
+                found |= self.carries(x)
+            elif isinstance(x, (tuple, list)):
+                found |= self.any_dual(x)
+        return found
 
     def __torch_function__(
         self,
@@ -110,10 +140,15 @@ class DualNumbers(TorchFunctionMode):
     ) -> Any:
         """Called by torch in the place of any of its functions."""
         kwargs = kwargs or {}
+        if foreign := _foreign(tuple(types)):
+            self._check_foreign(func, foreign, args, kwargs)
+            return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             kind = kind_of(func)
-            if kind is Kind.METADATA:
+            if kind is Kind.METADATA and not (kwargs and _has_out(kwargs)):
                 return func(*args, **kwargs)
+            if self.is_nested:
+                self._check_levels(func, args, kwargs)
             if self.writes.storages:
                 self.writes.notice((args, kwargs))
             if _functorch_is_active():  # its wrappers hide what they hold
@@ -121,9 +156,15 @@ class DualNumbers(TorchFunctionMode):
                     f"the tangent cannot follow {name_of(func)} inside a transform of torch.func "
                     "within the network"
                 )
-            if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
+            found_dual = self.any_dual(args)
+            if kwargs:
+                found_dual |= self.any_dual(kwargs.values())
+            if not found_dual:
                 return func(*args, **kwargs)
-            if kind is Kind.OPERATION and not (kwargs and _writes(kwargs)):
+            if kind is Kind.FLAGGED:
+                written = is_told_to_write(func, args, kwargs)
+                kind = Kind.IN_PLACE if written else Kind.OPERATION
+            if kind is Kind.OPERATION and not (kwargs and _has_out(kwargs)):
                 found = RULES.get(func)
                 if found is not None and found.fits(args, kwargs):
                     try:
@@ -133,6 +174,23 @@ class DualNumbers(TorchFunctionMode):
                 return self.joined(*by_forward_mode(func, args, kwargs))
             return self.special(func, kind, args, kwargs)
 
+    def _check_foreign(self, func: Any, names: str, args: Any, kwargs: Any) -> None:
+        """Refuse a tangent in a call that a tensor class of another library handles."""
+        if kind_of(func) is not Kind.METADATA and any(map(self.carries, leaves((args, kwargs)))):
+            raise TangentError(
+                f"the tangent cannot follow {name_of(func)} of {names}, which handles torch's "
+                "functions itself"
+            )
+
+    def _check_levels(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Refuse an operation in which tangents of two passes meet."""
+        duals = [x for x in leaves((args, kwargs)) if type(x) is Dual]
+        if len({x.level for x in duals if x.level.is_open}) > 1:
+            raise TangentError(
+                f"in {name_of(func)} tangents of a pass meet those of a pass inside it; give the "
+                "inner pass x.detach()"
+            )
+
     def special(
         self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -141,13 +199,13 @@ class DualNumbers(TorchFunctionMode):
         Raises:
             TangentError: if the tangent cannot pass it.
         """
-        if kind is Kind.CONSTANT:
+        with_out = _has_out(kwargs)
+        if kind is Kind.CONSTANT and not with_out:
             return func(*args, **kwargs)
         if kind is Kind.TEXT:
             return func(args[0].detach(), *args[1:], **kwargs)
         if kind is Kind.ITERATOR:
             return iter(self.__torch_function__(Tensor.unbind, (), args))
-        with_out = kwargs.get("out") is not None
         if kind is Kind.REFUSED or with_out:
             raise TangentError(
                 f"the tangent cannot follow {name_of(func)}{' with out=' if with_out else ''}, "
@@ -170,34 +228,37 @@ class DualNumbers(TorchFunctionMode):
         return out
 
 
-def _writes(kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("out") is not None or bool(kwargs.get("inplace"))
+@cache
+def _foreign(types: tuple[type, ...]) -> str:
+    """Names of tensor classes that handle torch's functions themselves, and are not ours."""
+    usual = {_handler(Tensor), torch._C._disabled_torch_function_impl}
+    return ", ".join(
+        each.__name__ for each in types if each is not Dual and _handler(each) not in usual
+    )
 
 
-def strip(x: Tensor) -> Tensor:
-    """Make a tensor with a tangent an ordinary one again."""
-    del x.tangent, x.level  # type: ignore[attr-defined]
-    x.__class__ = Tensor
-    return x
+def _handler(kind: Any) -> Any:
+    return getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
 
 
-def _pack(x: Tensor) -> Any:
+def _has_out(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("out") is not None
+
+
+def _pack(x: Tensor) -> tuple[Tensor, int]:
     """What autograd keeps of a tensor: not its tangent, and no cycle with its own graph."""
     with torch._C.DisableTorchFunction():
-        if x.is_leaf and type(x) is not Dual:
-            return x
-        return x.detach(), x._version
+        is_itself = x.is_leaf and type(x) is not Dual
+        return x if is_itself else x.detach(), x._version
 
 
-def _unpack(kept: Any) -> Tensor:
+def _unpack(kept: tuple[Tensor, int]) -> Tensor:
     """The tensor that was kept; autograd's own check of its version, which hooks switch off."""
-    if isinstance(kept, Tensor):
-        return kept
-    x: Tensor = kept[0]
-    if x._version != kept[1]:
+    x, version = kept
+    if x._version != version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace "
             f"operation: a tensor of shape {tuple(x.shape)} is at version {x._version}; expected "
-            f"version {kept[1]} instead"
+            f"version {version} instead"
         )
     return x

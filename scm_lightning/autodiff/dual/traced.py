@@ -21,28 +21,16 @@ from scm_lightning.autodiff.dual.carriers import (
     map_tensors,
     primal_of,
 )
-from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
+from scm_lightning.autodiff.dual.kinds import Kind, is_told_to_write, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 
 _OF_THE_VALUE = frozenset(
-    [
-        "device",
-        "dim",
-        "dtype",
-        "is_complex",
-        "is_contiguous",
-        "is_cuda",
-        "is_floating_point",
-        "is_nested",
-        "is_sparse",
-        "layout",
-        "ndim",
-        "numel",
-        "requires_grad",
-        "shape",
-        "size",
-        "stride",
-    ]
+    name
+    for names in (
+        "device dim dtype is_complex is_contiguous is_cuda is_floating_point is_nested is_sparse",
+        "layout ndim numel requires_grad shape size stride",
+    )
+    for name in names.split()
 )
 """Attributes that a pair answers as its value does."""
 
@@ -120,7 +108,8 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         TangentError: if the operation works in place, has no forward derivative or loses it.
     """
     found = RULES.get(func)
-    if found is not None and not kwargs.get("inplace") and found.fits(args, kwargs):
+    told = is_told_to_write(func, args, kwargs)
+    if found is not None and not told and found.fits(args, kwargs):
         try:
             out, tangent = found.rule(func, *args, **kwargs)
         except Unfit:
@@ -130,7 +119,7 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     kind = kind_of(func)
     if kind is Kind.METADATA or kind is Kind.CONSTANT:
         return func(*map_tensors(primal_of, args), **kwargs)
-    if kind is not Kind.OPERATION or kwargs.get("inplace"):
+    if told or kind not in (Kind.OPERATION, Kind.FLAGGED):
         raise TangentError(
             f"compiled tangents cannot follow {name_of(func)}; write it out of place"
         )
@@ -161,6 +150,6 @@ def _by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             raise TangentError(f"the operation {name_of(func)} lost the tangent")
         return Traced(primal, tangent.detach())
 
-    with forward_ad.dual_level():  # type: ignore[no-untyped-call]
+    with forward_ad.dual_level():
         out = func(*map_tensors(enter, args), **map_tensors(enter, kwargs))
         return map_tensors(leave, out)

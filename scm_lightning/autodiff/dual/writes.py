@@ -16,31 +16,26 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError, map_tensors
+from scm_lightning.autodiff.dual.carriers import (
+    Dual,
+    TangentError,
+    aligned_tangent,
+    leaves,
+    map_tensors,
+)
 from scm_lightning.autodiff.dual.forward_mode import (
     RandomState,
     differentiable,
     enter,
     forward_level,
-    leaves,
 )
 from scm_lightning.autodiff.dual.kinds import name_of
 
 if TYPE_CHECKING:
     from scm_lightning.autodiff.dual.numbers import DualNumbers
 
-_RESHAPES = frozenset(
-    getattr(Tensor, name)
-    for name in [
-        "t_",
-        "transpose_",
-        "swapaxes_",
-        "swapdims_",
-        "squeeze_",
-        "unsqueeze_",
-        "as_strided_",
-    ]
-)
+_NAMES = "t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ as_strided_"
+_RESHAPES = frozenset(getattr(Tensor, name) for name in _NAMES.split())
 
 
 class Writes:
@@ -73,12 +68,12 @@ class Writes:
             return func(*args, **kwargs)
         if func in _RESHAPES:
             with torch.no_grad():
-                func(target.tangent, *args[1:], **kwargs)  # type: ignore[attr-defined]
+                func(aligned_tangent(target), *args[1:], **kwargs)
             return func(*args, **kwargs)
         if type(target) is not Dual:
             self.adopt(target)
         if name_of(func) == "detach_":
-            target.tangent.zero_()  # type: ignore[attr-defined]
+            target.tangent.zero_()
             return func(*args, **kwargs)
         state = RandomState(args, kwargs)
         tangent = _tangent_written(func, target, args[1:], kwargs)
@@ -113,7 +108,7 @@ class Writes:
         """Make all that got a tangent by being written into plain again."""
         for x, kind in self._adopted:
             if type(x) is Dual:
-                x.__class__ = kind
+                x.__class__ = kind  # type: ignore[assignment]
                 del x.tangent, x.level
         self._adopted.clear()
         self.storages.clear()
