@@ -123,6 +123,7 @@ ONE = {  # name of the rule: functions of one dual number of the given shape
     "div": (VECTOR, lambda x: (x / 3) / (x * x + 2) + (1.5 / (x * x + 1)) / W[:5].exp()),
     "true_divide": (VECTOR, lambda x: torch.true_divide(x, 3)),
     "pow": (VECTOR, lambda x: x**3 + (x * x + 1) ** -0.5),
+    "remainder": (VECTOR, lambda x: x % 0.3 + torch.fmod(W[:5], x * x + 1) + x % (x * x)),
     "gelu": (VECTOR, lambda x: nnf.gelu(x) + nnf.gelu(x, approximate="tanh")),
     "relu": (VECTOR, lambda x: nnf.relu(x) + torch.relu(x) + x.relu()),
     "silu": (VECTOR, lambda x: nnf.silu(x)),

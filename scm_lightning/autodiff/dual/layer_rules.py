@@ -245,7 +245,13 @@ def grid_sample_rule(
     return out, sum(terms[1:], terms[0])
 
 
-def cdist_rule(func: Callable[..., Any], x1: Any, x2: Any, p: float = 2.0, *options: Any) -> Any:
+def cdist_rule(
+    func: Callable[..., Any],
+    x1: Any,
+    x2: Any,
+    p: float = 2.0,
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
+) -> Any:
     """`cdist`, whose tangent is that of the norms of all differences."""
     if isinstance(x1, Pair) or isinstance(x2, Pair):
         raise Unfit
@@ -255,7 +261,7 @@ def cdist_rule(func: Callable[..., Any], x1: Any, x2: Any, p: float = 2.0, *opti
         norms: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
         return norms
 
-    return func(x1, x2, p, *options), tangents_of(cdist, (x1, x2), {})
+    return func(x1, x2, p, compute_mode), tangents_of(cdist, (x1, x2), {})
 
 
 register(layer_norm_rule, "layer_norm")

@@ -72,8 +72,9 @@ class Writes:
             return func(*args, **kwargs)
         if type(target) is not Dual:
             self.adopt(target)
-        if name_of(func) == "detach_":
-            target.tangent.zero_()
+        if name_of(func) in ("detach_", "floor_divide_", "__ifloordiv__"):
+            with torch.no_grad():
+                self._writable(target).zero_()
             return func(*args, **kwargs)
         state = RandomState(args, kwargs)
         tangent = _tangent_written(func, target, args[1:], kwargs)
