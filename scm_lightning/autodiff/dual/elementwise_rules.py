@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import is_dual, no_graph, primal_of, tangent_of
 from scm_lightning.autodiff.dual.rules import Unfit, register
 
 aten = torch.ops.aten
@@ -38,7 +38,7 @@ def elementwise(names: str, derivative: Callable[[Tensor, Tensor, Tensor], Tenso
     def rule(func: Callable[..., Any], input: Any) -> Any:  # noqa: A002
         x = real(input)
         out = func(x)
-        with torch.no_grad():
+        with no_graph():
             return out, derivative(input.tangent, x, out)
 
     register(rule, names)
@@ -63,7 +63,7 @@ elementwise("tanh", lambda tx, x, y: aten.tanh_backward(tx, y))
 def relu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
     """`relu`."""
     out = func(real(input))
-    with torch.no_grad():
+    with no_graph():
         return out, aten.threshold_backward(input.tangent, out, 0)
 
 
@@ -71,7 +71,7 @@ def silu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> An
     """`silu`."""
     x = real(input)
     out = func(x)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.silu_backward(input.tangent, x)
 
 
@@ -79,7 +79,7 @@ def gelu_rule(func: Callable[..., Any], input: Any, approximate: str = "none") -
     """`gelu`, exact or by tanh."""
     x = real(input)
     out = func(x, approximate=approximate)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.gelu_backward(input.tangent, x, approximate=approximate)
 
 
@@ -92,7 +92,7 @@ def softplus_rule(
     """`softplus`."""
     x = real(input)
     out = func(x, beta, threshold)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.softplus_backward(input.tangent, x, beta, threshold)
 
 
@@ -101,7 +101,7 @@ def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
     y = primal_of(other)
     out = func(primal_of(input), y)
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             assert tx is not None
             return out, tx / y
@@ -115,7 +115,7 @@ def reversed_div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
     if is_dual(other):
         raise Unfit
     out = func(x, other)
-    with torch.no_grad():
+    with no_graph():
         return out, -out * input.tangent / x
 
 
@@ -125,7 +125,7 @@ def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noq
         raise Unfit
     x = real(input)
     out = func(x, exponent)
-    with torch.no_grad():
+    with no_graph():
         if exponent == 0:
             return out, torch.zeros_like(x)
         return out, exponent * torch.pow(x, exponent - 1) * input.tangent
@@ -142,7 +142,7 @@ def clamp_rule(
         raise Unfit
     x = real(input)
     out = func(x, min, max)
-    with torch.no_grad():
+    with no_graph():
         return out, input.tangent * (out == x)
 
 

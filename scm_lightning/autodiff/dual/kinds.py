@@ -62,7 +62,8 @@ def _functions(names: str) -> set[Any]:
     return {func for func in found if callable(func)}
 
 
-_KINDS: dict[Any, Kind] = {}
+KINDS: dict[Any, Kind] = {}
+"""Kinds by function, of those that have been asked for."""
 for _kind, _names in (
     (Kind.METADATA, _METADATA),
     (Kind.CONSTANT, _CONSTANT),
@@ -70,14 +71,14 @@ for _kind, _names in (
     (Kind.ITERATOR, "__iter__"),
     (Kind.TEXT, "__repr__ __str__ __format__"),
 ):
-    _KINDS.update(dict.fromkeys(_functions(_names), _kind))
+    KINDS.update(dict.fromkeys(_functions(_names), _kind))
 
 
 def kind_of(func: Callable[..., Any]) -> Kind:
     """Look up how a function is treated; found out once per function."""
-    kind = _KINDS.get(func)
+    kind = KINDS.get(func)
     if kind is None:
-        kind = _KINDS[func] = _find_kind(func)
+        kind = KINDS[func] = _find_kind(func)
     return kind
 
 
@@ -103,7 +104,7 @@ def _find_kind(func: Any) -> Kind:
         return Kind.IN_PLACE if schema.is_mutable else Kind.OPERATION
     if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
         return Kind.IN_PLACE
-    in_place_operator = name.startswith("__i") and name.endswith("__") and hasattr(
-        Tensor, f"__{name[3:]}"
+    in_place_operator = (
+        name.startswith("__i") and name.endswith("__") and hasattr(Tensor, f"__{name[3:]}")
     )
     return Kind.IN_PLACE if in_place_operator and name != "__invert__" else Kind.OPERATION

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import is_dual, primal_of
+from scm_lightning.autodiff.dual.carriers import is_dual, no_graph, primal_of
 from scm_lightning.autodiff.dual.elementwise_rules import real
 from scm_lightning.autodiff.dual.forward_mode import tangents_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
@@ -48,7 +48,7 @@ def layer_norm_rule(
     """`layer_norm`."""
     primal, tangent = _wide(input, weight, bias)
     out, mean, rstd = torch.native_layer_norm(primal, normalized_shape, weight, bias, eps)
-    with torch.no_grad():
+    with no_graph():
         tangent, _, _ = aten.native_layer_norm_backward(
             tangent, primal, list(normalized_shape), mean, rstd, None, None, DATA_ONLY
         )
@@ -71,7 +71,7 @@ def group_norm_rule(
         out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
     else:
         out = func(primal, num_groups, weight, bias, eps)
-    with torch.no_grad():
+    with no_graph():
         if layout is None:
             primal, layout = primal.contiguous(), torch.contiguous_format
             _, mean, rstd = torch.native_group_norm(primal, None, None, *shape, num_groups, eps)
@@ -104,7 +104,7 @@ def rms_norm_rule(
     """`rms_norm`."""
     primal, tangent = _wide(input, weight)
     out = torch.nn.functional.rms_norm(primal, list(normalized_shape), weight, eps)
-    with torch.no_grad():
+    with no_graph():
         axes = tuple(range(-len(normalized_shape), 0))
         size = math.prod(normalized_shape)
         eps = torch.finfo(primal.dtype).eps if eps is None else eps
@@ -136,7 +136,7 @@ def batch_norm_rule(
         out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    with torch.no_grad():
+    with no_graph():
         tangent = at_least_float32(input.tangent)
         along = (1, -1, *[1] * (x.ndim - 2))
         if training:
@@ -181,7 +181,7 @@ def softmax_rule(
     if dim is None:
         raise Unfit
     out = func(real(input), dim, *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         tangent = input.tangent.to(out.dtype)
         return out, aten._softmax_backward_data(tangent, out, dim, out.dtype)
 
@@ -199,7 +199,7 @@ def dropout_rule(
         out = func(x, p, training)
         return out, input.tangent if out is x else input.tangent.clone()
     mask = func(torch.ones_like(x, requires_grad=False), p, training)
-    with torch.no_grad():
+    with no_graph():
         tangent = input.tangent * mask
     return x * mask, tangent
 

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import (
+    TangentError,
+    is_dual,
+    no_graph,
+    primal_of,
+    tangent_of,
+)
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
 
 VIEWS = """
@@ -39,13 +45,13 @@ def linear_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
     """An operation linear in its first argument, the others constant."""
     if not is_dual(input):
         raise Unfit
-    args = tuple(primal_of(each) for each in args)
+    args = tuple(map(primal_of, args))
     x = primal_of(input)
     out = func(x, *args, **kwargs)
     if isinstance(out, Tensor):
         if not out.is_floating_point() and not out.is_complex():
             return out, None
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, *args, **kwargs)
 
 
@@ -53,7 +59,7 @@ def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
     """The argument itself, a view or a copy: the tangent does as the value does."""
     if not is_dual(input):
         raise Unfit
-    args = tuple(primal_of(each) for each in args)
+    args = tuple(map(primal_of, args))
     x = primal_of(input)
     out = func(x, *args, **kwargs)
     if out is x:
@@ -62,7 +68,7 @@ def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
         return out, None
     if not out.is_floating_point() and not out.is_complex():
         return out, None
-    with torch.no_grad():
+    with no_graph():
         tangent = func(input.tangent, *args, **kwargs)
         return out, own_memory(out, x, tangent, input.tangent)
 
@@ -71,9 +77,9 @@ def view_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -
     """A view of the first argument; the tangent gets the value's strides where it must."""
     if not is_dual(input):
         raise Unfit
-    args = tuple(primal_of(each) for each in args)
+    args = tuple(map(primal_of, args))
     out = func(primal_of(input), *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, *args, **kwargs)
 
 
@@ -91,7 +97,7 @@ def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any
         raise TangentError(f"the tangent cannot follow view of {x.dtype} as {out.dtype}")
     if input.tangent.stride() != x.stride():
         input.tangent = laid_out_as(x, input.tangent)
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, *args, **kwargs)
 
 
@@ -117,7 +123,7 @@ def join_rule(func: Callable[..., Any], tensors: Sequence[Any], *args: Any, **kw
     """`cat` and `stack`: constants have zero tangents."""
     values = [primal_of(each) for each in tensors]
     out = func(values, *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         tangents = [
             each.tangent if is_dual(each) else torch.zeros_like(value)
             for each, value in zip(tensors, values, strict=True)
@@ -141,7 +147,7 @@ def pad_rule(
     if is_dual(value) or not is_dual(input):
         raise Unfit
     out = func(primal_of(input), pad, mode, value)
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, pad, mode, None)
 
 
@@ -159,7 +165,7 @@ def reversed_sub_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
     """`y - x`, the call of a number's or array's minus."""
     out = func(primal_of(input), primal_of(other))
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if tx is None:
             return out, _whole(ty, out)
         return out, -tx if ty is None else ty - tx
@@ -169,7 +175,7 @@ def _sum(func: Callable[..., Any], x: Any, y: Any, alpha: Any, factor: Any) -> A
     options = {} if type(alpha) is int and alpha == 1 else {"alpha": alpha}
     out = func(primal_of(x), primal_of(y), **options)
     tx, ty = tangent_of(x), tangent_of(y)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             return out, _whole(tx, out)
         if tx is None:
@@ -188,7 +194,7 @@ def mul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
     x, y = primal_of(input), primal_of(other)
     out = func(x, y)
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             return out, tx * y
         if tx is None:
@@ -204,7 +210,7 @@ def product_rule(func: Callable[..., Any], input: Any, mat2: Any) -> Any:  # noq
     x, y = primal_of(input), primal_of(mat2)
     out = func(x, y)
     tx, ty = tangent_of(input), tangent_of(mat2)
-    with torch.no_grad():
+    with no_graph():
         terms = [] if tx is None else [func(tx, y)]
         terms += [] if ty is None else [func(x, ty)]
         return out, sum(terms[1:], terms[0])
@@ -228,7 +234,7 @@ def einsum_rule(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     values = [primal_of(operand) for operand in operands]
     out = func(equation, *values)
-    with torch.no_grad():
+    with no_graph():
         terms = [
             func(equation, *values[:place], operand.tangent, *values[place + 1 :])
             for place, operand in enumerate(operands)
@@ -250,7 +256,7 @@ def linear_layer_rule(
     """`linear` and convolutions: the bias adds nothing to the tangent, constant weights neither."""
     x, w = primal_of(input), primal_of(weight)
     out = func(x, w, primal_of(bias), *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         terms = []
         if is_dual(input):
             terms.append(func(input.tangent, w, None, *args, **kwargs))
@@ -276,7 +282,7 @@ def _where(func: Callable[..., Any], condition: Any, x: Any, y: Any, given: Any)
     if is_dual(condition):
         raise Unfit
     out = func(*given)
-    with torch.no_grad():
+    with no_graph():
         zero = out.new_zeros(())
         tx, ty = (zero if (t := tangent_of(each)) is None else t for each in (x, y))
         return out, torch.where(condition, tx, ty)
@@ -287,7 +293,7 @@ def masked_fill_rule(func: Callable[..., Any], input: Any, mask: Any, value: Any
     if not is_dual(input) or is_dual(value):
         raise Unfit
     out = func(primal_of(input), mask, value)
-    with torch.no_grad():
+    with no_graph():
         return out, input.tangent.masked_fill(mask, 0.0)
 
 

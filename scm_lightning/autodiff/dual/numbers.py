@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from scm_lightning.autodiff.dual.carriers import Dual, TangentError, cast_tangent
 from scm_lightning.autodiff.dual.doors import watched_doors
 from scm_lightning.autodiff.dual.forward_mode import by_forward_mode
-from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
+from scm_lightning.autodiff.dual.kinds import KINDS, Kind, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 from scm_lightning.autodiff.dual.writes import Writes
 
@@ -94,10 +94,11 @@ class DualNumbers(TorchFunctionMode):
     def any_dual(self, args: Any) -> bool:
         """Whether there is a tensor with a tangent among nested arguments."""
         for x in args:
-            if isinstance(x, Tensor):
-                if type(x) is Dual and self.carries(x):
+            kind = type(x)
+            if kind is Dual:
+                if self.carries(x):
                     return True
-            elif isinstance(x, (tuple, list)) and self.any_dual(x):
+            elif kind is not Tensor and isinstance(x, (tuple, list)) and self.any_dual(x):
                 return True
         return False
 
@@ -110,28 +111,37 @@ class DualNumbers(TorchFunctionMode):
     ) -> Any:
         """Called by torch in the place of any of its functions."""
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            kind = kind_of(func)
-            if kind is Kind.METADATA:
-                return func(*args, **kwargs)
-            if self.writes.storages:
-                self.writes.notice((args, kwargs))
-            if _functorch_is_active():  # its wrappers hide what they hold
-                raise TangentError(
-                    f"the tangent cannot follow {name_of(func)} inside a transform of torch.func "
-                    "within the network"
-                )
-            if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
-                return func(*args, **kwargs)
-            if kind is Kind.OPERATION and not (kwargs and _writes(kwargs)):
-                found = RULES.get(func)
-                if found is not None and found.fits(args, kwargs):
-                    try:
-                        return self.joined(*found.rule(func, *args, **kwargs))
-                    except Unfit:
-                        pass
-                return self.joined(*by_forward_mode(func, args, kwargs))
-            return self.special(func, kind, args, kwargs)
+        if KINDS.get(func) is Kind.METADATA:
+            return func(*args, **kwargs)
+        for each in types:  # mostly none: torch leaves out what does not intervene itself
+            if each is not Tensor and each is not Dual:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return self.apply(func, args, kwargs)
+        return self.apply(func, args, kwargs)
+
+    def apply(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Apply a function of torch."""
+        kind = KINDS.get(func) or kind_of(func)
+        if kind is Kind.METADATA:
+            return func(*args, **kwargs)
+        if self.writes.storages:
+            self.writes.notice((args, kwargs))
+        if _functorch_is_active():  # its wrappers hide what they hold
+            raise TangentError(
+                f"the tangent cannot follow {name_of(func)} inside a transform of torch.func "
+                "within the network"
+            )
+        if not (self.any_dual(args) or (kwargs and self.any_dual(kwargs.values()))):
+            return func(*args, **kwargs)
+        if kind is Kind.OPERATION and not (kwargs and _writes(kwargs)):
+            found = RULES.get(func)
+            if found is not None and found.fits(args, kwargs):
+                try:
+                    return self.joined(*found.rule(func, *args, **kwargs))
+                except Unfit:
+                    pass
+            return self.joined(*by_forward_mode(func, args, kwargs))
+        return self.special(func, kind, args, kwargs)
 
     def special(
         self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -183,10 +193,9 @@ def strip(x: Tensor) -> Tensor:
 
 def _pack(x: Tensor) -> Any:
     """What autograd keeps of a tensor: not its tangent, and no cycle with its own graph."""
-    with torch._C.DisableTorchFunction():
-        if x.is_leaf and type(x) is not Dual:
-            return x
-        return x.detach(), x._version
+    if type(x) is not Dual and x.is_leaf:
+        return x
+    return x.detach(), x._version
 
 
 def _unpack(kept: Any) -> Tensor:

@@ -115,7 +115,9 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     if kind is Kind.METADATA or kind is Kind.CONSTANT:
         return func(*map_tensors(primal_of, args), **kwargs)
     if kind is not Kind.OPERATION or kwargs.get("inplace"):
-        raise TangentError(f"compiled tangents cannot follow {name_of(func)}; write it out of place")
+        raise TangentError(
+            f"compiled tangents cannot follow {name_of(func)}; write it out of place"
+        )
     return _by_forward_mode(func, args, kwargs)
 
 
