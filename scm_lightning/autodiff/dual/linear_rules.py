@@ -201,7 +201,7 @@ def mul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
             return out, x * ty
         first = tx * y
         if first.dtype == x.dtype == ty.dtype:  # addcmul takes one type alone
-            return out, torch.addcmul(first, x, ty)
+            return out, first.addcmul_(x, ty)
         return out, first + x * ty
 
 
