@@ -45,18 +45,18 @@ def elementwise(names: str, derivative: Callable[[Tensor, Tensor, Tensor], Tenso
 
 
 elementwise("abs absolute __abs__", lambda tx, x, y: tx * x.sign())
-elementwise("cos", lambda tx, x, y: -tx * x.sin())
-elementwise("erf", lambda tx, x, y: tx * (-x * x).exp() * (2 / math.pi**0.5))
+elementwise("cos", lambda tx, x, y: (tx * x.sin()).neg_())
+elementwise("erf", lambda tx, x, y: (-x * x).exp_().mul_(tx).mul_(2 / math.pi**0.5))
 elementwise("exp", lambda tx, x, y: tx * y)
 elementwise("expm1", lambda tx, x, y: tx * (y + 1))
 elementwise("log", lambda tx, x, y: tx / x)
 elementwise("log1p", lambda tx, x, y: tx / (1 + x))
-elementwise("reciprocal", lambda tx, x, y: -tx * y * y)
-elementwise("rsqrt", lambda tx, x, y: -0.5 * tx * y * y * y)
+elementwise("reciprocal", lambda tx, x, y: (tx * y).mul_(y).neg_())
+elementwise("rsqrt", lambda tx, x, y: (tx * y.pow(3)).mul_(-0.5))
 elementwise("sigmoid", lambda tx, x, y: aten.sigmoid_backward(tx, y))
 elementwise("sin", lambda tx, x, y: tx * x.cos())
 elementwise("sqrt", lambda tx, x, y: 0.5 * tx / y)
-elementwise("square", lambda tx, x, y: 2 * tx * x)
+elementwise("square", lambda tx, x, y: (tx * x).mul_(2))
 elementwise("tanh", lambda tx, x, y: aten.tanh_backward(tx, y))
 
 
@@ -105,6 +105,8 @@ def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
         if ty is None:
             assert tx is not None
             return out, tx / y
+        if tx is not None and tx.dtype == out.dtype == ty.dtype:  # addcmul takes one type alone
+            return out, torch.addcmul(tx, out, ty, value=-1).div_(y)
         from_y = -out * ty
         return out, (from_y if tx is None else tx + from_y) / y
 
@@ -128,7 +130,7 @@ def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noq
     with no_graph():
         if exponent == 0:
             return out, torch.zeros_like(x)
-        return out, exponent * torch.pow(x, exponent - 1) * input.tangent
+        return out, torch.pow(x, exponent - 1).mul_(input.tangent).mul_(exponent)
 
 
 def clamp_rule(

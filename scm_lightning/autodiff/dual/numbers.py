@@ -137,9 +137,11 @@ class DualNumbers(TorchFunctionMode):
             found = RULES.get(func)
             if found is not None and found.fits(args, kwargs):
                 try:
-                    return self.joined(*found.rule(func, *args, **kwargs))
+                    out, tangent = found.rule(func, *args, **kwargs)
                 except Unfit:
                     pass
+                else:
+                    return self.joined(out, tangent)
             return self.joined(*by_forward_mode(func, args, kwargs))
         return self.special(func, kind, args, kwargs)
 
