@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scm_lightning.autodiff.dual.carriers import TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import (
+    TangentError,
+    is_dual,
+    no_graph,
+    primal_of,
+    tangent_of,
+)
 from scm_lightning.autodiff.dual.forward_mode import by_forward_mode
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry
 from scm_lightning.autodiff.jvp_attention import attention, attention_tangent, attention_with_lse
@@ -70,7 +76,7 @@ def sdpa_rule(
 
 def _attend(q: Any, k: Any, v: Any, tq: Any, tk: Any, tv: Any, **options: Any) -> Any:
     o, lse = attention_with_lse(q, k, v, **options)
-    with torch.no_grad():
+    with no_graph():
         return o, attention_tangent(q, k, v, tq, tk, tv, o, lse, **options)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import is_dual, no_graph, primal_of, tangent_of
 from scm_lightning.autodiff.dual.rules import Unfit, register
 
 aten = torch.ops.aten
@@ -38,32 +38,32 @@ def elementwise(names: str, derivative: Callable[[Tensor, Tensor, Tensor], Tenso
     def rule(func: Callable[..., Any], input: Any) -> Any:  # noqa: A002
         x = real(input)
         out = func(x)
-        with torch.no_grad():
+        with no_graph():
             return out, derivative(input.tangent, x, out)
 
     register(rule, names)
 
 
 elementwise("abs absolute __abs__", lambda tx, x, y: tx * x.sign())
-elementwise("cos", lambda tx, x, y: -tx * x.sin())
-elementwise("erf", lambda tx, x, y: tx * (-x * x).exp() * (2 / math.pi**0.5))
+elementwise("cos", lambda tx, x, y: (tx * x.sin()).neg_())
+elementwise("erf", lambda tx, x, y: (-x * x).exp_().mul_(tx).mul_(2 / math.pi**0.5))
 elementwise("exp", lambda tx, x, y: tx * y)
 elementwise("expm1", lambda tx, x, y: tx * (y + 1))
 elementwise("log", lambda tx, x, y: tx / x)
 elementwise("log1p", lambda tx, x, y: tx / (1 + x))
-elementwise("reciprocal", lambda tx, x, y: -tx * y * y)
-elementwise("rsqrt", lambda tx, x, y: -0.5 * tx * y * y * y)
+elementwise("reciprocal", lambda tx, x, y: (tx * y).mul_(y).neg_())
+elementwise("rsqrt", lambda tx, x, y: (tx * y.pow(3)).mul_(-0.5))
 elementwise("sigmoid", lambda tx, x, y: aten.sigmoid_backward(tx, y))
 elementwise("sin", lambda tx, x, y: tx * x.cos())
 elementwise("sqrt", lambda tx, x, y: 0.5 * tx / y)
-elementwise("square", lambda tx, x, y: 2 * tx * x)
+elementwise("square", lambda tx, x, y: (tx * x).mul_(2))
 elementwise("tanh", lambda tx, x, y: aten.tanh_backward(tx, y))
 
 
 def relu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
     """`relu`."""
     out = func(real(input))
-    with torch.no_grad():
+    with no_graph():
         return out, aten.threshold_backward(input.tangent, out, 0)
 
 
@@ -71,7 +71,7 @@ def silu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> An
     """`silu`."""
     x = real(input)
     out = func(x)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.silu_backward(input.tangent, x)
 
 
@@ -79,7 +79,7 @@ def gelu_rule(func: Callable[..., Any], input: Any, approximate: str = "none") -
     """`gelu`, exact or by tanh."""
     x = real(input)
     out = func(x, approximate=approximate)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.gelu_backward(input.tangent, x, approximate=approximate)
 
 
@@ -92,7 +92,7 @@ def softplus_rule(
     """`softplus`."""
     x = real(input)
     out = func(x, beta, threshold)
-    with torch.no_grad():
+    with no_graph():
         return out, aten.softplus_backward(input.tangent, x, beta, threshold)
 
 
@@ -101,10 +101,12 @@ def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
     y = primal_of(other)
     out = func(primal_of(input), y)
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             assert tx is not None
             return out, tx / y
+        if tx is not None and tx.dtype == out.dtype == ty.dtype:  # addcmul takes one type alone
+            return out, torch.addcmul(tx, out, ty, value=-1).div_(y)
         from_y = -out * ty
         return out, (from_y if tx is None else tx + from_y) / y
 
@@ -115,7 +117,7 @@ def reversed_div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
     if is_dual(other):
         raise Unfit
     out = func(x, other)
-    with torch.no_grad():
+    with no_graph():
         return out, -out * input.tangent / x
 
 
@@ -145,10 +147,10 @@ def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noq
         raise Unfit
     x = real(input)
     out = func(x, exponent)
-    with torch.no_grad():
+    with no_graph():
         if exponent == 0:
             return out, torch.zeros_like(x)
-        return out, exponent * torch.pow(x, exponent - 1) * input.tangent
+        return out, torch.pow(x, exponent - 1).mul_(input.tangent).mul_(exponent)
 
 
 def clamp_rule(
@@ -162,7 +164,7 @@ def clamp_rule(
         raise Unfit
     x = real(input)
     out = func(x, min, max)
-    with torch.no_grad():
+    with no_graph():
         return out, input.tangent * (out == x)
 
 

@@ -76,7 +76,8 @@ def _places_of_flags() -> dict[Any, int]:
 
 
 _FLAGS = _places_of_flags()
-_KINDS: dict[Any, Kind] = dict.fromkeys(_FLAGS, Kind.FLAGGED)
+KINDS: dict[Any, Kind] = dict.fromkeys(_FLAGS, Kind.FLAGGED)
+"""Kinds by function, of those that have been asked for."""
 for _kind, _names in (
     (Kind.METADATA, _METADATA),
     (Kind.CONSTANT, _CONSTANT),
@@ -84,14 +85,14 @@ for _kind, _names in (
     (Kind.ITERATOR, "__iter__"),
     (Kind.TEXT, "__repr__ __str__ __format__"),
 ):
-    _KINDS.update(dict.fromkeys(_functions(_names), _kind))
+    KINDS.update(dict.fromkeys(_functions(_names), _kind))
 
 
 def kind_of(func: Callable[..., Any]) -> Kind:
     """Look up how a function is treated; found out once per function."""
-    kind = _KINDS.get(func)
+    kind = KINDS.get(func)
     if kind is None:
-        kind = _KINDS[func] = _find_kind(func)
+        kind = KINDS[func] = _find_kind(func)
     return kind
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff.dual.carriers import Pair, is_dual, primal_of
+from scm_lightning.autodiff.dual.carriers import Pair, is_dual, no_graph, primal_of
 from scm_lightning.autodiff.dual.elementwise_rules import real
 from scm_lightning.autodiff.dual.forward_mode import tangents_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit, entry, register
@@ -54,7 +54,7 @@ def layer_norm_rule(
         out = func(primal, normalized_shape, weight, bias, eps)
     else:
         out, mean, rstd = torch.native_layer_norm(primal, normalized_shape, weight, bias, eps)
-    with torch.no_grad():
+    with no_graph():
         if _casts(primal):
             primal, tangent = at_least_float32(primal), at_least_float32(tangent)
             _, mean, rstd = torch.native_layer_norm(primal, normalized_shape, None, None, eps)
@@ -80,7 +80,7 @@ def group_norm_rule(
         out, mean, rstd = torch.native_group_norm(primal, weight, bias, *shape, num_groups, eps)
     else:
         out = func(primal, num_groups, weight, bias, eps)
-    with torch.no_grad():
+    with no_graph():
         if layout is None:
             primal, layout = primal.contiguous(), torch.contiguous_format
             if _casts(primal):
@@ -115,7 +115,7 @@ def rms_norm_rule(
     """`rms_norm`."""
     primal, tangent = _checked(input, weight), input.tangent
     out = func(primal, normalized_shape, weight, eps)
-    with torch.no_grad():
+    with no_graph():
         eps = torch.finfo(primal.dtype).eps if eps is None else eps
         if _casts(primal):
             primal, tangent = at_least_float32(primal), at_least_float32(tangent)
@@ -149,7 +149,7 @@ def batch_norm_rule(
         out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
     else:
         out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    with torch.no_grad():
+    with no_graph():
         tangent = at_least_float32(input.tangent)
         along = (1, -1, *[1] * (x.ndim - 2))
         if training:
@@ -194,7 +194,7 @@ def softmax_rule(
     if dim is None:
         raise Unfit
     out = func(real(input), dim, *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         tangent = input.tangent.to(out.dtype)
         return out, aten._softmax_backward_data(tangent, out, dim, out.dtype)
 
@@ -212,7 +212,7 @@ def dropout_rule(
         out = func(x, p, training)
         return out, input.tangent if out is x else input.tangent.clone()
     mask = func(torch.ones_like(x, requires_grad=False), p, training)
-    with torch.no_grad():
+    with no_graph():
         tangent = input.tangent * mask
     return x * mask, tangent
 
@@ -232,7 +232,7 @@ def grid_sample_rule(
         raise Unfit
     x, places = primal_of(input), primal_of(grid)
     out = func(x, places, *options, **more)
-    with torch.no_grad():
+    with no_graph():
         terms = [func(input.tangent, places, *options, **more)] if is_dual(input) else []
     if is_dual(grid):
         channels = x.shape[1]

@@ -15,6 +15,7 @@ from scm_lightning.autodiff.dual.carriers import (
     TangentError,
     aligned_tangent,
     is_dual,
+    no_graph,
     primal_of,
     tangent_of,
 )
@@ -45,12 +46,12 @@ def linear_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
     """An operation linear in its first argument, the others constant."""
     if not is_dual(input):
         raise Unfit
-    args = tuple(primal_of(each) for each in args)
+    args = tuple(map(primal_of, args))
     x = primal_of(input)
     out = func(x, *args, **kwargs)
     if isinstance(out, Tensor) and not out.is_floating_point() and not out.is_complex():
         return out, None
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, *args, **kwargs)
 
 
@@ -67,7 +68,7 @@ def either_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any)
         return out, None
     if not out.is_floating_point() and not out.is_complex():
         return out, None
-    with torch.no_grad():
+    with no_graph():
         return out, func(aligned_tangent(input), *args, **kwargs)
 
 
@@ -77,7 +78,7 @@ def view_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any) -
     if not is_dual(input):  # the others lend their shape or type
         return func(input, *args, **kwargs), None
     out = func(primal_of(input), *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         return out, func(aligned_tangent(input), *args, **kwargs)
 
 
@@ -93,7 +94,7 @@ def reshape_rule(func: Callable[..., Any], input: Any, *args: Any, **kwargs: Any
     out = func(x, *args, **kwargs)
     if out.dtype != x.dtype and out.is_complex() + x.is_complex() != 1:
         raise TangentError(f"the tangent cannot follow view of {x.dtype} as {out.dtype}")
-    with torch.no_grad():
+    with no_graph():
         return out, func(aligned_tangent(input), *args, **kwargs)
 
 
@@ -101,7 +102,7 @@ def join_rule(func: Callable[..., Any], tensors: Sequence[Any], *args: Any, **kw
     """`cat` and `stack`: constants have zero tangents."""
     values = [primal_of(each) for each in tensors]
     out = func(values, *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         tangents = [
             each.tangent if is_dual(each) else torch.zeros_like(value)
             for each, value in zip(tensors, values, strict=True)
@@ -125,7 +126,7 @@ def pad_rule(
     if is_dual(value) or not is_dual(input):
         raise Unfit
     out = func(primal_of(input), pad, mode, value)
-    with torch.no_grad():
+    with no_graph():
         return out, func(input.tangent, pad, mode, None)
 
 
@@ -143,7 +144,7 @@ def reversed_sub_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
     """`y - x`, the call of a number's or array's minus."""
     out = func(primal_of(input), primal_of(other))
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if tx is None:
             return out, _whole(ty, out)
         return out, -tx if ty is None else ty - tx
@@ -153,7 +154,7 @@ def _sum(func: Callable[..., Any], x: Any, y: Any, alpha: Any, factor: Any) -> A
     options = {} if type(alpha) is int and alpha == 1 else {"alpha": alpha}
     out = func(primal_of(x), primal_of(y), **options)
     tx, ty = tangent_of(x), tangent_of(y)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             return out, _whole(tx, out)
         if tx is None:
@@ -172,14 +173,14 @@ def mul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
     x, y = primal_of(input), primal_of(other)
     out = func(x, y)
     tx, ty = tangent_of(input), tangent_of(other)
-    with torch.no_grad():
+    with no_graph():
         if ty is None:
             return out, tx * y
         if tx is None:
             return out, x * ty
         first = tx * y
         if first.dtype == x.dtype == ty.dtype:  # addcmul takes one type alone
-            return out, torch.addcmul(first, x, ty)
+            return out, first.addcmul_(x, ty)
         return out, first + x * ty
 
 
@@ -188,7 +189,7 @@ def product_rule(func: Callable[..., Any], input: Any, mat2: Any) -> Any:  # noq
     x, y = primal_of(input), primal_of(mat2)
     out = func(x, y)
     tx, ty = tangent_of(input), tangent_of(mat2)
-    with torch.no_grad():
+    with no_graph():
         terms = [] if tx is None else [func(tx, y)]
         terms += [] if ty is None else [func(x, ty)]
         return out, sum(terms[1:], terms[0])
@@ -212,7 +213,7 @@ def einsum_rule(func: Callable[..., Any], equation: str, *operands: Any) -> Any:
         operands = tuple(operands[0])
     values = [primal_of(operand) for operand in operands]
     out = func(equation, *values)
-    with torch.no_grad():
+    with no_graph():
         terms = [
             func(equation, *values[:place], aligned_tangent(operand), *values[place + 1 :])
             for place, operand in enumerate(operands)
@@ -232,7 +233,7 @@ def linear_layer_rule(
     """`linear` and convolutions: the bias adds nothing to the tangent, constant weights neither."""
     x, w = primal_of(input), primal_of(weight)
     out = func(x, w, primal_of(bias), *args, **kwargs)
-    with torch.no_grad():
+    with no_graph():
         terms = []
         if is_dual(input):
             terms.append(func(input.tangent, w, None, *args, **kwargs))
@@ -258,7 +259,7 @@ def _where(func: Callable[..., Any], condition: Any, x: Any, y: Any, given: Any)
     if is_dual(condition):
         raise Unfit
     out = func(*given)
-    with torch.no_grad():
+    with no_graph():
         zero = out.new_zeros(())
         tx, ty = (zero if (t := tangent_of(each)) is None else t for each in (x, y))
         return out, torch.where(condition, tx, ty)
@@ -269,7 +270,7 @@ def masked_fill_rule(func: Callable[..., Any], input: Any, mask: Any, value: Any
     if not is_dual(input) or is_dual(value):
         raise Unfit
     out = func(primal_of(input), mask, value)
-    with torch.no_grad():
+    with no_graph():
         return out, input.tangent.masked_fill(mask, 0.0)
 
 
