@@ -108,7 +108,10 @@ def aligned_tangent(x: Any) -> Tensor:
     tangent: Tensor = x.tangent
     if tangent.layout is not torch.strided or value.layout is not torch.strided:
         return tangent
-    if tangent.stride() != value.stride() or tangent.is_conj() > value.is_conj():
+    is_other = tangent.stride() != value.stride()
+    if not torch.compiler.is_compiling():  # which cannot ask
+        is_other |= tangent.is_conj() > value.is_conj()
+    if is_other:
         x.tangent = tangent = laid_out_as(value, tangent)
     return tangent
 
