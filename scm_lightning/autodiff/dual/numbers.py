@@ -31,7 +31,7 @@ from scm_lightning.autodiff.dual.carriers import (
 )
 from scm_lightning.autodiff.dual.doors import watched_doors
 from scm_lightning.autodiff.dual.forward_mode import by_forward_mode
-from scm_lightning.autodiff.dual.kinds import Kind, is_told_to_write, kind_of, name_of
+from scm_lightning.autodiff.dual.kinds import KINDS, Kind, is_told_to_write, kind_of, name_of
 from scm_lightning.autodiff.dual.rules import RULES, Unfit
 from scm_lightning.autodiff.dual.writes import Writes
 
@@ -140,11 +140,11 @@ class DualNumbers(TorchFunctionMode):
     ) -> Any:
         """Called by torch in the place of any of its functions."""
         kwargs = kwargs or {}
-        if foreign := _foreign(tuple(types)):
+        if types and (foreign := _foreign(tuple(types))):
             self._check_foreign(func, foreign, args, kwargs)
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            kind = kind_of(func)
+            kind = KINDS.get(func) or kind_of(func)
             if kind is Kind.METADATA and not (kwargs and _has_out(kwargs)):
                 return func(*args, **kwargs)
             if self.is_nested:
@@ -248,7 +248,7 @@ def _has_out(kwargs: dict[str, Any]) -> bool:
 def _pack(x: Tensor) -> tuple[Tensor, int]:
     """What autograd keeps of a tensor: not its tangent, and no cycle with its own graph."""
     with torch._C.DisableTorchFunction():
-        is_itself = x.is_leaf and type(x) is not Dual
+        is_itself = type(x) is not Dual and x.is_leaf
         return x if is_itself else x.detach(), x._version
 
 

@@ -95,6 +95,8 @@ for _name, _func, _flipped in (
     ("__rtruediv__", torch.Tensor.__rdiv__, False),
     ("__pow__", torch.pow, False),
     ("__rpow__", torch.pow, True),
+    ("__mod__", torch.remainder, False),
+    ("__rmod__", torch.Tensor.__rmod__, False),
     ("__matmul__", torch.matmul, False),
     ("__rmatmul__", torch.matmul, True),
 ):
