@@ -38,7 +38,6 @@ from scm_lightning.autodiff.readings import (
     of_forward_mode,
     plain,
     read,
-    sharded_parts,
     untouched,
 )
 
@@ -145,7 +144,7 @@ def _difference_in_derivative(
     first = None if expected is None else _first(_tangents, ours.readings, expected, limit)
     if expected is not None and first is None:
         return None
-    if sharded_parts(f.network):
+    if state.sharded:
         if first is None:
             log.warning(
                 "the derivative of a sharded network could not be checked: torch.func.jvp "
@@ -308,7 +307,7 @@ def _tangents(readings: Readings) -> dict[Place, Tensor | None]:
 
 def gradients_of(network: Any, out: Tensor) -> Gradients:
     """Gradients of a fixed random sum of the output; of a sharded network none."""
-    if sharded_parts(network) or not out.requires_grad:
+    if not out.requires_grad:  # sharded
         return {}
     parameters = {name: x for name, x in network.named_parameters() if x.requires_grad}
     for x in parameters.values():

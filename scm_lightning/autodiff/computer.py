@@ -37,8 +37,7 @@ class TangentComputer:
             trained; the derivative's graph lives until it is cut off at the end, at several times
             the memory. "two_pass" runs `torch.func.jvp` without grad and then a second forward.
             "finite_difference" needs no forward derivative of the network, three forwards, two of
-            them in float32, and is accurate to about 5e-3, in float64 to 1e-7. All others agree to
-            rounding.
+            them in float32, and is accurate to about 5e-3. All others agree to rounding.
 
         check: whether the method is checked on every network that is trained, before its first
             step; see `check_tangents`. Costs less than five steps.

@@ -22,6 +22,9 @@ from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
 from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.core import at_least_float32, expand_time
 
+STEP = 1e-4
+"""Step of finite differences. Radians."""
+
 
 @dataclass(frozen=True)
 class Function:
@@ -126,14 +129,13 @@ def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     exactly for a pair (x0, z), to second order along a teacher's ODE. F is computed as the run
     does; the differences in float32 or wider, since a difference of values rounded to bfloat16 is
     noise. Rounding adds eps / h and the step h^2 w^2 / 6, with w the highest frequency in t: 1
-    for networks that take t, 1000 for those that take 1000 t. A fiftieth of eps^(1/3) serves both.
+    for networks that take t, 1000 for those that take 1000 t. A step of 1e-4 serves both; in
+    float64 too, since many networks embed their time in float32.
 
     Source: the rotation, arXiv 2510.08431 (rCM); central differences, FastGen.
     """
     u, t, du_dt, scale = (x.to(_wide_type(point)) for x in point)
-    weights = f.network.parameters() if isinstance(f.network, nn.Module) else ()
-    h = max(map(_eps, (u, *weights))) ** (1 / 3) / 50
-    step = torch.full_like(t, h)
+    step = torch.full_like(t, STEP)
     along = expand_time(step.cos(), u) * u
     across = expand_time(step.sin(), u) * du_dt
     with torch.no_grad(), _full_precision(f.network, u.device.type):
@@ -141,18 +143,13 @@ def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
             after = f(along + across, t + step)
         with same_random_numbers(u):
             before = f(along - across, t - step)
-        derivative = expand_time(scale / (2 * h), after) * (after - before)
+        derivative = expand_time(scale / (2 * STEP), after) * (after - before)
     return f(point.u, point.t), derivative
 
 
 def _wide_type(point: Point) -> torch.dtype:
     """Of u and t, at least float32: half of a step must not be lost in t."""
     return torch.promote_types(at_least_float32(point.u).dtype, point.t.dtype)
-
-
-def _eps(x: Tensor) -> float:
-    """Relative rounding of a tensor's type, once that is at least float32."""
-    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every module of a network puts out in one pass: values, and tangents where there are any.
 
-A pass leaves nothing behind: weights that are all zero get random numbers for its time, since a
-fresh network says zero whatever its derivative; buffers, gradients, random numbers and whether
-weights are double are put back.
+A pass leaves nothing behind: it runs on copies of the weights, of which those that are all zero get
+random numbers, since a fresh network says zero whatever its derivative; buffers, random numbers and
+whether weights are double are put back.
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,12 +116,29 @@ def _floats(out: Any) -> Iterator[Tensor]:
 class Untouched:
     """Keeps a network's state, and the random numbers', as they are.
 
+    Its parameters are exchanged for copies, in which gradients gather and into which a forward may
+    write: what listens to the network's own, such as DDP, hears nothing. Of those that are all
+    zero the copies are not. Sharded parameters stay, and are moved off zero where they are.
+
     Args:
         network: the network.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.sharded = [each for each in network.modules() if isinstance(each, FSDPModule)]
+        for part in self.sharded:
+            part.reshard()  # or a part keeps what it gathered
+        self.held = [
+            (module, name, x)
+            for module in network.modules()
+            for name, x in module._parameters.items()
+            if x is not None
+        ]
+        self.copies = {} if self.sharded else {id(x): _copy(x) for _, _, x in self.held}
+        for module, name, x in self.held:
+            module._parameters[name] = self.copies.get(id(x), x)
+        self.zeros = [own for _, _, x in self.held if _is_zero(own := _local(x))]
         self.buffers = {name: (x, x.clone()) for name, x in network.named_buffers()}
         cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.random = (
@@ -132,12 +149,24 @@ class Untouched:
         )
 
     def again(self) -> None:
-        """Put buffers and random numbers back, for another pass like the first."""
+        """Put weights, buffers and random numbers back, for another pass like the first."""
+        generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
+            for _, _, x in self.held:
+                if (copy := self.copies.get(id(x))) is not None:
+                    copy.copy_(x)
+                    _move_off_zero(copy, generator)
+            if self.sharded:
+                for own in self.zeros:
+                    _move_off_zero(own, generator)
             for name, (buffer, value) in self.buffers.items():
                 owner, _, attribute = name.rpartition(".")
                 self.network.get_submodule(owner)._buffers[attribute] = buffer
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # an expanded one cannot be written into
+                    buffer.copy_(value)
+        self._draw_again()
+
+    def _draw_again(self) -> None:
         numbers, cuda, python, numpy = self.random
         torch.set_rng_state(numbers)
         if cuda is not None:
@@ -145,74 +174,52 @@ class Untouched:
         random.setstate(python)
         np.random.set_state(numpy)
 
+    def put_back(self) -> None:
+        """Put everything back."""
+        self.again()
+        for module, name, x in self.held:
+            module._parameters[name] = x
+        if self.sharded:
+            with torch.no_grad():
+                for own in self.zeros:
+                    own.zero_()
+            for part in self.sharded:
+                part.reshard()
+
+
+def _copy(x: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(x.detach().clone(), x.requires_grad)
+
+
+def _local(x: Tensor) -> Tensor:
+    """A parameter's memory in this process."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _is_zero(x: Tensor) -> bool:
+    return x.is_floating_point() and x.numel() > 0 and not x.any()
+
+
+def _move_off_zero(x: Tensor, generator: torch.Generator) -> None:
+    """Fill a weight that is all zero: it would say nothing about what is before it."""
+    if _is_zero(x):
+        fan_in = max(x[0].numel(), 4) if x.ndim > 1 else 16
+        x.copy_(torch.randn(x.shape, generator=generator) * fan_in**-0.5)
+
 
 @contextmanager
 def untouched(network: nn.Module) -> Iterator[Untouched]:
     """Context for passes that leave a network as they found it.
 
-    A sharded network's weights are gathered anew before and after; its passes make no graph, since
-    they would be part of the step.
+    The passes of a sharded network make no graph, since it would be part of the step.
     """
-    state, sharded = Untouched(network), sharded_parts(network)
-    with ExitStack() as stack:
-        for part in sharded:
-            part.reshard()
-            stack.callback(part.reshard)
-        if sharded:
-            stack.enter_context(torch.no_grad())
-        else:
-            stack.enter_context(stand_ins(network))
-        stack.enter_context(moved_off_zero(network))
-        stack.callback(state.again)
-        yield state
-
-
-def sharded_parts(network: nn.Module) -> list[FSDPModule]:
-    """Modules whose parameters FSDP2 gathers."""
-    return [each for each in network.modules() if isinstance(each, FSDPModule)]
-
-
-@contextmanager
-def stand_ins(network: nn.Module) -> Iterator[None]:
-    """Context in which other parameters stand on the memory of a network's own.
-
-    Gradients gather there; what listens to the network's own, such as DDP, hears nothing.
-    """
-    held = [
-        (module, name, x)
-        for module in network.modules()
-        for name, x in module._parameters.items()
-        if x is not None
-    ]
-    others = {id(x): nn.Parameter(x.detach(), x.requires_grad) for _, _, x in held}
-    for module, name, x in held:
-        module._parameters[name] = others[id(x)]
-    try:
-        yield
-    finally:
-        for module, name, x in held:
-            module._parameters[name] = x
-
-
-@contextmanager
-def moved_off_zero(network: nn.Module) -> Iterator[None]:
-    """Context in which no weight is all zero: such layers say nothing about what is before them."""
-    generator = torch.Generator().manual_seed(0)
-    moved = []
-    with torch.no_grad():
-        for x in network.parameters():
-            own = x.to_local() if isinstance(x, DTensor) else x
-            if own.is_floating_point() and own.numel() and not own.any():
-                fan_in = max(own[0].numel(), 4) if own.ndim > 1 else 16
-                noise = torch.randn(own.shape, generator=generator) * fan_in**-0.5
-                moved.append(own)
-                own.copy_(noise)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for own in moved:
-                own.zero_()
+    state = Untouched(network)
+    with torch.no_grad() if state.sharded else nullcontext():
+        try:
+            state.again()
+            yield state
+        finally:
+            state.put_back()
 
 
 @contextmanager

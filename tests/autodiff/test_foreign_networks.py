@@ -26,11 +26,8 @@ CASES = [
     for mode in network.modes
 ]
 PERCEPTRON = Network(perceptrons, (6, 4))
-OTHER_MASKS = "torch.func.jvp lays activations out otherwise, and so draws another mask"
 TWO_STATES = "each forward pass advances the power iteration"
 KNOWN = {
-    ("two_pass", "nn.TransformerEncoder"): OTHER_MASKS,
-    ("func", "nn.TransformerEncoder"): OTHER_MASKS,
     ("two_pass", "spectral_norm, both kinds"): TWO_STATES,
 }
 """Where torch's own forward mode answers otherwise than a plain step."""
