@@ -9,15 +9,12 @@ Four samples of the first batch go through the network, in train mode and at the
                  differs, central differences decide, in float64 on both sides, at two steps h and
                  h / 2 and extrapolated from them, wherever the two agree
 
-The first module that differs is named, and the run refused. Relative differences are L2, of the
-reading itself, or of a thousandth of the largest among all modules where that is more.
+The first module that differs is named, and the run refused.
 """
 
 import logging
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import torch
@@ -25,6 +22,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scm_lightning.autodiff.advice import advice
+from scm_lightning.autodiff.comparison import (
+    Gradients,
+    difference_in_gradients,
+    first_difference,
+    tangents,
+    values,
+)
 from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.autodiff.methods import Function, Point, evaluate
 from scm_lightning.autodiff.readings import (
@@ -48,12 +52,9 @@ SAMPLES, FEW = 4, 2
 LIMIT, HALF_LIMIT, ROUGH_LIMIT = 1e-3, 5e-2, 2e-2
 """Largest relative difference: in float32; in half precision; of finite differences as a method."""
 LOST = 0.5
-"""Relative difference that no rounding explains: half precision is judged by float32 below it."""
+"""Relative difference that no rounding explains; below it, half precision is judged by float64."""
 STEP = 1e-4
 """Step h of the differences. Of frequencies up to 1000, the extrapolated error is h^4 w^4 / 480."""
-FLOOR = 1e-3
-
-Gradients = dict[str, Tensor | None]
 
 
 @dataclass
@@ -103,7 +104,7 @@ def check_tangents(method: str, f: Function, point: Point) -> None:
 
 def _difference_from_plain(ours: Pass, expected: Pass, limit: float) -> str | None:
     """Compare outputs and gradients with those of an ordinary forward."""
-    first = _first(_values, ours.readings, expected.readings, limit)
+    first = first_difference(values, ours.readings, expected.readings, limit)
     if first is not None:
         return (
             f"the tangent method changes what the network computes: the output of {first[0]} "
@@ -112,38 +113,19 @@ def _difference_from_plain(ours: Pass, expected: Pass, limit: float) -> str | No
     return difference_in_gradients(ours.gradients, expected.gradients, 10 * limit)
 
 
-def difference_in_gradients(ours: Gradients, expected: Gradients, limit: float) -> str | None:
-    """Compare the gradients of the parameters; those that are nearly zero are left out."""
-    sizes = {name: 0.0 if x is None else float(x.norm()) for name, x in expected.items()}
-    floor = FLOOR * max(sizes.values(), default=0.0)
-    reached = [name for name, size in sizes.items() if size > floor]
-    errors = {}
-    for name in reached:
-        found, wanted = ours.get(name), expected[name]
-        if found is None:
-            return f"the parameter {name} gets no gradient by this tangent method, but by a loss"
-        assert wanted is not None
-        errors[name] = float((found - wanted).norm()) / sizes[name]
-    name = max(errors, key=lambda name: errors[name], default="")
-    if not name or errors[name] <= limit:
-        return None
-    return (
-        f"the gradient of the parameter {name} differs by {errors[name]:.2g} from that of an "
-        f"ordinary forward, limit {limit:g}"
-    )
-
-
 def _difference_in_derivative(
     method: str, ours: Pass, f: Function, point: Point, state: Untouched
 ) -> str | None:
     """Compare derivatives with torch's forward mode; if they differ, differences decide."""
     limit = ROUGH_LIMIT if method == "finite_difference" else _limit(f, point)
     expected = None if method in ("func", "two_pass") else _by_forward_mode(f, point, state)
-    if expected is not None and _first(_values, ours.readings, expected, limit) is not None:
+    if expected is not None and first_difference(values, ours.readings, expected, limit):
         expected = None  # it draws another dropout mask, say
-    first = None if expected is None else _first(_tangents, ours.readings, expected, limit)
-    if expected is not None and first is None:
-        return None
+    first = None
+    if expected is not None:
+        first = first_difference(tangents, ours.readings, expected, limit)
+        if first is None:
+            return None
     if state.sharded:
         if first is None:
             log.warning(
@@ -184,7 +166,7 @@ def _difference_from_differences(
     judged = [place for place in ours.readings if place in expected]
     if not judged:
         log.warning("the derivative could not be checked: differences at two steps do not agree")
-    first = _first(_tangents, ours.readings, expected, limit)
+    first = first_difference(tangents, ours.readings, expected, limit)
     if first is None:
         return None
     place, error = first
@@ -255,54 +237,6 @@ def _by_differences(f: Function, point: Point, state: Untouched) -> Readings:
 def _reading(network: Any, split: Split, state: Untouched) -> AbstractContextManager[Readings]:
     state.again()
     return read(network, split)
-
-
-def _first(
-    what: Callable[[Readings], dict[Place, Tensor | None]],
-    ours: Readings,
-    expected: Readings,
-    limit: float,
-) -> tuple[Place, float] | None:
-    """The first place where values, or tangents, differ, and by how much."""
-    pairs = _differences(what(ours), what(expected))
-    return next(((place, error) for place, error in pairs if not error <= limit), None)
-
-
-def _differences(
-    ours: dict[Place, Tensor | None], expected: dict[Place, Tensor | None]
-) -> Iterator[tuple[Place, float]]:
-    """Relative differences, in the order in which the modules were called."""
-    sizes = [size for x in expected.values() if x is not None and isfinite(size := _rms(x))]
-    floor = FLOOR * max(sizes, default=0.0)
-    for place, found in ours.items():
-        wanted = expected.get(place, _MISSING)
-        if wanted is _MISSING or (found is None and wanted is None):
-            continue
-        one = torch.zeros_like(wanted) if found is None else found
-        other = torch.zeros_like(one) if wanted is None else wanted
-        if one.shape != other.shape:
-            yield place, float("inf")
-            continue
-        if not other.isfinite().all():  # the guard of bad numbers speaks of them
-            continue
-        scale = max(_rms(other), floor)
-        yield place, _rms(one.to(other.dtype) - other) / scale if scale > 0 else _rms(one)
-
-
-_MISSING: Any = object()
-
-
-def _rms(x: Tensor) -> float:
-    wide = x.to(torch.complex64 if x.is_complex() else torch.float32) if x.itemsize < 4 else x
-    return float(wide.norm() / max(x.numel(), 1) ** 0.5)
-
-
-def _values(readings: Readings) -> dict[Place, Tensor | None]:
-    return {place: reading.value for place, reading in readings.items()}
-
-
-def _tangents(readings: Readings) -> dict[Place, Tensor | None]:
-    return {place: reading.tangent for place, reading in readings.items()}
 
 
 def gradients_of(network: Any, out: Tensor) -> Gradients:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from scm_lightning.autodiff.check import HALF_LIMIT, LIMIT, difference_in_gradients, gradients_of
+from scm_lightning.autodiff.check import HALF_LIMIT, LIMIT, gradients_of
+from scm_lightning.autodiff.comparison import difference_in_gradients
 from scm_lightning.autodiff.computer import TangentComputer
 from scm_lightning.autodiff.readings import untouched
 

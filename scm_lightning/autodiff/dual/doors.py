@@ -104,11 +104,12 @@ def _apply(cls: type[Function], *args: Any) -> Any:
 
 
 def _watched_apply(cls: type[Function], *args: Any) -> Any:
-    level = _level_of(args)
     # Where no mode is on, inside an operation and not the network.
-    if level is None or not torch._C._is_torch_function_mode_enabled():
+    if not _here.all or not torch._C._is_torch_function_mode_enabled():
         return _apply(cls, *args)
-    if cls.jvp is not Function.jvp:
+    given = _level_of(args)
+    level = given or _here.all[-1]  # of what a function among the arguments refers to
+    if given is not None and cls.jvp is not Function.jvp:
         tangents = _by_its_jvp(cls, args)
         if tangents is not None:
             with torch._C.DisableTorchFunction():
@@ -160,7 +161,7 @@ def _rejoined(
             # An output without gradient beside one with a tangent: statistics, say.
             lost += [] if passed_on else [one]
     constants = found and not any(each.requires_grad for each in lost)
-    if lost and not constants:
+    if lost and not constants and (found or _level_of(args)):
         raise TangentError(
             f"the autograd.Function {cls.__name__} lost the tangent; give it a jvp, or write its "
             "forward with torch operations"
