@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dual numbers with activation checkpointing: a block keeps its input, not what happens inside.
 
-Going forward, value and tangent run through a block, and autograd keeps nothing of it. Going
-backward, the values are computed once more, under the random state and autocast of the first time
-(`torch.utils.checkpoint`); the tangents are not, since nothing of them has a gradient.
+Going forward, value and tangent run through a block without a graph. Going backward, the values
+are computed once more, with a graph, under the random state and autocast of the first time; the
+tangents are not, since nothing of them has a gradient. (torch.utils.checkpoint wants the operations
+of both times to be the same, which those with a rule and without need not be.)
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+import torch
+from torch import Tensor, nn
 
-from scm_lightning.autodiff.dual import tangent_of
+from scm_lightning.autodiff.dual import (
+    TangentError,
+    Traced,
+    is_dual,
+    plain,
+    primal_of,
+    tangent_of,
+)
 
 
 @contextmanager
@@ -60,26 +68,69 @@ def outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
+        if not any(map(is_dual, args)):
+            return forward(*args)
         tangents = [tangent_of(each) for each in args]
-        # Kept until the backward pass: aliases, which have a tangent in the first pass alone.
-        aliases = [x if tx is None else x.view_as(x) for x, tx in zip(args, tangents, strict=True)]
-        levels = [x.level for x, tx in zip(args, tangents, strict=True) if tx is not None]
-
-        def once(*inputs: Any) -> Any:
-            if not levels:
-                return forward(*inputs)
-            level = levels.pop()
-            for x, tx in zip(inputs, tangents, strict=True):
-                if tx is not None:
-                    level.join(x, tx)
-            out = forward(*inputs)
-            for x, tx in zip(inputs, tangents, strict=True):
-                if tx is not None:
-                    level.part(x)
-            tangents.clear()
-            levels.clear()
-            return out
-
-        return checkpoint(once, *aliases, use_reentrant=False)
+        with torch._C.DisableTorchFunction():  # aliases without tangents, to be kept until then
+            values = [
+                each if tangent is None else primal_of(each).view_as(primal_of(each))
+                for each, tangent in zip(args, tangents, strict=True)
+            ]
+        weights = [each for each in block.parameters() if each.requires_grad]
+        carrier = next(filter(is_dual, args))
+        join = Traced if isinstance(carrier, Traced) else carrier.level.join
+        out, tangent = _Recomputed.apply(  # type: ignore[no-untyped-call]
+            forward, join, tangents, *values, *weights
+        )
+        return join(out, tangent)
 
     return run
+
+
+class _Recomputed(torch.autograd.Function):
+    """A block's value with a gradient, and its tangent without one.
+
+    The tensors are the block's inputs and, so that autograd hands out their gradients, its weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        run: Callable[..., Any],
+        join: Callable[[Tensor, Tensor], Any],
+        tangents: list[Tensor | None],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.run, ctx.num_inputs = run, len(tangents)
+        ctx.save_for_backward(*tensors)
+        device = tensors[0].device
+        ctx.autocast = {
+            "device_type": device.type,
+            "dtype": torch.get_autocast_dtype(device.type),
+            "enabled": torch.is_autocast_enabled(device.type),
+        }
+        ctx.cpu_state = torch.get_rng_state()
+        ctx.cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        pairs = zip(tensors, tangents, strict=False)
+        out = run(*(x if tx is None else join(x.view_as(x), tx) for x, tx in pairs))
+        tangent = tangent_of(out)
+        if tangent is None:
+            raise TangentError("the block lost the tangent")
+        ctx.mark_non_differentiable(tangent)
+        return plain(out), tangent
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        tensors = ctx.saved_tensors
+        inputs = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: ctx.num_inputs]]
+        device = tensors[0].device
+        forked = torch.random.fork_rng([] if ctx.cuda_state is None else [device])
+        with forked, torch.enable_grad(), torch.autocast(**ctx.autocast):
+            torch.set_rng_state(ctx.cpu_state)
+            if ctx.cuda_state is not None:
+                torch.cuda.set_rng_state(ctx.cuda_state, device)
+            out = ctx.run(*inputs)
+        leaves = (*inputs, *tensors[ctx.num_inputs :])
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, gradients[0], allow_unused=True))
+        return None, None, None, *(next(found) if leaf.requires_grad else None for leaf in leaves)

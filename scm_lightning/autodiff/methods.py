@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
@@ -83,13 +84,13 @@ def same_random_numbers(x: Tensor) -> AbstractContextManager[None]:
 
 
 def by_dual_numbers(f: Function, point: Point) -> tuple[Tensor, Tensor]:
-    """One pass of dual numbers; inside a compiled graph, of pairs.
+    """One pass of dual numbers; inside a compiled graph, and of fake tensors, of pairs.
 
     Raises:
         TangentError: if the network returns something that carries no tangent.
     """
     tu, tt = point.tangents()
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_fake(point.u):
         pair: Any = f(Traced(point.u, tu), Traced(point.t, tt))  # type: ignore[arg-type]
         return (pair.primal, pair.tangent) if isinstance(pair, Traced) else _lost(pair)
     with DualNumbers() as level:

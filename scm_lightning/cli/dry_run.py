@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from scm_lightning.autodiff.dual import primal_of
 from scm_lightning.cli.costs import FlopCounter
 from scm_lightning.cli.memory import LiveMemory, gathered_memory, state_memory
 from scm_lightning.cli.plan import Plan, StepCost
@@ -209,7 +210,7 @@ def forward_flops(
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def remember(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
+        calls.append((tuple(map(primal_of, args)), kwargs))
 
     network = model.trained_network()
     hook = network.register_forward_pre_hook(remember, with_kwargs=True)

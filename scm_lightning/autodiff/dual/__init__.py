@@ -7,7 +7,14 @@ from scm_lightning.autodiff.dual import (  # noqa: F401
     layer_rules,
     linear_rules,
 )
-from scm_lightning.autodiff.dual.carriers import Dual, TangentError, is_dual, primal_of, tangent_of
+from scm_lightning.autodiff.dual.carriers import (
+    Dual,
+    TangentError,
+    is_dual,
+    plain,
+    primal_of,
+    tangent_of,
+)
 from scm_lightning.autodiff.dual.forward_mode import fallback_calls
 from scm_lightning.autodiff.dual.numbers import DualNumbers
 from scm_lightning.autodiff.dual.rules import RULES
@@ -21,6 +28,7 @@ __all__ = [
     "Traced",
     "fallback_calls",
     "is_dual",
+    "plain",
     "primal_of",
     "tangent_of",
 ]

@@ -104,6 +104,11 @@ def primal_of(x: Any) -> Any:
     return x.primal if isinstance(x, Pair) else x
 
 
+def plain(x: Any) -> Tensor:
+    """The value behind a carrier as an ordinary tensor: the same one, or what a pair holds."""
+    return strip(x) if type(x) is Dual else primal_of(x)
+
+
 def tangent_of(x: Any) -> Tensor | None:
     """The tangent of a carrier; None for a constant."""
     return x.tangent if is_dual(x) else None

@@ -52,7 +52,7 @@ elementwise("expm1", lambda tx, x, y: tx * (y + 1))
 elementwise("log", lambda tx, x, y: tx / x)
 elementwise("log1p", lambda tx, x, y: tx / (1 + x))
 elementwise("reciprocal", lambda tx, x, y: (tx * y).mul_(y).neg_())
-elementwise("rsqrt", lambda tx, x, y: (tx * y.pow(3)).mul_(-0.5))
+elementwise("rsqrt", lambda tx, x, y: (-0.5 * tx).mul_(y).mul_(y).mul_(y))
 elementwise("sigmoid", lambda tx, x, y: aten.sigmoid_backward(tx, y))
 elementwise("sin", lambda tx, x, y: tx * x.cos())
 elementwise("sqrt", lambda tx, x, y: 0.5 * tx / y)
@@ -105,8 +105,6 @@ def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: 
         if ty is None:
             assert tx is not None
             return out, tx / y
-        if tx is not None and tx.dtype == out.dtype == ty.dtype:  # addcmul takes one type alone
-            return out, torch.addcmul(tx, out, ty, value=-1).div_(y)
         from_y = -out * ty
         return out, (from_y if tx is None else tx + from_y) / y
 
@@ -150,7 +148,7 @@ def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noq
     with no_graph():
         if exponent == 0:
             return out, torch.zeros_like(x)
-        return out, torch.pow(x, exponent - 1).mul_(input.tangent).mul_(exponent)
+        return out, (exponent * torch.pow(x, exponent - 1)).mul_(input.tangent)
 
 
 def clamp_rule(
