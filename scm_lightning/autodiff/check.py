@@ -29,7 +29,6 @@ from scm_lightning.autodiff.comparison import (
     tangents,
     values,
 )
-from scm_lightning.autodiff.forward_mode import jvp
 from scm_lightning.autodiff.methods import Function, Point, evaluate
 from scm_lightning.autodiff.readings import (
     Place,
@@ -44,6 +43,7 @@ from scm_lightning.autodiff.readings import (
     read,
     untouched,
 )
+from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import widest_float
 
 log = logging.getLogger(__name__)

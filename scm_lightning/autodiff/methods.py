@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
-from scm_lightning.autodiff.forward_mode import jvp
+from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import at_least_float32, expand_time
 
 STEP = 1e-4

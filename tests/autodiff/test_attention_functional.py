@@ -37,7 +37,7 @@ def test_plain_tensors_get_torchs_own_attention(randn, dtype):
 @pytest.mark.parametrize("duals", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("dv", [D, 4])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.3}])
-def test_forward_mode_against_torchs_math(randn, duals, dv, options):
+def test_repaired_jvp_against_torchs_math(randn, duals, dv, options):
     """Value, derivative and the parameter's gradient of the primal, in grad mode, float64."""
     all_six = six(randn, dv)
     weight = randn(D, D).requires_grad_()

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from test_computer import SIGMA_DATA, dit, inputs, mlp, unet, wake
-from test_forward_mode import edm2, single
+from test_repaired_jvp import edm2, single
 
 from scm_lightning.autodiff import TangentComputer
 

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from test_computer import inputs
-from test_forward_mode import single
+from test_repaired_jvp import single
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import expand_time

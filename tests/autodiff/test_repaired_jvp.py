@@ -6,7 +6,7 @@ import torch
 from test_computer import METHODS, SHAPE, SIGMA_DATA, dit, inputs, mlp, unet, wake
 
 from scm_lightning.autodiff import TangentComputer
-from scm_lightning.autodiff.forward_mode import jvp
+from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import expand_time
 from scm_lightning.networks import EDM2UNet
 
