@@ -154,6 +154,13 @@ def test_a_planted_fault_in_one_of_forty_blocks_is_named(monkeypatch, name, prec
     TangentComputer(check=False)(network, **point((8,)))
 
 
+def test_a_fault_is_found_where_the_derivative_has_the_factor_zero(monkeypatch):
+    """As in MeanFlow, of most samples: from t to t."""
+    plant(monkeypatch, torch.erf, drop)
+    with pytest.raises(ValueError, match=r"derivative of module blocks.17"):
+        TangentComputer()(Tower(torch.erf).train(), **point((8,)), scale=torch.zeros(6))
+
+
 def test_what_numpy_hides_is_seen_by_differences():
     """The value is a constant by its author's word, so that no method but differences is right."""
     with pytest.raises(ValueError, match=r"derivative of module blocks.17.* central differences"):
