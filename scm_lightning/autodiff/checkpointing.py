@@ -59,20 +59,25 @@ def outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+    def run(*positional: Any, **named: Any) -> Any:
+        args = (*positional, *named.values())
         tangents = [tangent_of(each) for each in args]
         # Kept until the backward pass: aliases, which have a tangent in the first pass alone.
         aliases = [x if tx is None else x.view_as(x) for x, tx in zip(args, tangents, strict=True)]
         levels = [x.level for x, tx in zip(args, tangents, strict=True) if tx is not None]
 
+        def call(*inputs: Any) -> Any:
+            num = len(positional)
+            return forward(*inputs[:num], **dict(zip(named, inputs[num:], strict=True)))
+
         def once(*inputs: Any) -> Any:
             if not levels:
-                return forward(*inputs)
+                return call(*inputs)
             level = levels.pop()
             for x, tx in zip(inputs, tangents, strict=True):
                 if tx is not None:
                     level.join(x, tx)
-            out = forward(*inputs)
+            out = call(*inputs)
             for x, tx in zip(inputs, tangents, strict=True):
                 if tx is not None:
                     level.part(x)

@@ -102,6 +102,12 @@ def a_scripted_part(self, h):
     return self.part(h)
 
 
+@habit(part=lambda self: nn.LSTM(8, 8, batch_first=True))
+def a_recurrent_part(self, h):
+    """In float32, where torch's kernel has no forward derivative."""
+    return self.part(torch.stack([h, 2 * h], 1))[0][:, -1]
+
+
 class Net(nn.Module):
     def __init__(self, name):
         super().__init__()
@@ -182,3 +188,24 @@ def test_a_norm_without_eps_in_half_precision():
         (torch.ones_like(x).double(),),
     )
     assert float((tangent - wanted).norm() / wanted.norm()) < 0.05
+
+
+class Named(nn.Module):
+    """A block that is called with a tangent by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Bilinear(8, 1, 8)])
+
+    def forward(self, u, t, labels=None, guidance=None):
+        return u + self.blocks[0](u, input2=t[:, None])
+
+
+def test_checkpointed_blocks_take_arguments_by_name():
+    torch.manual_seed(0)
+    network = Named().train()
+    plain, checkpointed = (
+        TangentComputer(method)(network, **given()) for method in ("dual", "dual_checkpoint")
+    )
+    for one, other in zip(plain, checkpointed, strict=True):
+        assert torch.equal(one, other)
