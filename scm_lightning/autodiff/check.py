@@ -39,8 +39,10 @@ from scm_lightning.autodiff.readings import (
     in_double_precision,
     of_dual_number,
     of_forward_mode,
+    place_of,
     plain,
     read,
+    read_whole,
     untouched,
 )
 from scm_lightning.autodiff.repaired_jvp import jvp
@@ -53,7 +55,9 @@ SAMPLES, FEW = 4, 2
 LIMIT, HALF_LIMIT, ROUGH_LIMIT = 1e-3, 5e-2, 2e-2
 """Largest relative difference: in float32; in half precision; of finite differences as a method."""
 LOST = 0.5
-"""Relative difference that no rounding explains; below it, half precision is judged by float64."""
+"""Relative difference that no rounding explains; below it, float64 says whose rounding is worse."""
+WORSE = 3.0
+"""How many times torch's own rounding error in half precision is too much."""
 STILL = 1e-3
 """Factors of the derivative below which it is looked at without."""
 STEP = 1e-4
@@ -142,12 +146,39 @@ def _difference_in_derivative(
         return f"the derivative of {first[0]} differs by {first[1]:.2g} from torch.func.jvp"
     fault = _difference_from_differences(method, f, point, state)
     rounds = limit == HALF_LIMIT  # else forward mode is wrong, in a custom operation say
-    if fault is None and first is not None and rounds and first[1] > LOST:
+    if fault is not None or first is None or not rounds:
+        return fault
+    assert expected is not None
+    place, error = first
+    theirs = expected[place]
+    if error > LOST or _rounds_worse(method, place, ours.readings[place], theirs, f, point, state):
         return (
-            f"in this precision the derivative of {first[0]} by the tangent method {method} "
-            f"differs by {first[1]:.2g} from torch.func.jvp, limit {limit:g}"
+            f"in this precision the derivative of {place} by the tangent method {method} "
+            f"differs by {error:.2g} from torch.func.jvp, limit {limit:g}"
         )
-    return fault
+    return None
+
+
+def _rounds_worse(
+    method: str,
+    place: Place,
+    ours: Reading,
+    theirs: Reading,
+    f: Function,
+    point: Point,
+    state: Untouched,
+) -> bool:
+    """Whether a derivative in half precision is further from that in float64 than torch's is."""
+    with in_double_precision(state.network):
+        wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
+        exact = _by_method(method, wide, at, state).readings.get(place)
+    if exact is None or exact.tangent is None or ours.tangent is None or theirs.tangent is None:
+        return False
+    if exact.tangent.shape != ours.tangent.shape:
+        return False
+    truth = exact.tangent
+    error, usual = (float((x.to(truth) - truth).norm()) for x in (ours.tangent, theirs.tangent))
+    return error > max(WORSE * usual, 2 * HALF_LIMIT * float(truth.norm()))
 
 
 def _difference_from_differences(
@@ -188,7 +219,7 @@ def _difference_from_differences(
 def _by_plain_forward(f: Function, point: Point, state: Untouched) -> Pass:
     """An ordinary forward and backward pass."""
     with _reading(f.network, plain, state) as readings:
-        out = f(point.u, point.t)
+        out = read_whole(f, plain, readings)(point.u, point.t)
     return Pass(readings, gradients_of(f.network, out))
 
 
@@ -201,9 +232,7 @@ def _by_method(
         F, derivative = evaluate(method, f, point)
     if not inside:
         readings.clear()
-    whole = Place("", type(f.network).__name__, 0, 0)
-    if not inside or whole not in readings:
-        readings[whole] = Reading(F.detach(), derivative.detach())
+    readings.setdefault(place_of(f.network), Reading(F.detach(), derivative.detach()))
     return Pass(readings, gradients_of(f.network, F) if with_gradients else {})
 
 
@@ -216,7 +245,7 @@ def _by_forward_mode(f: Function, point: Point, state: Untouched) -> Readings | 
             torch.compiler.set_stance("force_eager"),
             _reading(f.network, of_forward_mode, state) as readings,
         ):
-            jvp(f, (point.u, point.t), point.tangents())
+            jvp(read_whole(f, of_forward_mode, readings), (point.u, point.t), point.tangents())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of any kind: an in-place operation, a custom Function, an operation
@@ -230,7 +259,7 @@ def _by_differences(f: Function, point: Point, state: Untouched) -> Readings:
     def at(h: float) -> Readings:
         tu, tt = point.tangents()
         with torch.no_grad(), _reading(f.network, plain, state) as readings:
-            f(point.u + h * tu, point.t + h * tt)
+            read_whole(f, plain, readings)(point.u + h * tu, point.t + h * tt)
         return readings
 
     after, before, after_half, before_half = map(at, (STEP, -STEP, STEP / 2, -STEP / 2))

@@ -67,20 +67,33 @@ def outermost_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        if not any(map(is_dual, args)):
-            return forward(*args)
-        tangents = [tangent_of(each) for each in args]
+    def run(*args: Any, **named: Any) -> Any:
+        given = [*args, *named.values()]
+        if not any(map(is_dual, given)):
+            return forward(*args, **named)
+        num, names = len(args), tuple(named)  # all that `call` keeps of them
+        places = [i for i, x in enumerate(given) if is_dual(x) or isinstance(x, Tensor)]
+        tensors = [given[place] for place in places]
+        tangents = [tangent_of(x) for x in tensors]
         with torch._C.DisableTorchFunction():  # aliases without tangents, to be kept until then
             values = [
-                each if tangent is None else primal_of(each).view_as(primal_of(each))
-                for each, tangent in zip(args, tangents, strict=True)
+                x if tangent is None else primal_of(x).view_as(primal_of(x))
+                for x, tangent in zip(tensors, tangents, strict=True)
             ]
-        weights = [each for each in block.parameters() if each.requires_grad]
-        carrier = next(filter(is_dual, args))
+        carrier = next(filter(is_dual, given))
         join = Traced if isinstance(carrier, Traced) else carrier.level.join
+        for place in places:
+            given[place] = None
+
+        def call(*inputs: Any) -> Any:
+            full = list(given)
+            for place, x in zip(places, inputs, strict=True):
+                full[place] = x
+            return forward(*full[:num], **dict(zip(names, full[num:], strict=True)))
+
+        weights = [each for each in block.parameters() if each.requires_grad]
         out, tangent = _Recomputed.apply(  # type: ignore[no-untyped-call]
-            forward, join, tangents, *values, *weights
+            call, join, tangents, *values, *weights
         )
         return join(out, tangent)
 

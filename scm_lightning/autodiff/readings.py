@@ -2,8 +2,8 @@
 """What every module of a network puts out in one pass: values, and tangents where there are any.
 
 A pass leaves nothing behind: it runs on copies of the weights, of which those that are all zero get
-random numbers, since a fresh network says zero whatever its derivative; buffers, random numbers and
-whether weights are double are put back.
+random numbers, since a fresh network says zero whatever its derivative; buffers, attributes, random
+numbers and whether weights are double are put back.
 """
 
 import random
@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from scm_lightning.autodiff.attributes import Attributes, put_numbers_back
 from scm_lightning.autodiff.dual import tangent_of
 
 functorch = torch._C._functorch
@@ -96,9 +97,28 @@ def read(network: nn.Module, split: Split) -> Iterator[Readings]:
 
     with ExitStack() as stack:
         for name, module in network.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             handle = module.register_forward_hook(listen(name))
             stack.callback(handle.remove)
         yield readings
+
+
+def place_of(network: Any) -> Place:
+    """Where the output of the network itself is read."""
+    return Place("", type(network).__name__, 0, 0)
+
+
+def read_whole(f: Any, split: Split, readings: Readings) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function whose own output is read too, as that of a scripted network is not by hooks."""
+
+    def call(u: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = f(u, t)
+        if isinstance(out, Tensor):
+            readings.setdefault(place_of(f.network), split(out))
+        return out
+
+    return call
 
 
 def _floats(out: Any) -> Iterator[Tensor]:
@@ -135,7 +155,10 @@ class Untouched:
             for name, x in module._parameters.items()
             if x is not None
         ]
+        self.attributes = None if self.sharded else Attributes(network)
         self.copies = {} if self.sharded else {id(x): _copy(x) for _, _, x in self.held}
+        # A gradient that reaches the network's own goes through a reference that is not seen here.
+        self.gradients = [] if self.sharded else [(x, x.grad) for _, _, x in self.held]
         for module, name, x in self.held:
             module._parameters[name] = self.copies.get(id(x), x)
         self.zeros = [own for _, _, x in self.held if _is_zero(own := _local(x))]
@@ -151,7 +174,11 @@ class Untouched:
     def again(self) -> None:
         """Put weights, buffers and random numbers back, for another pass like the first."""
         generator = torch.Generator().manual_seed(0)
+        if self.attributes is not None:
+            self.attributes.put_back(self.copies)
         with torch.no_grad():
+            for x, _ in self.gradients:
+                x.grad = None
             for _, _, x in self.held:
                 if (copy := self.copies.get(id(x))) is not None:
                     copy.copy_(x)
@@ -162,8 +189,7 @@ class Untouched:
             for name, (buffer, value) in self.buffers.items():
                 owner, _, attribute = name.rpartition(".")
                 self.network.get_submodule(owner)._buffers[attribute] = buffer
-                if not torch.equal(buffer, value):  # an expanded one cannot be written into
-                    buffer.copy_(value)
+                put_numbers_back(buffer, value)
         self._draw_again()
 
     def _draw_again(self) -> None:
@@ -179,6 +205,10 @@ class Untouched:
         self.again()
         for module, name, x in self.held:
             module._parameters[name] = x
+        if self.attributes is not None:
+            self.attributes.put_back({})
+        for x, gradient in self.gradients:
+            x.grad = gradient
         if self.sharded:
             with torch.no_grad():
                 for own in self.zeros:

@@ -225,6 +225,14 @@ def gradient_inside_the_network():
     return Calling(call, mlp=nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)))
 
 
+@habits.module()
+def parameter_made_in_forward():
+    def call(self, x):
+        return self.part(x) * torch.nn.Parameter(x, requires_grad=False)
+
+    return Calling(call, part=nn.Linear(4, 4))
+
+
 @pytest.mark.parametrize("name", habits)
 @pytest.mark.filterwarnings("ignore")
 def test_habit(name):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Code that looks at a tensor or leaves torch, on dual numbers: branches, numbers, randomness."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -154,6 +155,37 @@ def gradient_mode_switched(x):
         scale = x.norm(dim=1, keepdim=True)
     with torch.enable_grad():
         return x / scale
+
+
+@habits.function()
+def class_compared_with_tensor(x):
+    return 2 * x if type(x) == torch.Tensor else 3 * x  # noqa: E721
+
+
+@habits.function(expect="refused")
+def number_by_number(x):
+    return x * torch.tensor([row.mean() for row in x])[:, None]
+
+
+@habits.function(expect="refused")
+def in_another_thread(x):
+    with ThreadPoolExecutor(1) as pool:
+        return x + pool.submit(torch.sin, x).result()
+
+
+@habits.function(expect="refused")
+def backward_inside(x):
+    h = x * 1 if x.requires_grad else (x * 1).requires_grad_()
+    h.retain_grad()
+    h.pow(3).sum().backward()
+    return x + h.grad
+
+
+@habits.function(expect="refused")
+def backward_by_the_module(x):
+    h = x * 1 if x.requires_grad else (x * 1).requires_grad_()
+    torch.autograd.backward([h.pow(3).sum()], inputs=[h])
+    return x + h.grad
 
 
 @pytest.mark.parametrize("name", habits)

@@ -206,6 +206,11 @@ def without_a_first_tensor(x, table):
     )
 
 
+@habits.function()
+def where_with_a_condition_alone(x):
+    return x[torch.where(x.relu())] * 2
+
+
 @pytest.mark.parametrize("name", habits)
 @pytest.mark.filterwarnings("ignore")
 def test_habit(name):

@@ -17,12 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scm_lightning.autodiff.dual.kinds import Kind, kind_of, name_of
+
 
 class TangentError(ValueError):
     """An operation that the tangent cannot pass."""
 
 
-class Dual(Tensor):
+class _KindOfTensor(type(Tensor)):  # type: ignore[misc]
+    """Lets `type(x) == torch.Tensor` say what it says of a tensor without a derivative."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is Tensor
+
+    __hash__ = type.__hash__
+
+
+class Dual(Tensor, metaclass=_KindOfTensor):
     """A tensor with a derivative, made by `DualNumbers.join`.
 
     Outside of the pass that made it, it is a tensor like any other, and the first use makes it one.
@@ -43,10 +54,15 @@ class Dual(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Called by torch where no pass looks: the tangent means nothing there."""
+        """Called by torch where no pass looks: after it, or in another thread."""
         with torch._C.DisableTorchFunctionSubclass():
             for x in leaves((args, kwargs)):
                 strip_stale(x)
+                if type(x) is Dual and kind_of(func) is not Kind.METADATA:
+                    raise TangentError(
+                        f"the tangent cannot follow {name_of(func)} in another thread, or where "
+                        "torch's function modes are off"
+                    )
             return func(*args, **(kwargs or {}))
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _Base = torch.autograd.function._SingleLevelFunction
 _SCRIPTED = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 _methods = {name: getattr(Tensor, name) for name in ("as_subclass", "set_")}
+_backward, _new_parameter = torch.autograd.backward, torch.nn.Parameter.__new__
 _script_calls = {kind: kind.__call__ for kind in _SCRIPTED}
 
 
@@ -82,12 +83,16 @@ def _count_passes(change: int) -> None:
             _Base.apply = classmethod(_watched_apply)  # type: ignore[attr-defined]
             for name, method in _methods.items():
                 setattr(Tensor, name, _watched_method(name, method))
+            torch.autograd.backward = _watched_backward
+            torch.nn.Parameter.__new__ = _parameter_of  # type: ignore
             for kind in _SCRIPTED:
                 kind.__call__ = _watched_script(_script_calls[kind])  # type: ignore[method-assign]
         if _num_open == 0:
             del _Base.apply  # type: ignore[attr-defined]
             for name in _methods:
                 delattr(Tensor, name)
+            torch.autograd.backward = _backward
+            torch.nn.Parameter.__new__ = _new_parameter  # type: ignore[method-assign]
             for kind in _SCRIPTED:
                 kind.__call__ = _script_calls[kind]  # type: ignore[method-assign]
             _watchers.close()
@@ -177,6 +182,19 @@ def _watched_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]
             return method(*args, **kwargs)
 
     return call
+
+
+def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+    if _level_of(tensors) is not None:
+        raise TangentError("the tangent cannot follow backward")
+    _backward(tensors, *args, **kwargs)
+
+
+def _parameter_of(cls: type[Tensor], data: Any = None, requires_grad: bool = True) -> Any:
+    """A parameter made of a tensor is a constant: its numbers alone."""
+    if type(data) is Dual:
+        data = data.detach()
+    return _new_parameter(cls, data, requires_grad)
 
 
 def _watched_script(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ once, so that nothing of it is kept. A result that depends on tangents and has n
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[A
 
 def tangents_of(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Tangents of an operation's results, in the results' structure."""
-    with forward_level():
+    with forward_level(), _no_fused_kernel(func):
         try:
             out = func(*map_tensors(enter, args), **map_tensors(enter, kwargs))
         except torch.OutOfMemoryError:
@@ -89,6 +89,13 @@ def forward_level() -> Iterator[None]:
         stack.enter_context(forward_ad.dual_level())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+def _no_fused_kernel(func: Any) -> Any:
+    """Context without oneDNN, whose LSTM has no forward derivative."""
+    if name_of(func) == "lstm":
+        return torch.backends.mkldnn.flags(enabled=False)
+    return nullcontext()
 
 
 def enter(x: Any) -> Any:

@@ -39,7 +39,7 @@ _METADATA = """
     is_complex is_conj is_neg is_signed is_same_size is_set_to is_inference is_coalesced is_pinned
     get_device storage_offset sym_size sym_stride dense_dim sparse_dim __len__ __hash__ __dir__
     __bool__ __contains__ is_nonzero requires_grad_ retain_grad register_hook
-    register_post_accumulate_grad_hook backward result_type can_cast promote_types equal allclose
+    register_post_accumulate_grad_hook result_type can_cast promote_types equal allclose
     isclose eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ isnan isinf isfinite
     argmax argmin argsort sizes get_autocast_dtype __index__ __int__ is_grad_enabled
     is_autocast_enabled broadcast_shapes
@@ -55,6 +55,7 @@ _REFUSED = """
     data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__
     __cuda_array_interface__ item tolist __float__ __complex__ share_memory_ set_ resize_
     resize_as_ swap_ as_subclass __reduce_ex__ __deepcopy__ from_numpy __getstate__ _make_subclass
+    apply_ map_ map2_ backward
 """
 
 

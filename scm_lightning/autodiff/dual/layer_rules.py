@@ -116,7 +116,8 @@ def rms_norm_rule(
     primal, tangent = _checked(input, weight), input.tangent
     out = func(primal, normalized_shape, weight, eps)
     with no_graph():
-        eps = torch.finfo(primal.dtype).eps if eps is None else eps
+        if eps is None:  # of the type that torch computes in
+            eps = torch.finfo(at_least_float32(primal).dtype).eps
         if _casts(primal):
             primal, tangent = at_least_float32(primal), at_least_float32(tangent)
         axes = tuple(range(-len(normalized_shape), 0))

@@ -200,19 +200,24 @@ class DualNumbers(TorchFunctionMode):
             TangentError: if the tangent cannot pass it.
         """
         with_out = _has_out(kwargs)
-        if kind is Kind.CONSTANT and not with_out:
+        if kind is Kind.CONSTANT and not with_out and not self._reads_numbers(args, kwargs):
             return func(*args, **kwargs)
         if kind is Kind.TEXT:
             return func(args[0].detach(), *args[1:], **kwargs)
         if kind is Kind.ITERATOR:
             return iter(self.__torch_function__(Tensor.unbind, (), args))
-        if kind is Kind.REFUSED or with_out:
+        if kind in (Kind.REFUSED, Kind.CONSTANT) or with_out:
             raise TangentError(
                 f"the tangent cannot follow {name_of(func)}{' with out=' if with_out else ''}, "
                 "which takes the numbers out of its sight; pass x.detach() where a constant is "
                 "meant"
             )
         return self.writes.write(func, args, kwargs)
+
+    def _reads_numbers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a tensor is made of a list of tensors, number by number."""
+        given = (*args, *kwargs.values())
+        return any(isinstance(x, (tuple, list)) and self.any_dual(x) for x in given)
 
     def joined(self, out: Any, tangent: Any) -> Any:
         """Results of an operation with their tangents; what has none stays as it is."""

@@ -29,15 +29,17 @@ class Entry(NamedTuple):
         rule: the rule.
         num_positional: arguments that may come by position.
         names: arguments that may come by name.
+        num_required: arguments that must come.
     """
 
     rule: Rule
     num_positional: int
     names: frozenset[str] | None
+    num_required: int = 0
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the rule takes a call of this form."""
-        if len(args) > self.num_positional:
+        if len(args) > self.num_positional or len(args) + len(kwargs) < self.num_required:
             return False
         return not kwargs or self.names is None or kwargs.keys() <= self.names
 
@@ -71,4 +73,5 @@ def entry(rule: Rule) -> Entry:
     named = [each for each in parameters if each.kind == each.KEYWORD_ONLY]
     any_name = inspect.Parameter.VAR_KEYWORD in kinds
     names = None if any_name else frozenset(each.name for each in (*positional, *named))
-    return Entry(rule, 1_000 if free else len(positional), names)
+    required = sum(each.default is each.empty for each in (*positional, *named))
+    return Entry(rule, 1_000 if free else len(positional), names, required)
