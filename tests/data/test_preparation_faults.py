@@ -159,7 +159,7 @@ def test_workers_end_with_a_killed_process(tmp_path):
 
 def test_an_interrupt_ends_everything_and_leaves_nothing_half_written(tmp_path):
     """As the keyboard sends it: to the process and its workers."""
-    source = PaintedImages(53, seconds=0.03)
+    source = PaintedImages(53, seconds=0.3)  # seconds more than this process may be held up
     process = started(lambda: prepare(recipe(source), tmp_path / "out", 2), tmp_path / "message")
     wait_for(lambda: list((tmp_path / "out").glob("*.tar")))
     workers = workers_of(process.pid)
@@ -168,7 +168,7 @@ def test_an_interrupt_ends_everything_and_leaves_nothing_half_written(tmp_path):
     assert process.exitcode == INTERRUPTED
     assert are_gone(workers)
     assert not list((tmp_path / "out").rglob("*.part"))
-    prepare(recipe(source), tmp_path / "out", 2)
+    prepare(recipe(PaintedImages(53)), tmp_path / "out", 2)
 
 
 def test_a_worker_that_is_killed_is_named(tmp_path):
