@@ -13,13 +13,11 @@ The first module that differs is named, and the run refused.
 """
 
 import logging
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scm_lightning.autodiff.advice import advice
 from scm_lightning.autodiff.comparison import (
@@ -29,19 +27,19 @@ from scm_lightning.autodiff.comparison import (
     tangents,
     values,
 )
+from scm_lightning.autodiff.differences import by_differences, in_precision
 from scm_lightning.autodiff.methods import Function, Point, evaluate
 from scm_lightning.autodiff.readings import (
     Place,
     Reading,
     Readings,
-    Split,
     Untouched,
     in_double_precision,
     of_dual_number,
     of_forward_mode,
     place_of,
     plain,
-    read,
+    read_again,
     read_whole,
     untouched,
 )
@@ -60,8 +58,6 @@ WORSE = 3.0
 """How many times torch's own rounding error in half precision is too much."""
 STILL = 1e-3
 """Factors of the derivative below which it is looked at without."""
-STEP = 1e-4
-"""Step h of the differences. Of frequencies up to 1000, the extrapolated error is h^4 w^4 / 480."""
 
 
 @dataclass
@@ -97,13 +93,11 @@ def check_tangents(method: str, f: Function, point: Point) -> None:
     point = point._replace(scale=point.scale.masked_fill(still, 1.0))
     few, at = _first_samples(f, point, SAMPLES)
     with untouched(network) as state:
-        try:
-            expected = _by_plain_forward(few, at, state)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # a network that takes the whole batch, or none
+        if not _takes(few, at, state):  # a network that takes the whole batch, or none
             few, at = f, point
-            expected = _by_plain_forward(few, at, state)
+        expected = _by_plain_forward(few, at, state)
+        if expected is None:  # no output of its input's shape, of which the computer speaks
+            return
         ours = _by_method(method, few, at, state, with_gradients=True)
         fault = _difference_from_plain(ours, expected, _limit(few, at))
         if fault is None:
@@ -136,13 +130,7 @@ def _difference_in_derivative(
         first = first_difference(tangents, ours.readings, expected, limit)
         if first is None:
             return None
-    if state.sharded:
-        if first is None:
-            log.warning(
-                "the derivative of a sharded network could not be checked: torch.func.jvp "
-                "does not take it"
-            )
-            return None
+    if state.sharded and first is not None:  # what follows, all processes must do
         return f"the derivative of {first[0]} differs by {first[1]:.2g} from torch.func.jvp"
     fault = _difference_from_differences(method, f, point, state)
     rounds = limit == HALF_LIMIT  # else forward mode is wrong, in a custom operation say
@@ -184,43 +172,72 @@ def _rounds_worse(
 def _difference_from_differences(
     method: str, f: Function, point: Point, state: Untouched
 ) -> str | None:
-    """Compare derivatives with central differences, both in float64."""
-    limit = ROUGH_LIMIT if method == "finite_difference" else LIMIT
-    if widest_float(point.u.device) != torch.float64:
+    """Compare derivatives with central differences, both in float64; sharded, in float32."""
+    limit = ROUGH_LIMIT if method == "finite_difference" or state.sharded else LIMIT
+    if not state.sharded and widest_float(point.u.device) != torch.float64:
         log.warning("the derivative could not be checked: %s has no float64", point.u.device)
         return None
     if len(point.t) <= SAMPLES:  # else a network that takes the whole batch
         f, point = _first_samples(f, point, FEW)
-    with in_double_precision(state.network):
-        wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
+    dtype = torch.float32 if state.sharded else torch.float64
+    with in_precision(state, point.u.device.type):
+        wide, at = f.in_type(dtype), point.in_type(dtype)
         try:
-            expected = _by_differences(wide, at, state)
+            expected = by_differences(wide, at, state)
         except torch.OutOfMemoryError:
             raise
-        except Exception as reason:  # a network that takes no float64
-            log.warning(
-                "the derivative could not be checked: in float64 the network says %s", reason
-            )
+        except Exception as failure:  # a network that takes no float64
+            log.warning("the derivative could not be checked: in %s it fails: %s", dtype, failure)
             return None
         ours = _by_method(method, wide, at, state)
-    judged = [place for place in ours.readings if place in expected]
-    if not judged:
-        log.warning("the derivative could not be checked: differences at two steps do not agree")
+    if place_of(state.network) not in expected:
+        reason = "its output is not smooth along the path: differences at two steps do not agree"
+        if method == "finite_difference":
+            return f"the derivative of the network cannot be taken by differences: {reason}"
+        log.warning("the derivative of the whole network could not be checked: %s", reason)
     first = first_difference(tangents, ours.readings, expected, limit)
     if first is None:
         return None
     place, error = first
     return (
         f"the derivative of {place} by the tangent method {method} differs by {error:.2g} from "
-        f"central differences in float64, limit {limit:g}"
+        f"central differences in {str(dtype).removeprefix('torch.')}, limit {limit:g}"
     )
 
 
-def _by_plain_forward(f: Function, point: Point, state: Untouched) -> Pass:
-    """An ordinary forward and backward pass."""
-    with _reading(f.network, plain, state) as readings:
+def _takes(f: Function, point: Point, state: Untouched) -> bool:
+    """Whether the network runs on so few samples."""
+    state.again()
+    try:
+        with torch.no_grad():
+            f(point.u, point.t)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of its own
+        return False
+    return True
+
+
+def _by_plain_forward(f: Function, point: Point, state: Untouched) -> Pass | None:
+    """An ordinary forward and backward pass; None if the output is not one.
+
+    Raises:
+        ValueError: if the backward pass fails.
+    """
+    with read_again(f.network, plain, state) as readings:
         out = read_whole(f, plain, readings)(point.u, point.t)
-    return Pass(readings, gradients_of(f.network, out))
+    if not isinstance(out, Tensor) or out.shape != point.u.shape:
+        return None
+    try:
+        return Pass(readings, gradients_of(f.network, out))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the network cannot be trained: without tangents too, its backward pass fails with "
+            f"{reason}"
+        ) from error
 
 
 def _by_method(
@@ -228,7 +245,7 @@ def _by_method(
 ) -> Pass:
     """A pass by a tangent method; of methods other than dual numbers, the last output alone."""
     inside = method.startswith("dual")
-    with _reading(f.network, of_dual_number, state) as readings:
+    with read_again(f.network, of_dual_number, state) as readings:
         F, derivative = evaluate(method, f, point)
     if not inside:
         readings.clear()
@@ -239,42 +256,13 @@ def _by_method(
 def _by_forward_mode(f: Function, point: Point, state: Untouched) -> Readings | None:
     """A pass by `torch.func.jvp`; None if it raises."""
     try:
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.compiler.set_stance("force_eager"),
-            _reading(f.network, of_forward_mode, state) as readings,
-        ):
+        with torch.no_grad(), read_again(f.network, of_forward_mode, state) as readings:
             jvp(read_whole(f, of_forward_mode, readings), (point.u, point.t), point.tangents())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of any kind: an in-place operation, a custom Function, an operation
         return None
     return readings
-
-
-def _by_differences(f: Function, point: Point, state: Untouched) -> Readings:
-    """Derivatives by central differences, extrapolated, where two steps agree."""
-
-    def at(h: float) -> Readings:
-        tu, tt = point.tangents()
-        with torch.no_grad(), _reading(f.network, plain, state) as readings:
-            read_whole(f, plain, readings)(point.u + h * tu, point.t + h * tt)
-        return readings
-
-    after, before, after_half, before_half = map(at, (STEP, -STEP, STEP / 2, -STEP / 2))
-    found = {}
-    for place, (value, _) in after.items():
-        whole = (value - before[place].value) / (2 * STEP)
-        half = (after_half[place].value - before_half[place].value) / STEP
-        if float((whole - half).norm()) <= 10 * LIMIT * float(half.norm()):
-            found[place] = Reading(value, (4 * half - whole) / 3)
-    return found
-
-
-def _reading(network: Any, split: Split, state: Untouched) -> AbstractContextManager[Readings]:
-    state.again()
-    return read(network, split)
 
 
 def gradients_of(network: Any, out: Tensor) -> Gradients:

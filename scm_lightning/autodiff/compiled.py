@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.distributed.fsdp import FSDPModule
 
 from scm_lightning.autodiff.check import HALF_LIMIT, LIMIT, gradients_of
@@ -89,7 +90,14 @@ class CompiledTangents:
             outs, gradients = [], []
             for computer in (self.eager, self.compiled):
                 state.again()
-                F, derivative = computer(network, x_t, t, dx_dt, **conditions)
+                try:
+                    F, derivative = computer(network, x_t, t, dx_dt, **conditions)
+                except TorchDynamoException as error:
+                    reason = str(error).strip().partition("\n")[0]
+                    raise ValueError(
+                        f"value and derivative of {type(network).__name__} cannot be one compiled "
+                        f"graph: {reason}; train with compile: false"
+                    ) from error
                 outs.append((F.detach(), derivative))
                 gradients.append(gradients_of(network, F))
         for name, one, other in zip(("F", "its derivative"), *outs, strict=True):

@@ -122,7 +122,7 @@ def by_two_passes(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     return f(point.u, point.t), derivative
 
 
-def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
+def by_finite_difference(f: Function, point: Point, h: float = STEP) -> tuple[Tensor, Tensor]:
     """Central difference along the path, which is a rotation: for networks that are opaque.
 
         u(t + h) = cos(h) u + sin(h) du/dt
@@ -136,7 +136,7 @@ def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
     Source: the rotation, arXiv 2510.08431 (rCM); central differences, FastGen.
     """
     u, t, du_dt, scale = (x.to(_wide_type(point)) for x in point)
-    step = torch.full_like(t, STEP)
+    step = torch.full_like(t, h)
     along = expand_time(step.cos(), u) * u
     across = expand_time(step.sin(), u) * du_dt
     with torch.no_grad(), _full_precision(f.network, u.device.type):
@@ -144,7 +144,7 @@ def by_finite_difference(f: Function, point: Point) -> tuple[Tensor, Tensor]:
             after = f(along + across, t + step)
         with same_random_numbers(u):
             before = f(along - across, t - step)
-        derivative = expand_time(scale / (2 * STEP), after) * (after - before)
+        derivative = expand_time(scale / (2 * h), after) * (after - before)
     return f(point.u, point.t), derivative
 
 
@@ -168,7 +168,7 @@ def _full_precision(network: Any, device_type: str) -> Iterator[None]:
             x.data = half
 
 
-METHODS: dict[str, Callable[[Function, Point], tuple[Tensor, Tensor]]] = {
+METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "dual": by_dual_numbers,
     "dual_checkpoint": by_dual_numbers,  # inside checkpointed_blocks
     "func": by_forward_mode,

@@ -9,7 +9,7 @@ numbers and whether weights are double are put back.
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,3 +268,11 @@ def in_double_precision(network: nn.Module) -> Iterator[None]:
     finally:
         for x, single in kept:
             x.data = single
+
+
+def read_again(
+    network: nn.Module, split: Split, state: Untouched
+) -> AbstractContextManager[Readings]:
+    """Put the network's state back, and read another pass."""
+    state.again()
+    return read(network, split)

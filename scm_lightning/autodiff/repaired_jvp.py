@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from scm_lightning.autodiff.dual import TangentError
 
 
 def jvp(
@@ -32,13 +35,24 @@ def jvp(
 
     Returns:
         Value and derivative.
+
+    Raises:
+        TangentError: if torch has no forward derivative of what the function does.
     """
 
     def repaired(*args: Tensor) -> Tensor:
         with _Repairs():
             return f(*args)
 
-    out, derivative = torch.func.jvp(repaired, primals, tangents)  # type: ignore[misc]
+    try:
+        # Neither fused attention nor compiled parts have a forward derivative.
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+            out, derivative = torch.func.jvp(repaired, primals, tangents)  # type: ignore[misc]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one too
+        reason = str(error).strip().partition("\n")[0]
+        raise TangentError(f"torch.func.jvp does not take it: {reason}") from error
     return out, derivative
 
 
