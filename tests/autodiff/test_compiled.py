@@ -100,3 +100,19 @@ def test_dropout_draws_the_same_numbers_compiled(randn):
 def test_methods_whose_derivative_the_compiler_drops_are_refused():
     with pytest.raises(ValueError, match="only the tangent method dual is compiled, got two_pass"):
         CompiledTangents(TangentComputer("two_pass"))
+
+
+class AsksForTheType(torch.nn.Module):
+    """As einops does: the compiled graph carries pairs."""
+
+    def forward(self, u, t, labels=None, guidance=None):
+        if not isinstance(u, torch.Tensor):
+            raise TypeError(f"unknown tensor type {type(u)}")
+        return u * t[:, None]
+
+
+def test_what_cannot_be_compiled_is_refused_in_one_line(randn):
+    x, computer = randn(5, 3).float(), CompiledTangents(TangentComputer("dual"))
+    with pytest.raises(ValueError, match="AsksForTheType cannot be one compiled graph") as caught:
+        computer(AsksForTheType(), x, torch.linspace(0.1, 1.5, 5), x, sigma_data=0.7)
+    assert "\n" not in str(caught.value)
