@@ -50,6 +50,8 @@ def _quietly(call: Callable[[], object], message: Path) -> None:
 
 def started(call, message):
     """A process that does the call."""
+    # A shell starts what it puts into the background with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = fork.Process(target=_quietly, args=(call, message))
     process.start()
     return process
