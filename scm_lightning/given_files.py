@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths and files that a user gives: taken for what they say, and read within bounds."""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def given_path(path: str | os.PathLike[str]) -> str:
+    """Spell out a path that somebody has typed: `~` is the home.
+
+    Args:
+        path: as it was typed; an address, such as `https://...`, is left as it is.
+
+    Raises:
+        ValueError: if it holds the name of a variable, `$NAME`, which a shell would have replaced,
+            or the home of an unknown user.
+    """
+    text = os.fspath(path)
+    if found := VARIABLE.search(text):
+        raise ValueError(
+            f"a path must not hold the variable {found[0]}, which only a shell replaces, got "
+            f"{text}; write out what it stands for"
+        )
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(
+            f"{text} must begin with a user's home, and there is no such user; give ./{text} for "
+            "a file of that name"
+        )
+    return expanded
+
+
+def open_regular(file: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file to read; a pipe or device could go on for ever, or never begin.
+
+    Args:
+        file: the file, or a link to it.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is something else than a regular file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
+        raise ValueError(f"{os.fspath(file)} must be a regular file, got {kind}; give a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(file: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Read a regular file whole.
+
+    Args:
+        file: the file, or a link to it.
+        max_bytes: the most that a file of its kind can have.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file, or has more bytes.
+    """
+    with open_regular(file) as opened:
+        content = opened.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(
+            f"{os.fspath(file)} must have at most {max_bytes:,} bytes, got more; give another file"
+        )
+    return content

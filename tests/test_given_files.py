@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths mean what is typed; only regular files are read, and within bounds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scm_lightning.given_files import given_path, open_regular, read_regular
+
+
+def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert given_path("~/runs/p1") == f"{tmp_path}/runs/p1"
+    assert given_path("runs/~old") == "runs/~old"
+    assert given_path(Path("runs")) == "runs"
+    assert given_path("https://host/a~b") == "https://host/a~b"
+
+
+@pytest.mark.parametrize("path", ["$HOME/runs", "runs/${NAME}/a", "a$b"])
+def test_a_variable_that_no_shell_has_replaced_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"must not hold the variable \$"):
+        given_path(path)
+    assert given_path("cost$/5$") == "cost$/5$"
+
+
+def test_the_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match="no such user"):
+        given_path("~nobody_of_that_name/runs")
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    file.write_bytes(b"12345")
+    link.symlink_to(file)
+    for other, kind in ((pipe, "a pipe"), (tmp_path, "a folder"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(ValueError, match=f"must be a regular file, got {kind}"):
+            open_regular(other)
+    assert read_regular(link, 5) == b"12345"
+    with pytest.raises(ValueError, match="at most 4 bytes"):
+        read_regular(file, 4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "missing", 5)
