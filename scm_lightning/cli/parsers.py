@@ -7,6 +7,7 @@ change what a command means.
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 # isort: off
@@ -15,6 +16,8 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 # isort: on
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+
+from scm_lightning.cli.run_config import of_its_folder
 
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
@@ -52,7 +55,9 @@ class _OneLine(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration; an error names its file."""
         try:
-            return super().parse_path(path, *args, **kwargs)
+            found = super().parse_path(path, *args, **kwargs)
+            of_its_folder(found, Path(path), Path(path).read_text())
+            return found
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:
