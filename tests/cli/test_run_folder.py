@@ -147,8 +147,9 @@ def test_a_kept_configuration_that_cannot_be_read(place, damage, capsys):
     assert (place / "p1" / "config.yaml.old-1").exists()
 
 
-def test_options_that_are_changed_are_shown_used_and_kept(place, capsys):
+def test_options_that_are_changed_are_shown_used_and_kept(place, capsys, monkeypatch):
     """The rate by the table, the file and the optimizer; a schedule at its position."""
+    monkeypatch.setenv("COLUMNS", "200")
     key = "model.init_args.optimizer.init_args.lr"
     fit(Path("p1"), 5, shards=place / "shards", **{key: 5e-3})
     assert f"{key} │ 0.002 │ 0.005" in " ".join(capsys.readouterr().out.split())
