@@ -18,6 +18,7 @@ from rich.table import Table
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.cli.run_config import HEADER, OF_A_START, say
 from scm_lightning.cli.strict_yaml import read_yaml
+from scm_lightning.given_files import read_regular
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 from scm_lightning.whole_files import set_aside
@@ -30,13 +31,15 @@ OTHER_RUN = (SEED, "model.", "data.class_path")
 ABSENT = "-"
 """In the table, for an option that one of two configurations does not have."""
 DERIVED_BY_0_3_0 = (
-    ("checkpoints", "dirpath"),
-    ("trainer", "logger"),
-    ("trainer", "callbacks"),
-    ("trainer", "check_val_every_n_epoch"),
+    "checkpoints.dirpath",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.check_val_every_n_epoch",
 )
 """What version 0.3.0 wrote into `config.yaml` though nobody had given it."""
 MOST_ROWS = 20
+MAX_BYTES = 1 << 20
+"""Of a kept configuration; they have some thousand."""
 
 
 class AlreadyTrained(Exception):  # noqa: N818  nothing is wrong
@@ -107,34 +110,31 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
             for name in sorted({*before} | {*now}, key=str):
                 values = before.get(name, ABSENT), now.get(name, ABSENT)
                 compare(*values, f"{key}.{name}" if key else str(name))
-        elif before != now and key not in OF_A_START:
+        elif before != now and key not in left_out:
             found[key] = (str(before), str(now))
 
-    before = _read_or_set_aside(saved)
-    if before is not None:
-        compare(before, get_loader("yaml")(current), "")
+    text = _read_or_set_aside(saved)
+    if text is not None:
+        left_out = {*OF_A_START, *(() if text.startswith(HEADER) else DERIVED_BY_0_3_0)}
+        compare(get_loader("yaml")(text), get_loader("yaml")(current), "")
     return found
 
 
-def _read_or_set_aside(saved: Path) -> Any:
-    """Content of the run's `config.yaml`, without what version 0.3.0 derived; None if it has none.
+def _read_or_set_aside(saved: Path) -> str | None:
+    """Text of the run's `config.yaml`, a map of options; None if there is none.
 
     It is written anew, so one that cannot be read is moved out of the way, and the run goes on.
     """
     if not os.path.lexists(saved):
         return None
     try:
-        content, is_ours = read_yaml(saved), saved.read_text().startswith(HEADER)
-        if not isinstance(content, dict):
+        text = read_regular(saved, MAX_BYTES).decode()
+        if not isinstance(read_yaml(saved), dict):
             raise ValueError(f"{saved} must hold a map of options")
     except (OSError, ValueError) as error:
         say(f"{error}: moved to {set_aside(saved)}; changed options cannot be shown")
         return None
-    if not is_ours:
-        for group, name in DERIVED_BY_0_3_0:
-            if isinstance(content.get(group), dict):
-                content[group].pop(name, None)
-    return content
+    return text
 
 
 def _check_is_same_run(

@@ -147,7 +147,7 @@ def drawn_changes(draw):
 def value(config, key):
     """Value of a dotted key of a kept configuration."""
     for name in key.split("."):
-        config = config[name] if isinstance(config, dict) else None
+        config = config.get(name) if isinstance(config, dict) else None
     return config
 
 
