@@ -38,6 +38,7 @@ from scm_lightning.callbacks import (
 )
 from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.cli.dry_run import prepare
+from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.option_checks import check_options
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
@@ -144,6 +145,7 @@ class SCMCommandLine(LightningCLI):
         subcommand = self.config.subcommand
         names = [action.dest for action in self._parser(subcommand)._actions]
         check_options(self.config[subcommand], names)
+        check_launch(self.config[subcommand])
 
     def before_instantiate_classes(self) -> None:
         """Fill in the progress bar, and where a run's files are: `trainer.default_root_dir`."""
