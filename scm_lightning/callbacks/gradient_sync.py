@@ -15,6 +15,10 @@ The gradients are those of the real first batches, on the real path, accumulatio
 is run twice. Sharded parameters (FSDP2) differ between processes by design: of these it is checked
 that the gradient is cut as its parameter is, and is the mean of the processes' own, see
 `sharded_sync`; whatever trains unsharded beside them is compared.
+
+DDP reduces gradients in groups, each once all of its parameters have one. A parameter that a step
+does not use keeps its whole group from being reduced, unless DDP was told to look for such; so
+every step is checked for it, by each process for itself, before the next collective.
 """
 
 from collections.abc import Iterator
@@ -24,6 +28,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from scm_lightning.callbacks.sharded_sync import ShardedSync
@@ -51,11 +56,13 @@ class GradientSync(Callback):
         self.every_n_steps = every_n_steps
         self._steps_to_check = 0
         self._sharded: ShardedSync | None = None
+        self._waited_for: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the first steps, of a resumed run too."""
         self._steps_to_check = START_STEPS if self.at_start else 0
         self._sharded = ShardedSync(pl_module)
+        self._waited_for = dict(_waited_for(trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -66,20 +73,23 @@ class GradientSync(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no hook behind."""
+        self._waited_for = {}
         if self._sharded is not None:
             self._sharded.stop()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Compare the processes, where it is due.
+        """Look for parameters without a gradient; compare the processes, where it is due.
 
         Raises:
-            ValueError: if they differ; before the step, in all of them.
+            ValueError: if DDP waits for a gradient that did not come, in each process that misses
+                one; if the processes differ, before the step, in all of them.
         """
+        step = trainer.global_step + 1
+        _refuse_unused([name for name, x in self._waited_for.items() if x.grad is None], step)
         if not self._is_due(trainer):
             return
-        step = trainer.global_step + 1
         self._steps_to_check -= 1
         if self._sharded is not None:
             _refuse(self._sharded.wrongly_reduced(), step)
@@ -114,6 +124,27 @@ def checksum(x: Tensor) -> Tensor:
     bits = x.view(BIT_TYPES[x.element_size()])
     odd = torch.arange(bits.numel(), device=bits.device).mul_(2).add_(1)
     return odd.mul_(bits).sum()
+
+
+def _waited_for(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, by name, without whose gradients DDP leaves those of others unreduced."""
+    ddp = trainer.strategy.model
+    if not isinstance(ddp, DistributedDataParallel):
+        return
+    if ddp.find_unused_parameters or ddp.static_graph:
+        return
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and name not in ddp.parameters_to_ignore:
+            yield name, parameter
+
+
+def _refuse_unused(unused: list[str], step: int) -> None:
+    if unused:
+        raise ValueError(
+            f"under ddp each parameter must have a gradient in every step, but step {step} gave "
+            f"none to {unused[0]}, {len(unused)} such in all; give --trainer.strategy "
+            "ddp_find_unused_parameters_true, or take what is not used out of the network"
+        )
 
 
 def _refuse(wrongly_reduced: list[str], step: int) -> None:

@@ -36,6 +36,7 @@ from scm_lightning.callbacks import (
 )
 from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.cli.dry_run import prepare
+from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.option_checks import check_options
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
@@ -132,6 +133,7 @@ class SCMCommandLine(LightningCLI):
         subcommand = self.config.subcommand
         names = [action.dest for action in self._parser(subcommand)._actions]
         check_options(self.config[subcommand], names)
+        check_launch(self.config[subcommand])
 
     def before_instantiate_classes(self) -> None:
         """Choose the checkpoint to start from, in the run's folder: `trainer.default_root_dir`."""

@@ -67,6 +67,8 @@ class Guarded(DiffusionModule):
     def __init__(self, reach, rank, job):
         torch.manual_seed(5)
         network = MLP((3,), model_channels=10, num_blocks=1, emb_channels=8)
+        if "unused" in job.get("mistake", ""):
+            network.spare = nn.Parameter(torch.ones(2))
         super().__init__(
             network,
             PATH,
@@ -105,6 +107,8 @@ class Guarded(DiffusionModule):
         outputs = super().training_step(Batch(x0, None, None), batch_idx)
         if batch_idx >= 3:
             self.reach("train", 0.0)
+        if self.job.get("mistake") == "unused in 1" and self.rank == 0:
+            outputs["loss"] = outputs["loss"] + 0 * self.network.spare.sum()
         if hasattr(self, "late"):
             outputs["loss"] = outputs["loss"] + (self.rank + 1) * self.late.sum()
         return outputs

@@ -73,7 +73,19 @@ def test_the_check_of_sharded_gradients_changes_nothing(guarded):
         torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["unbroken", "bad sharded", "bad"])
+@pytest.mark.parametrize(
+    ("name", "lines"), [("unused", (1, 2)), ("unused unchecked", (1, 2)), ("unused in 1", (1,))]
+)
+def test_a_parameter_that_ddp_waits_for_is_named(guarded, name, lines):
+    """With the strategy that looks for such; the one process that misses a gradient ends both."""
+    found = guarded[1][name]["first"]
+    assert set(found["codes"]) == {2}, found["log"]
+    assert found["log"].count("step 1 gave none to network.spare, 1 such in all") in lines
+    assert "ddp_find_unused_parameters_true" in found["log"]
+    assert "a machine that computes wrongly" not in found["log"]
+
+
+@pytest.mark.parametrize("name", ["unbroken", "bad sharded", "bad", "unused, looked for"])
 def test_processes_that_train_together_go_on(guarded, name):
     """Also if their first gradients are not finite; at the end they are equal to the last bit."""
     folder, results = guarded

@@ -71,7 +71,7 @@ def make_latents(shards):
 
 
 def fit(base, folder, *overlays):
-    """Two steps of a configuration with overlays; its checkpoint."""
+    """Two steps of a configuration with overlays, on the CPU by that overlay; its checkpoint."""
     data, (key, network) = base.rpartition("_")[0], network_of(base)
     shape, num_classes = DATA[data]
     rng = np.random.default_rng(0)
@@ -83,11 +83,6 @@ def fit(base, folder, *overlays):
     options = {
         "trainer.default_root_dir": folder / base,
         "fresh": "true",  # variants of a base share its folder
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 1,
-        "trainer.num_nodes": 1,
-        "trainer.strategy": "auto",
-        "trainer.precision": "32-true",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2,
         "trainer.enable_progress_bar": "false",
@@ -104,7 +99,8 @@ def fit(base, folder, *overlays):
         if not teacher.is_file():
             fit(f"{data}_teacher", folder)
         options["model.init_args.teacher"] = teacher
-    files = [CONFIGS / f"{base}.yaml", *(CONFIGS / f"{overlay}.yaml" for overlay in overlays)]
+    names = [base, *overlays, "overlays/cpu"]
+    files = [CONFIGS / f"{name}.yaml" for name in names]
     main(
         [
             "fit",
