@@ -23,12 +23,17 @@ def written_whole(file: Path) -> Iterator[Path]:
     beside = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         yield beside
-        with beside.open("rb+") as written:
-            os.fsync(written.fileno())
+        flush_file(beside)
         os.replace(beside, file)
         flush_folder(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush_file(file: Path) -> None:
+    """Put the content of a file on the disk."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def flush_folder(folder: Path) -> None:

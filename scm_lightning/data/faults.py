@@ -9,7 +9,14 @@ import numpy as np
 import torch
 
 from scm_lightning.data.index import ShardIndex
-from scm_lightning.data.shards import Array, BrokenShardError, Damage, Sample, read_shard
+from scm_lightning.data.shards import (
+    Array,
+    BrokenShardError,
+    ChecksumError,
+    Damage,
+    Sample,
+    read_shard,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +27,16 @@ class Faults:
     Args:
         max_damaged: damaged samples that are left out with a warning; one more is an error.
         num_samples: samples of the split.
+        verify: whether the checksums of shards are compared.
     """
 
-    def __init__(self, max_damaged: int, num_samples: int) -> None:
+    def __init__(self, max_damaged: int, num_samples: int, verify: bool = True) -> None:
         self.max_damaged = max_damaged
+        self.verify = verify
         self.met: list[tuple[str, Damage, list[int]]] = []
         """What this process met first: shard, damage, and numbers of the samples in the split."""
+        self.whole: set[str] = set()
+        """Shards that this process has found to fit their checksum; by path or address."""
         # A flag for each sample, so that workers and passes do not count one twice; and one for
         # samples that the index does not list.
         self._damaged = torch.zeros(num_samples + 1, dtype=torch.bool)
@@ -63,32 +74,54 @@ class Faults:
 
 
 def read_slots(
-    place: str, numbers: range, index: ShardIndex, faults: Faults
+    place: str, sha256: str, numbers: range, index: ShardIndex, faults: Faults
 ) -> Iterator[Sample | None]:
     """Read a shard as the index lists it.
 
+    The first time that all of it is read, its checksum is compared, before the last sample is
+    handed out.
+
     Args:
         place: path or address of the shard.
+        sha256: its checksum by the index; empty if it has none.
         numbers: numbers in the split of the samples that it holds by the index.
         index: what samples must be like.
         faults: told of everything that is not so.
 
     Yields:
         Once for every number: the sample, or None in the place of a damaged one.
+
+    Raises:
+        ValueError: if more is damaged than may be left out, or the checksum does not fit though
+            no sample is damaged: one has changed, and nobody can say which.
     """
-    num_read, reason = 0, f"it ends early, of {len(numbers)} samples"
+    num_read, num_damaged, reason = 0, 0, f"it ends early, of {len(numbers)} samples"
+    waiting: list[Sample | None] = []
     try:
-        for found in read_shard(place):
+        is_compared = faults.verify and place not in faults.whole
+        for found in read_shard(place, sha256 if is_compared else ""):
+            yield from waiting
+            waiting = []
             if num_read == len(numbers):
                 faults.meet(place, Damage(f"more follow than {num_read}", found.key), [-1])
                 return
             fitting = checked(found, index) if isinstance(found, Sample) else found
             if isinstance(fitting, Damage):
                 faults.meet(place, fitting, [numbers[num_read]])
+                num_damaged += 1
             num_read += 1
-            yield None if isinstance(fitting, Damage) else fitting
+            waiting = [None if isinstance(fitting, Damage) else fitting]
+        faults.whole.add(place)
     except BrokenShardError as error:
         reason = str(error)
+    except ChecksumError as error:
+        # With damage that is known, and left out, it could not fit.
+        if not num_damaged and num_read == len(numbers):
+            raise ValueError(
+                f"shard {place} is damaged: {error}; prepare the shards again, or set "
+                "reading.verify of the data to never"
+            ) from error
+    yield from waiting
     if missing := numbers[num_read:]:
         faults.meet(place, Damage(reason, ""), missing)
         yield from itertools.repeat(None, len(missing))

@@ -41,7 +41,7 @@ class Shard:
         name: plain name, in the folder of the index.
         num_samples: samples in it.
         num_bytes: its size.
-        sha256: checksum of its content.
+        sha256: checksum of its content; empty if nobody has computed one.
 
     Raises:
         ValueError: if it has no samples.
@@ -175,7 +175,7 @@ class ShardIndex:
             )
         try:
             return _index_of(fields)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{place} does not describe shards: {error}; prepare the shards again"
             ) from error
@@ -192,6 +192,11 @@ class ShardIndex:
                 what = "is missing" if size is None else f"has {size} bytes"
                 found.append(f"shard {file} {what}, of {shard.num_bytes} listed in {INDEX_FILE}")
         return found
+
+    @property
+    def num_without_checksum(self) -> int:
+        """Shards that cannot be compared with what they were."""
+        return sum(not shard.sha256 for split in self.splits.values() for shard in split.shards)
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

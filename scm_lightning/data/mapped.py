@@ -10,7 +10,9 @@ all processes is the same for any R with the same R B, a batch does not depend o
 a run goes on anywhere at no cost.
 
 The cache is decoded from the shards once, `.mapped/DIGEST/` beside them; where nothing can be
-written, every process decodes into its own memory.
+written, every process decodes into its own memory. The SHA-256 of its files are in `whole.json`,
+and compared whenever it is opened, a second for every GiB or two: a disk that was cut off may have
+zeros where a file was.
 """
 
 import hashlib
@@ -34,12 +36,18 @@ from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import INDEX_FILE, ShardIndex
 from scm_lightning.data.loader import NumberedBatches
 from scm_lightning.data.shards import Array, Damage
+from scm_lightning.given_files import open_regular, read_regular
+from scm_lightning.whole_files import flush_file, flush_folder
 
 logger = logging.getLogger(__name__)
 
+BLOCK_BYTES = 1 << 22
 MAX_MAPPED_BYTES = 1 << 32
 """Larger sets are streamed unless told otherwise."""
 CACHE_FOLDER = ".mapped"
+CACHED_FILES = ("arrays.npy", "labels.npy", "indices.npy", "damaged.json")
+WHOLE_FILE = "whole.json"
+"""SHA-256 of each of them."""
 
 
 class MappedSplit(NamedTuple):
@@ -124,9 +132,14 @@ def map_split(index: ShardIndex, root: Path, split: str, faults: Faults) -> Mapp
     listing = hashlib.sha256((root / INDEX_FILE).read_bytes()).hexdigest()[:16]
     cache = root / CACHE_FOLDER / f"{split}-{listing}"
     try:
+        if cache.is_dir() and not (cache / WHOLE_FILE).is_file():
+            logger.warning("%s has no checksums, and is made anew", cache)
+            shutil.rmtree(cache)
         if not cache.is_dir():
             _make_cache(index, root, split, faults, cache)
             return _open_cache(cache, index, split)
+        if faults.verify:
+            _check_whole(cache)
         mapped = _open_cache(cache, index, split)
     except OSError as error:
         logger.warning("%s cannot be cached, and is decoded into memory: %s", root, error)
@@ -146,6 +159,10 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
         np.save(scratch / "labels.npy", mapped.labels)
         np.save(scratch / "indices.npy", mapped.indices)
         (scratch / "damaged.json").write_text(json.dumps(mapped.damaged))
+        (scratch / WHOLE_FILE).write_text(json.dumps(_checksums(scratch)))
+        for written in scratch.iterdir():
+            flush_file(written)
+        flush_folder(scratch)
         scratch.chmod(0o755)
         try:
             os.replace(scratch, cache)
@@ -156,8 +173,37 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _checksums(cache: Path) -> dict[str, str]:
+    found = {}
+    for name in CACHED_FILES:
+        sha256 = hashlib.sha256()
+        with open_regular(cache / name) as opened:
+            while block := opened.read(BLOCK_BYTES):
+                sha256.update(block)
+        found[name] = sha256.hexdigest()
+    return found
+
+
+def _check_whole(cache: Path) -> None:
+    """Compare a cache with its checksums.
+
+    Raises:
+        ValueError: if a file is another.
+    """
+    try:
+        expected = json.loads(read_regular(cache / WHOLE_FILE, BLOCK_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the cache {cache} is damaged: {error}; remove it") from error
+    found = _checksums(cache)
+    for name in CACHED_FILES:
+        if not isinstance(expected, dict) or expected.get(name) != found[name]:
+            raise ValueError(
+                f"the cache {cache} is damaged: {name} does not fit its checksum; remove it"
+            )
+
+
 def _open_cache(cache: Path, index: ShardIndex, split: str) -> MappedSplit:
-    """The arrays that `_make_cache` wrote, or others that would do, for there is no checksum.
+    """The arrays that `_make_cache` wrote, or others that would do, if nothing was compared.
 
     All are mapped first: the header of a damaged file can ask for any amount of memory.
     """
@@ -223,7 +269,7 @@ def _decode_split(
     shown = track(places, f"decoding {split} shards", transient=True, disable=len(places) < 2)
     with closing(shown) as files:  # type: ignore[type-var]
         for shard, numbers in files:
-            slots = read_slots(str(root / shard.name), numbers, index, faults)
+            slots = read_slots(str(root / shard.name), shard.sha256, numbers, index, faults)
             for number, sample in zip(numbers, slots, strict=True):
                 if sample is not None:
                     arrays[len(labels)] = sample.array

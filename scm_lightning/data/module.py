@@ -15,6 +15,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 # isort: on
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,6 +30,7 @@ from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import read_shard
 from scm_lightning.data.stream import Layout, StreamedBatches
+from scm_lightning.given_files import given_path
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Reading:
         start_method: how loader workers are started: fork, spawn or forkserver; None for the
             system's.
         max_damaged: damaged samples that are left out with a warning; one more is an error.
+        verify: once compares every shard with its checksum when all of it is first read, before
+            its samples serve a second time, and the cache of mapped sets whenever it is opened;
+            never does not.
 
     Raises:
         ValueError: if a number is out of range.
@@ -51,6 +56,7 @@ class Reading:
     shuffle_buffer: int = 8192
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
     max_damaged: int = 0
+    verify: Literal["once", "never"] = "once"
 
     def __post_init__(self) -> None:
         if self.shuffle_buffer < 1 or self.max_damaged < 0:
@@ -115,7 +121,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 f"{num_val_samples}, {num_test_samples}, {num_predict_samples} and {sample_seed}"
             )
         self.sigma_data = sigma_data
-        self.root = root
+        self.root = given_path(root)
         self.batch_size = batch_size
         self.sample_batch_size = sample_batch_size
         self.num_workers = num_workers
@@ -129,7 +135,7 @@ class ShardDataModule(LightningDataModule, ABC):
         self.use_labels = use_labels
         self.horizontal_flip = horizontal_flip
         self.reading = reading
-        self.autoencoder = autoencoder
+        self.autoencoder = autoencoder and given_path(autoencoder)
 
     @abstractmethod
     def prepare_data(self) -> None:
@@ -155,15 +161,29 @@ class ShardDataModule(LightningDataModule, ABC):
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
             )
+        verify = self.reading.verify == "once"
+        unknown = self.index.num_without_checksum
+        if unknown and verify:
+            rank_zero_info(f"{unknown} shards of {self.root} have no checksum: read unchecked")
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.faults = {
-            name: Faults(self.reading.max_damaged, split.num_samples)
+            name: Faults(self.reading.max_damaged, split.num_samples, verify)
             for name, split in self.index.splits.items()
         }
 
     def train_dataloader(self) -> TrainingLoader:
-        """`Batch`es of the training split: an epoch is a pass, and a state its position."""
+        """`Batch`es of the training split: an epoch is a pass, and a state its position.
+
+        Raises:
+            ValueError: if a batch is larger than the split.
+        """
         rank, world_size = self._process()
+        num_samples = self.index.splits["train"].num_samples
+        if self.batch_size > num_samples:
+            raise ValueError(
+                f"batch_size must be at most the {num_samples} samples of the training data, got "
+                f"{self.batch_size}; lower it, or raise trainer.accumulate_grad_batches"
+            )
         collate = replace(self.collate, horizontal_flip=self.horizontal_flip)
         batches = self._training_batches(collate, rank, world_size)
         return TrainingLoader(
@@ -253,7 +273,13 @@ class ShardDataModule(LightningDataModule, ABC):
         """All whole samples of a split, in their order."""
         listed = self.index.splits[split]
         slots = itertools.chain.from_iterable(
-            read_slots(place_of(self.root, shard.name), numbers, self.index, self.faults[split])
+            read_slots(
+                place_of(self.root, shard.name),
+                shard.sha256,
+                numbers,
+                self.index,
+                self.faults[split],
+            )
             for shard, numbers in zip(listed.shards, listed.numbers(), strict=True)
         )
         whole = ((n, sample) for n, sample in enumerate(slots) if sample is not None)

@@ -21,6 +21,7 @@ import webdataset
 
 from scm_lightning.data.index import Shard
 from scm_lightning.data.location import is_remote
+from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +29,7 @@ Array = np.ndarray[Any, Any]
 ARRAY, LABEL = "x.npy", "cls"
 MAX_MEMBER_BYTES = 1 << 28
 """No sample is larger: an array of 64 million float32."""
+CHUNK_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
@@ -49,6 +51,34 @@ class BrokenShardError(ValueError):
     """A file that is missing, no tar file, or breaks off."""
 
 
+class ChecksumError(ValueError):
+    """A file whose samples can be read, and whose content is another than the index says."""
+
+
+class _Hashed:
+    """A stream that hashes what is read of it.
+
+    Args:
+        stream: what is read from.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.sha256 = hashlib.sha256()
+
+    def read(self, num_bytes: int) -> bytes:
+        """Read that many bytes, or up to the end."""
+        content = self.stream.read(num_bytes)
+        self.sha256.update(content)
+        return content
+
+    def hexdigest(self) -> str:
+        """Checksum of all of the stream, the rest of which is read."""
+        while self.read(CHUNK_BYTES):
+            pass
+        return self.sha256.hexdigest()
+
+
 def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     """Write samples into one file, which appears whole or not at all.
 
@@ -64,7 +94,11 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     num_samples = 0
     with written_whole(file) as beside:
         # A whole number as the time, because tar needs a header more for fractions of a second.
-        with webdataset.TarWriter(str(beside), mtime=0, user="scm", group="scm") as writer:
+        # An opened file, because a name could be taken for a command, which a shell would run.
+        with (
+            beside.open("wb") as opened,
+            webdataset.TarWriter(opened, mtime=0, user="scm", group="scm") as writer,
+        ):
             for key, array, label in samples:
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
@@ -75,21 +109,24 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     return Shard(file.name, num_samples, len(content), hashlib.sha256(content).hexdigest())
 
 
-def read_shard(place: str) -> Iterator[Sample | Damage]:
+def read_shard(place: str, sha256: str = "") -> Iterator[Sample | Damage]:
     """Read the samples of one file in their order.
 
     Args:
         place: path or address; see `data/location.py`.
+        sha256: checksum to compare with that of the file, once all of it is read; empty for none.
 
     Yields:
         Every sample, and damage in the place of one that cannot be decoded.
 
     Raises:
         BrokenShardError: where the file breaks off, after all before it.
+        ChecksumError: after the last sample, if the checksum does not fit.
     """
     key = ""
     try:
-        with _opened(place) as stream:
+        with _opened(place) as opened:
+            stream = _Hashed(opened) if sha256 else opened
             members: dict[str, bytes] = {}
             for name, content in _members(stream):
                 prefix, _, kind = name.partition(".")
@@ -100,19 +137,22 @@ def read_shard(place: str) -> Iterator[Sample | Damage]:
                 members[kind] = content
             if members:
                 yield _decode(key, members)
+            found = stream.hexdigest() if isinstance(stream, _Hashed) else sha256
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         after = f" after sample {key}" if key else ""
         raise BrokenShardError(f"it breaks off{after}: {error}") from error
+    if found != sha256:
+        raise ChecksumError(f"its SHA-256 must be {sha256}, as the index has it, got {found}")
 
 
 def _opened(place: str) -> BinaryIO:
     if not is_remote(place):
-        return Path(place).open("rb")
+        return open_regular(place)
     stream: BinaryIO = webdataset.gopen(place)
     return stream
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+def _members(stream: BinaryIO | _Hashed) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the plain files in an uncompressed tar stream.
 
     Reads the headers one by one: tarfile's own stream is half as fast, and ends without a word at a

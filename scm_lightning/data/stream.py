@@ -123,8 +123,9 @@ class StreamedBatches(NumberedBatches):
             if start >= len(numbers):
                 start -= len(numbers)
                 continue
-            place = place_of(self.root, self.shards[chosen].name)
-            slots = read_slots(place, numbers, self.collate.index, self.faults)
+            shard = self.shards[chosen]
+            place = place_of(self.root, shard.name)
+            slots = read_slots(place, shard.sha256, numbers, self.collate.index, self.faults)
             for number, sample in itertools.islice(zip(numbers, slots, strict=True), start, None):
                 yield None if sample is None else _Place(sample, number)
             start = 0

@@ -41,7 +41,7 @@ def read_shards(root: Path) -> str:
 def read_a_tar(file: Path) -> str:
     """One shard alone, whatever its size."""
     index = ShardIndex.read(file.parent)
-    slots = read_slots(str(file), range(20), index, Faults(21, 20))
+    slots = read_slots(str(file), "", range(20), index, Faults(21, 20))
     return str([each and (float(each.array.sum()), each.label) for each in slots])
 
 
