@@ -15,7 +15,7 @@ SIGMA_DATA = 0.7
 NUM_SAMPLES, BATCH = 12, 5
 SHARD = "train-000001.tar"
 NUMBERS_AT = 3 * 512 + 128
-"""In the first sample of a shard: tar header, label, tar header, the array's header of 128 bytes."""
+"""In a shard's first sample: tar header, label, tar header, the header of the array, 128 bytes."""
 PLACES = {
     "time of the tar's member": 140,
     "padding of the tar's header": 505,
