@@ -35,6 +35,7 @@ from scm_lightning.cli.ablation_report import (
     score_table,
 )
 from scm_lightning.cli.parsers import CommandParser
+from scm_lightning.given_files import given_path
 
 
 def parse(words: Sequence[str]) -> Ablation:
@@ -53,6 +54,8 @@ def parse(words: Sequence[str]) -> Ablation:
     # process, and not options of the runs.
     options = parser.parse_args(list(words)).as_dict()
     del options["config"]
+    paths = {name: options.pop(name) for name in ("base", "teacher", "root")}
+    options |= {name: path and given_path(path) for name, path in paths.items()}
     common = Overrides(**options.pop("common"))
     variants = {name: Overrides(**each) for name, each in options.pop("variants").items()}
     return Ablation(variants=variants, common=common, **options)

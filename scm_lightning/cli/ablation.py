@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from scm_lightning import __version__
 from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.cli.strict_yaml import read_yaml
+from scm_lightning.given_files import read_regular
 
 TEACHER = "model.init_args.teacher"
 OWN_KEYS = ("seed_everything", "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
@@ -21,6 +22,8 @@ QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": F
 RECORD = "made_from.json"
 STARTED = "started_from.json"
 """The same as the record of a finished run, from the start on."""
+MAX_BYTES = 2**24
+"""Of a record, or of a run's scores."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,9 @@ class Run:
     def _says(self, name: str, made_from: dict[str, Any]) -> bool:
         record = self.folder / name
         try:
-            return record.is_file() and bool(json.loads(record.read_text()) == made_from)
+            return record.is_file() and bool(
+                json.loads(read_regular(record, MAX_BYTES)) == made_from
+            )
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{record} is damaged: {error}; remove it") from error
 

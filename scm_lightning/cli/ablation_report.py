@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from scm_lightning import __version__
-from scm_lightning.cli.ablation import Ablation, Trial
+from scm_lightning.cli.ablation import MAX_BYTES, Ablation, Trial
+from scm_lightning.given_files import read_regular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,7 @@ def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
 
 def _read_map(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_regular(file, MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {error}; score the run again") from error
     if not isinstance(content, dict):

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.cli.parsers import CommandParser
+from scm_lightning.given_files import given_path
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import EMA_PREFIX, METADATA_KEY
 from scm_lightning.teachers.exports import SUFFIX, Export, write_export
@@ -66,8 +67,9 @@ def export(
     Raises:
         ValueError: if the checkpoint is missing or damaged, or has no such weights, or if `out` is
             there already.
+        OSError: if it cannot be written.
     """
-    file = Path(out)
+    checkpoint, file = given_path(checkpoint), Path(given_path(out))
     if file.suffix != SUFFIX:
         raise ValueError(f"out must be a file FILE{SUFFIX}, got {out}; change its name")
     if file.exists() and not overwrite:

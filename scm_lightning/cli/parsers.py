@@ -2,19 +2,20 @@
 """Parsers whose errors are one line, with the option that was meant if it is a near miss.
 
 No option may be cut short: with `sigma` for `sigma_data`, another option of that beginning would
-change what a command means.
+change what a command means. What an option takes as text is never read as a file.
 """
 
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 # isort: off
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 
 # isort: on
 from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from scm_lightning.cli.run_config import of_its_folder
@@ -46,6 +47,19 @@ class ArgumentError(ValueError):
 class _OneLine(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the options of a class; those that may be a text take it for what it says.
+
+        The parser reads a value that happens to be a file's name as a configuration of that option,
+        wherever an object would do too. Thus a `teacher` could name code instead of holding
+        weights, and `strategy: ddp` would depend on there being no file ddp.
+        """
+        added: list[str] = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if isinstance(action, ActionTypeHint) and _takes_text(action._typehint):
+                action._enable_path = False
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
@@ -86,6 +100,11 @@ class _OneLine(ArgumentParser):
         known = {name for name in known if name.count(".") == unknown[1].count(".")}
         near = get_close_matches(unknown[1], known, n=1, cutoff=LIKENESS)
         return f"; did you mean {near[0]}?" if near else ""
+
+
+def _takes_text(kind: Any) -> bool:
+    """Whether a type is text, or has it among its alternatives or elements."""
+    return kind is str or any(_takes_text(each) for each in get_args(kind))
 
 
 class CommandParser(_OneLine):

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scm_lightning.cli.memory import StateMemory
+from scm_lightning.given_files import given_path
 
 NUMBERS_OF_GPUS = (1, 8, 64)
 GIB = 2**30
@@ -160,6 +161,7 @@ def report(plan: Plan, gpu: GPU, file: str | None) -> None:
     console.print(run_table(plan, gpu))
     console.print(memory_table(plan, shares, gpu))
     if file is not None:
+        file = given_path(file)
         content = {
             **plan._asdict(),
             "step": plan.step._asdict(),

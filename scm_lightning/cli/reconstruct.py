@@ -23,6 +23,7 @@ from torch import Tensor
 from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
+from scm_lightning.given_files import given_path
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import EMA_PREFIX, METADATA_KEY
 from scm_lightning.teachers.checkpoint_files import write_checkpoint
@@ -74,10 +75,11 @@ def reconstruct(
         ValueError: if run, snapshots or checkpoint are missing, do not fit each other, or do not
             span the profile.
     """
+    run, out = given_path(run), given_path(out)
     gamma = gamma_from_sigma_rel(sigma_rel)
     snapshots = _snapshots_until(Path(run), step)
     step = snapshots[-1].step if step is None else step
-    file = Path(checkpoint) if checkpoint else Path(run) / LAST_CHECKPOINT
+    file = Path(given_path(checkpoint)) if checkpoint else Path(run) / LAST_CHECKPOINT
     if Path(out).resolve() == file.resolve():
         raise ValueError(f"out must be another file than the checkpoint {file}; give a new name")
     content = read_checkpoint(file)

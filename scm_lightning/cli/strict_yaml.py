@@ -2,24 +2,33 @@
 """YAML in which every key stands once, and that is no longer than it looks.
 
 PyYAML takes the last of two equal keys silently, and anchors that contain each other grow to any
-length.
+length. The parsers' own way to read a file waits for a pipe, and takes whatever is in it.
 """
 
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from jsonargparse import Path as GivenPath
 from jsonargparse import get_loader, set_loader
 
+from scm_lightning.given_files import read_regular
+
+MAX_BYTES = 2**20
+"""Bytes of a file of configuration; the largest has some thousand."""
 MAX_NODES = 100_000
 """Values of a configuration with all its anchors written out; the largest has some hundred."""
 
 
 def install() -> None:
     """Let the parsers read YAML so, from now on; more often than once is no matter."""
-    load = get_loader("yaml")
+    load, read_text = get_loader("yaml"), GivenPath.read_text
     if getattr(load, "is_strict", False):
         return
+
+    def read_bounded(path: GivenPath) -> str:
+        is_file = not (path.is_url or path.is_fsspec or str(path) == "-")
+        return _text(path.absolute) if is_file else str(read_text(path))
 
     def strict(text: str) -> object:
         if ":" in text:
@@ -32,6 +41,7 @@ def install() -> None:
 
     strict.is_strict = True  # type: ignore[attr-defined]
     set_loader("yaml", strict, (yaml.YAMLError,))
+    GivenPath.read_text = read_bounded  # type: ignore[assignment,method-assign]
 
 
 def read_yaml(file: Path) -> Any:
@@ -42,9 +52,13 @@ def read_yaml(file: Path) -> Any:
         ValueError: if it is no YAML.
     """
     try:
-        return get_loader("yaml")(file.read_text())
+        return get_loader("yaml")(_text(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} must be a configuration in YAML: {error}; correct it") from error
+
+
+def _text(file: str | Path) -> str:
+    return read_regular(file, MAX_BYTES).decode()
 
 
 def check_keys(text: str) -> None:

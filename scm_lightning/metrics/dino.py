@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scm_lightning.given_files import given_path
 from scm_lightning.metrics.features import FeatureExtractor, Features
 from scm_lightning.metrics.fidelity import downloaded, read_weights, require_installed, rgb_bytes
 from scm_lightning.metrics.vision_transformer import VisionTransformer
@@ -46,7 +47,7 @@ class DINOv2Features(FeatureExtractor):
         from torch_fidelity.feature_extractor_base import FeatureExtractorBase
         from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
-        file = Path(weights) if weights else downloaded(URL.format(names[model]), None)
+        file = Path(given_path(weights)) if weights else downloaded(URL.format(names[model]), None)
         tensors, digest = read_weights(file)
         with torch.device("meta"):
             network = VisionTransformer(*SIZES[names[model]])

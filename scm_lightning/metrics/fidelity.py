@@ -9,7 +9,6 @@ mean of the Frechet distance is in float64 here and in float32 there.
 torch-fidelity is imported on use: without it all other distances work.
 """
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scm_lightning.metrics.frechet import Statistics, require_two
+from scm_lightning.teachers.checkpoint_files import file_sha256
 from scm_lightning.teachers.tensors_only import load_tensors
 
 INSTALL = 'pip install -c constraints.txt ".[fid]"'
@@ -145,8 +145,8 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
         ValueError: if it is missing, damaged, or more than tensors.
     """
     try:
+        digest = file_sha256(file, file.stat().st_size)
         weights = load_tensors(file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{file} must be a file of weights that torch.load reads with weights_only=True: "

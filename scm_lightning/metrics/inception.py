@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scm_lightning.given_files import given_path
 from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor, Features
 from scm_lightning.metrics.fidelity import downloaded, read_weights, require_installed, rgb_bytes
 
@@ -44,7 +45,7 @@ class InceptionFeatures(FeatureExtractor):
         from torch_fidelity import feature_extractor_inceptionv3 as inception
 
         url = inception.URL_INCEPTION_V3
-        file = Path(weights) if weights else downloaded(url, PUBLISHED_SHA256)
+        file = Path(given_path(weights)) if weights else downloaded(url, PUBLISHED_SHA256)
         digest = read_weights(file)[1]  # before torch-fidelity, which would run what is in the file
         try:
             self.network = inception.FeatureExtractorInceptionV3(

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scm_lightning.given_files import open_regular
 from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor, Features
 from scm_lightning.metrics.frechet import RunningStatistics, Statistics
 from scm_lightning.metrics.inception import InceptionFeatures
@@ -176,7 +177,7 @@ class Reference:
         file = self.data.folder / FOLDER / f"{self.digest}.safetensors"
         try:
             return read_kept(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except ValueError as error:
             logger.warning("%s; it is computed again", error)
@@ -234,11 +235,12 @@ def read_kept(file: Path) -> KeptFeatures:
         ValueError: if it is damaged.
     """
     try:
+        open_regular(file).close()
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in ("mean", "cov", "features")}
             num_samples = int(metadata["num_samples"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"the reference {file} is damaged: {error}") from error

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import nn
 
 from scm_lightning.core import TrigFlow
+from scm_lightning.given_files import given_path
 from scm_lightning.networks import without_added_conditions
 from scm_lightning.teachers import load_teacher, weights_mismatch
 
@@ -47,7 +48,7 @@ def prepare_teacher(
         ValueError: if the teacher does not fit.
     """
     if isinstance(teacher, str):
-        teacher = load_teacher(teacher, without_added_conditions(student), path)
+        teacher = load_teacher(given_path(teacher), without_added_conditions(student), path)
     if teacher is not None and start_from_teacher:
         plain = without_added_conditions(student)
         if mismatch := weights_mismatch(teacher.state_dict(), plain):

@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 from rich.console import Console
 
+from scm_lightning.given_files import open_regular
 from scm_lightning.teachers.tensors_only import load_tensors
 from scm_lightning.whole_files import written_whole
 
@@ -128,9 +129,12 @@ def step_of(file: Path) -> int | None:
         file: the checkpoint.
 
     Returns:
-        The steps; None if the file is damaged where they stand.
+        The steps; None if the file is damaged where they stand, or no regular file.
     """
-    comment, is_plain = _comment(file)
+    try:
+        comment, is_plain = _comment(file)
+    except ValueError:
+        return None
     if comment is not None:
         return int(comment[1])
     if not is_plain:
@@ -209,7 +213,7 @@ def file_sha256(file: Path, num_bytes: int) -> str:
 @lru_cache(maxsize=1024)
 def _sha256(file: Path, num_bytes: int, _state: tuple[int, ...]) -> str:
     sha256 = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         while num_bytes > 0 and (block := opened.read(min(BLOCK, num_bytes))):
             sha256.update(block)
             num_bytes -= len(block)
@@ -224,7 +228,7 @@ def existing_checkpoints(folder: Path) -> str:
 def _comment(file: Path) -> tuple[re.Match[bytes] | None, bool]:
     """Our comment, if it is whole; and whether the file ends as an archive without any."""
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         opened.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
         end = opened.read()
     length = struct.pack("<H", COMMENT_SIZE)

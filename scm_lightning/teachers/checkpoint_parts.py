@@ -37,6 +37,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, empty
 from torch.utils import _pytree as pytree
 
+from scm_lightning.given_files import read_regular
 from scm_lightning.teachers.checkpoint_files import (
     check_whole,
     existing_checkpoints,
@@ -50,6 +51,8 @@ from scm_lightning.whole_files import flush_folder, written_whole
 REST = "rest.ckpt"
 MARKER = "complete.json"
 PART = ".safetensors"
+MAX_MARKER_BYTES = 2**24
+"""Room for the files of 100,000 processes."""
 FORMAT_VERSION = 1
 
 T = TypeVar("T")
@@ -199,7 +202,7 @@ def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> N
 def _marker(folder: Path) -> dict[str, Any]:
     """What the marker says; empty if there is none, or a damaged one."""
     try:
-        text = (folder / MARKER).read_text()
+        text = read_regular(folder / MARKER, MAX_MARKER_BYTES).decode()
         found = json.loads(text)
         is_whole: bool = found["format_version"] == FORMAT_VERSION and _text(found) == text
         found["files"], found["step"] = dict(found["files"]), int(found["step"])

@@ -62,6 +62,9 @@ def write_export(file: Path, export: Export, weights: Mapping[str, Tensor]) -> N
         file: where; an older one is replaced.
         export: what the weights are of.
         weights: parameters and buffers by name, on the CPU.
+
+    Raises:
+        OSError: if it cannot be written; an older one is left as it was.
     """
     # Own memory for each: the format refuses tensors that share some.
     copies = {
@@ -79,8 +82,11 @@ def write_export(file: Path, export: Export, weights: Mapping[str, Tensor]) -> N
         "sha256": _content_sha256(copies),
     }
     metadata = {f"{PREFIX}{name}": value for name, value in entries.items()}
-    with written_whole(file) as beside:
-        save_file(copies, beside, {"format": "pt"} | metadata)
+    try:
+        with written_whole(file) as beside:
+            save_file(copies, beside, {"format": "pt"} | metadata)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{file} could not be written: {error}; give another place") from error
 
 
 def read_export(file: Path) -> tuple[Export, dict[str, Tensor]]:

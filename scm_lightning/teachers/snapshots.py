@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
 SNAPSHOT_FOLDER = "ema"
@@ -56,6 +57,9 @@ def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tenso
 
     Returns:
         The file.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -66,8 +70,11 @@ def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tenso
         "buffers": json.dumps(snapshot.buffers),
     }
     file = folder / f"{snapshot.step:07d}-{snapshot.sigma_rel}.safetensors"
-    with written_whole(file) as beside:
-        save_file(dict(weights), beside, metadata)
+    try:
+        with written_whole(file) as beside:
+            save_file(dict(weights), beside, metadata)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the snapshot {file} could not be written: {error}; make room") from error
     return file
 
 
@@ -120,6 +127,7 @@ def sum_of_snapshots(terms: Iterable[tuple[float, Snapshot]]) -> dict[str, Tenso
 
 
 def _read_metadata(file: Path) -> Snapshot:
+    open_regular(file).close()
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -6,6 +6,7 @@ configuration.
 """
 
 BASE = "{d}/base.yaml"
+WHOLE = "{d}/run/checkpoints/last.ckpt"
 ABC = b"abcdefgh"
 FILES = {
     "list": (b"- 1\n- 2\n", ""),
@@ -84,6 +85,9 @@ COMMANDS = {
     "no_data": (["fit", "--model", "scm_lightning.modules.ConsistencyModule"], ""),
     "config_without_file": (["fit", "--config"], "--config"),
     "missing_file": (["fit", "--config", "{d}/nowhere.yaml"], "nowhere.yaml"),
+    "pipe": (["fit", "--config", "{d}/pipe"], "pipe must be a regular file, got a pipe"),
+    "large_file": (["fit", "--config", "{d}/large.yaml"], "must have at most 1,048,576 bytes"),
+    "device": (["fit", "--config", "/dev/zero"], "/dev/zero"),
     "folder_as_file": (["fit", "--config", "{d}/folder.yaml"], "folder.yaml"),
     "empty_file": (["fit", "--config", "{d}/empty.yaml"], ""),
     "empty_name": (["fit", "--config", ""], ""),
@@ -99,6 +103,7 @@ COMMANDS = {
     "bench_text": (["bench", "--config", BASE, "--rounds", "few"], "rounds"),
     "bench_gpu": (["bench", "--config", BASE, "--dry-run", "--gpu.memory", "much"], "gpu"),
     "bench_ckpt": (["bench", "--config", BASE, "--ckpt_path", "x"], "ckpt_path"),
+    "bench_json": (["bench", "--config", BASE, "--dry-run", "--json", "$X/a.json"], "variable $X"),
     "bench_batch": (
         ["bench", "--config", BASE, "--dry-run", "--global_batch", "0"],
         "global_batch",
@@ -111,6 +116,12 @@ COMMANDS = {
     "test_max_steps": (["test", "--config", BASE, "--trainer.max_steps", "x"], "max_steps"),
     "ablate_nothing": (["ablate"], ""),
     "ablate_missing": (["ablate", "--config", "{d}/nowhere.yaml"], "nowhere.yaml"),
+    "ablate_pipe": (["ablate", "--config", "{d}/pipe"], "must be a regular file, got a pipe"),
+    "ablate_root": (["ablate", "--config", "{d}/ablation.yaml", "--root", "$X/a"], "variable $X"),
+    "ablate_base_pipe": (
+        ["ablate", "--config", "{d}/ablation.yaml", "--base", "{d}/pipe"],
+        "must be a regular file, got a pipe",
+    ),
     "ablate_folder": (["ablate", "--config", "{d}/folder.yaml"], "folder.yaml"),
     "ablate_base": (["ablate", "--config", BASE], ""),
     "ablate_unknown": (["ablate", "--nonsense", "1"], "nonsense"),
@@ -152,6 +163,10 @@ COMMANDS = {
         ["reconstruct", "--run", "{d}/run", "--sigma_rel", ".nan", "--out", "{d}/new/x.ckpt"],
         "sigma_rel",
     ),
+    "reconstruct_variable": (
+        ["reconstruct", "--run", "{d}/run", "--sigma_rel", "0.1", "--out", "${NEW}/x.ckpt"],
+        "must not hold the variable ${NEW}",
+    ),
     "reconstruct_text": (
         ["reconstruct", "--run", "{d}/run", "--sigma_rel", "wide", "--out", "x"],
         "sigma_rel",
@@ -161,6 +176,18 @@ COMMANDS = {
     "export_missing": (
         ["export", "--checkpoint", "{d}/nowhere.ckpt", "--out", "{d}/new.safetensors"],
         "there is no checkpoint",
+    ),
+    "export_pipe": (
+        ["export", "--checkpoint", "{d}/pipe.ckpt", "--out", "{d}/new.safetensors"],
+        "there is no checkpoint",
+    ),
+    "export_unwritable": (
+        ["export", "--checkpoint", WHOLE, "--out", "/proc/new.safetensors"],
+        "/proc/new.safetensors could not be written",
+    ),
+    "export_variable": (
+        ["export", "--checkpoint", WHOLE, "--out", "$X.safetensors"],
+        "variable $X",
     ),
     "export_garbage": (
         ["export", "--checkpoint", "{d}/garbage.ckpt", "--out", "{d}/new.safetensors"],

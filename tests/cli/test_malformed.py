@@ -5,6 +5,7 @@ The cases are in `malformed_options.py` and `malformed_files.py`. The parser is 
 which takes most of a second; `test_errors.py` builds it anew for every case.
 """
 
+import os
 import shutil
 
 import malformed_files
@@ -46,6 +47,10 @@ def folder(tmp_path_factory):
     ablation = {"title": "t", "question": "q", "base": str(folder / "base.yaml")}
     ablation |= {"root": str(folder / "new"), "scores": ["fd/1_step"], "variants": {"a": {}}}
     (folder / "ablation.yaml").write_text(yaml.safe_dump(ablation))
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.ckpt")
+    (folder / "large.yaml").write_bytes(b"#" * 2**20 + b"\n")
+    (folder / "spec.ckpt").write_text("class_path: scm_lightning.networks.MLP\n")
     return folder
 
 
