@@ -138,11 +138,11 @@ class SCMCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the checkpoint to start from, in the run's folder: `trainer.default_root_dir`."""
         config = self.config[self.subcommand]
+        kept = typed(config)
+        self.save_config_kwargs = {"kept": kept}
         if self._is_dry_run():
             prepare(config)
             return
-        kept = typed(config)
-        self.save_config_kwargs = {"kept": kept}
         spelled_out(config)
         root = Path(config.trainer.default_root_dir or ".")
         if self.subcommand == "fit":

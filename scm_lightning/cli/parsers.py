@@ -70,7 +70,8 @@ class _OneLine(ArgumentParser):
         """Read a configuration; an error names its file."""
         try:
             found = super().parse_path(path, *args, **kwargs)
-            of_its_folder(found, Path(path), Path(path).read_text())
+            if (file := Path(path)).is_file():  # not what comes through standard input
+                of_its_folder(found, file)
             return found
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.cli.run_config import HEADER, OF_A_START, say
-from scm_lightning.cli.strict_yaml import read_yaml
-from scm_lightning.given_files import read_regular
+from scm_lightning.cli.strict_yaml import read_yaml, text_of
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 from scm_lightning.whole_files import set_aside
@@ -38,8 +37,6 @@ DERIVED_BY_0_3_0 = (
 )
 """What version 0.3.0 wrote into `config.yaml` though nobody had given it."""
 MOST_ROWS = 20
-MAX_BYTES = 1 << 20
-"""Of a kept configuration; they have some thousand."""
 
 
 class AlreadyTrained(Exception):  # noqa: N818  nothing is wrong
@@ -128,7 +125,7 @@ def _read_or_set_aside(saved: Path) -> str | None:
     if not os.path.lexists(saved):
         return None
     try:
-        text = read_regular(saved, MAX_BYTES).decode()
+        text = text_of(saved)
         if not isinstance(read_yaml(saved), dict):
             raise ValueError(f"{saved} must hold a map of options")
     except (OSError, ValueError) as error:

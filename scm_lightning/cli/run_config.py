@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from scm_lightning.callbacks.run_log import say_unwritten
+from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
 from scm_lightning.whole_files import written_whole
 
@@ -70,16 +71,15 @@ def typed(config: Namespace) -> Namespace:
     return kept
 
 
-def of_its_folder(config: Namespace, file: Path, content: str) -> None:
+def of_its_folder(config: Namespace, file: Path) -> None:
     """Let the configuration that a run keeps be that of the folder it lies in.
 
     Args:
         config: what the file gives; changed.
         file: the file.
-        content: its text.
     """
     named = config.get(ROOT) or "."
-    if not content.startswith(HEADER) and not _has_derived_paths(config, named):
+    if not text_of(file).startswith(HEADER) and not _has_derived_paths(config, named):
         return
     folder = str(file.parent)
     if Path(named).expanduser().resolve() != file.parent.resolve():
