@@ -19,7 +19,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 import tokenize
 from contextlib import closing
 from pathlib import Path
@@ -34,6 +33,7 @@ from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import INDEX_FILE, ShardIndex
 from scm_lightning.data.loader import NumberedBatches
 from scm_lightning.data.shards import Array, Damage
+from scm_lightning.whole_files import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +140,7 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
     cache.parent.mkdir(exist_ok=True)
     for older in cache.parent.glob(f"{split}-*"):
         shutil.rmtree(older, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=cache.parent))
-    try:
+    with scratch_folder(cache.parent, ".part-") as scratch:
         mapped = _decode_split(index, root, split, faults, scratch)
         np.save(scratch / "labels.npy", mapped.labels)
         np.save(scratch / "indices.npy", mapped.indices)
@@ -152,8 +151,6 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
         except OSError:  # another process was faster
             if not cache.is_dir():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open_cache(cache: Path, index: ShardIndex, split: str) -> MappedSplit:
