@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
@@ -117,9 +117,15 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the random numbers until training starts; starting it draws some."""
+        """Keep the random numbers until training starts; starting it draws some.
+
+        A timer starts anew, or `max_time` would end every run that goes on where it ended the last.
+        """
         if trainer.state.fn == TrainerFn.FITTING:
             self._loaded = checkpoint.get(RANDOM_KEY, [])
+            for timer in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(timer, Timer):
+                    checkpoint.get("callbacks", {}).pop(timer.state_key, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers; set aside what is of another, longer run."""
@@ -134,6 +140,7 @@ class Checkpoints(Checkpoint):
             if isinstance(logger, RunLog):
                 logger.start_from(trainer.global_step)
         if trainer.is_global_zero and not self._is_trial:
+            self.folder.mkdir(parents=True, exist_ok=True)  # not later: who removes it ends the run
             aside = set_aside_later(self.folder, trainer.global_step)
             if aside is not None:
                 _say(

@@ -6,8 +6,6 @@ succeed: the first to finish puts it in its place, the others find it there and 
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from rich.progress import track
 
 from scm_lightning.data.index import INDEX_FILE, ShardIndex, Split
 from scm_lightning.data.shards import Array, write_shard
+from scm_lightning.whole_files import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,10 @@ def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard
         )
     images = load()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    scratch.chmod(0o755)
-    try:
+    with scratch_folder(folder.parent, f".{folder.name}-") as scratch:
+        scratch.chmod(0o755)
         _write(images, scratch, samples_per_shard)
         _put_in_place(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(images: ImageSet, folder: Path, samples_per_shard: int) -> None:

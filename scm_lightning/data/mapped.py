@@ -21,7 +21,6 @@ import logging
 import os
 import random
 import shutil
-import tempfile
 import tokenize
 from contextlib import closing
 from pathlib import Path
@@ -37,7 +36,7 @@ from scm_lightning.data.index import INDEX_FILE, ShardIndex
 from scm_lightning.data.loader import NumberedBatches
 from scm_lightning.data.shards import Array, Damage
 from scm_lightning.given_files import open_regular, read_regular
-from scm_lightning.whole_files import flush_file, flush_folder
+from scm_lightning.whole_files import flush_file, flush_folder, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +152,7 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
     cache.parent.mkdir(exist_ok=True)
     for older in cache.parent.glob(f"{split}-*"):
         shutil.rmtree(older, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=cache.parent))
-    try:
+    with scratch_folder(cache.parent, ".part-") as scratch:
         mapped = _decode_split(index, root, split, faults, scratch)
         np.save(scratch / "labels.npy", mapped.labels)
         np.save(scratch / "indices.npy", mapped.indices)
@@ -169,8 +167,6 @@ def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache
         except OSError:  # another process was faster
             if not cache.is_dir():
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _checksums(cache: Path) -> dict[str, str]:

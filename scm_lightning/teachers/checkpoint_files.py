@@ -97,15 +97,15 @@ def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
 
     Args:
         checkpoint: what is to be saved, with the entry `global_step`.
-        file: where; its folder is made if only that is missing.
+        file: where, in a folder that exists.
 
     Raises:
         OSError: if it cannot be written; what was there before is left as it was.
         ValueError: if it could not be loaded without running code.
     """
     try:
-        if not file.parent.exists() and not file.parent.parent.exists():
-            raise FileNotFoundError(2, f"the folder {file.parent.parent} is gone")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(2, f"the folder {file.parent} is gone")
         with written_whole(file) as beside:
             with beside.open("wb") as opened:
                 hashed = _Hashed(opened)

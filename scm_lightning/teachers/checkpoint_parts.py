@@ -177,10 +177,10 @@ def checkpoint_step(path: Path) -> int | None:
 
 def _begin(beside: Path) -> None:
     """Make the folder to write to, anew."""
-    if not beside.parent.parent.exists():
-        raise FileNotFoundError(2, f"the folder {beside.parent.parent} is gone")
+    if not beside.parent.is_dir():
+        raise FileNotFoundError(2, f"the folder {beside.parent} is gone")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside.mkdir()
 
 
 def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> None:

@@ -46,7 +46,7 @@ from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
 
 WORLD_SIZE, NUM_STEPS, PATIENCE = 2, 12, 150.0
-PHASES = ("loader", "sanity", "first", "train", "validation", "save")
+PHASES = ("first", "train", "validation", "save")
 
 
 class Dummies(IterableDataset):

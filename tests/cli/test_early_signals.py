@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scm_lightning.cli.launcher import VARIABLE
+from scm_lightning.ending import LAUNCHER
 
 WAITS = """
 import os, sys, time
@@ -80,7 +80,7 @@ def test_a_child_ends_too():
 def test_a_command_that_is_imported_or_parsed_ends_in_one_line(tmp_path, moment):
     """As soon as it takes signals; and while it reads its configuration, which is a pipe here."""
     # Another test of this process may have run a command, which would be its launcher.
-    own = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    own = {name: value for name, value in os.environ.items() if name != LAUNCHER}
     config = tmp_path / "config.yaml"
     os.mkfifo(config)
     command = [sys.executable, "-m", "scm_lightning", "test", "--config", str(config)]
