@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scm_lightning.given_files import open_regular
 from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor, Features
 from scm_lightning.metrics.frechet import RunningStatistics, Statistics
 from scm_lightning.metrics.inception import InceptionFeatures
@@ -234,6 +235,7 @@ def read_kept(file: Path) -> KeptFeatures:
         ValueError: if it is damaged.
     """
     try:
+        open_regular(file).close()  # a pipe in its place would block
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in ("mean", "cov", "features")}
