@@ -79,16 +79,3 @@ def flush_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def set_aside(path: Path) -> Path:
-    """Move a file or folder out of the way, to the first free name of `PATH.old-1`, `-2`, ...
-
-    Returns:
-        Where it is now.
-    """
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
-        number += 1
-    os.replace(path, aside)
-    return aside

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
+from scm_lightning.callbacks.side_files import set_aside
 from scm_lightning.cli.run_config import HEADER, OF_A_START, say
 from scm_lightning.cli.strict_yaml import read_yaml, text_of
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import METADATA_KEY
-from scm_lightning.whole_files import set_aside
 
 LAST = "last"
 """Value of ckpt_path for the newest checkpoint of the run; the default."""
@@ -129,7 +129,7 @@ def _read_or_set_aside(saved: Path) -> str | None:
         if not isinstance(read_yaml(saved), dict):
             raise ValueError(f"{saved} must hold a map of options")
     except (OSError, ValueError) as error:
-        say(f"{error}: moved to {set_aside(saved)}; changed options cannot be shown")
+        set_aside(saved, f"changed options cannot be shown, since {error}")
         return None
     return text
 

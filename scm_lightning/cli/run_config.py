@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from scm_lightning.callbacks.run_log import say_unwritten
+from scm_lightning.callbacks.side_files import say_unwritten
 from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
 from scm_lightning.whole_files import written_whole

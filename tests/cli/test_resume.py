@@ -45,8 +45,8 @@ def content(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as opened:
+def rows(folder, name="metrics.csv"):
+    with (folder / name).open(newline="") as opened:
         return [row for row in csv.DictReader(opened) if row["train/loss"]]
 
 
@@ -139,6 +139,7 @@ def test_fresh_starts_anew_and_moves_the_old_run(run, unbroken, tmp_path, capsys
     aside = folder / "checkpoints.old-1"
     assert {each.name for each in aside.iterdir()} == {"0000005.ckpt", "0000010.ckpt", "last.ckpt"}
     assert [row["step"] for row in rows(folder)] == ["0", "1", "2"]
+    assert rows(folder, "metrics.old-1.csv") == rows(unbroken)
     assert "later checkpoints in" in said(capsys)
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["fresh"] is False
@@ -187,7 +188,7 @@ def test_a_named_file(run, tmp_path, capsys):
     line = refused(capsys, lambda: run(20, "--fresh", ckpt_path=folder / "0000005.ckpt"))
     assert "give one of the two" in line
     run(6, ckpt_path=folder / "0000005.ckpt")
-    assert sorted(each.name for each in folder.iterdir()) == ["0000005.ckpt", "last.ckpt"]
+    assert sorted(each.name for each in folder.glob("*.ckpt")) == ["0000005.ckpt", "last.ckpt"]
     assert content(tmp_path / "run")["global_step"] == 6
 
 
@@ -228,7 +229,7 @@ def test_a_full_disk_is_one_line(run, tmp_path):
     )
     needed = int(errors[0].split("where ")[1].split(" bytes")[0].replace(",", ""))
     assert needed == pytest.approx(size, rel=0.02)
-    names = sorted(each.name for each in folder.iterdir())
+    names = sorted(each.name for each in folder.glob("*.ckpt"))
     assert names == ["0000005.ckpt", "0000010.ckpt", "last.ckpt"]
     run(14)
     assert content(tmp_path / "run")["global_step"] == 14

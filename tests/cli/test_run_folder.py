@@ -142,9 +142,10 @@ def test_a_kept_configuration_that_cannot_be_read(place, damage, capsys):
     fit(place / "p1", 4, shards=place / "shards")
     assert step_of(place / "p1") == 4
     assert saved(place / "p1")["trainer"]["max_steps"] == 4
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "config.yaml.old-1; changed options cannot be shown" in printed
-    assert (place / "p1" / "config.yaml.old-1").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "scm: changed options cannot be shown, since" in said
+    (aside,) = (place / "p1").glob("config*.old-1*")
+    assert f"config.yaml is now {aside}" in said
 
 
 def test_options_that_are_changed_are_shown_used_and_kept(place, capsys, monkeypatch):
