@@ -4,7 +4,6 @@
 import os
 import re
 import stat
-from pathlib import Path
 from typing import BinaryIO
 
 VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
