@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from scm_lightning.cli.prepare_report import (
     summary_table,
 )
 from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.preparation.content import Pixels
 from scm_lightning.data.preparation.engine import Recipe, prepare
 from scm_lightning.data.preparation.latent_content import EncodedLatents
@@ -127,6 +127,7 @@ def prepare_images(
         )
     if size is None and crop != "none":
         size = DEFAULT_SIZE
+    folder = folder_to_write(out)
     images = open_source(source, kind, labels)
     transform, shape = fit_transform(
         images, ImageTransform(size, crop, channels, background, upscale)
@@ -147,16 +148,16 @@ def prepare_images(
     if dry_run:
         console.print(plan_table(recipe))
         return
-    done = prepare(recipe, Path(out), num_cores() if workers is None else workers, max_unreadable)
-    sheet = Path(out) / SHEET_FILE
+    done = prepare(recipe, folder, num_cores() if workers is None else workers, max_unreadable)
+    sheet = folder / SHEET_FILE
     if not sheet.is_file():
         with written_whole(sheet) as beside:
-            contact_sheet(Path(out), done.index, autoencoder, device).save(beside, "png")
+            contact_sheet(folder, done.index, autoencoder, device).save(beside, "png")
     if not done.num_images:
-        console.print(f"{out} is complete already: nothing to do", soft_wrap=True)
+        console.print(f"{folder} is complete already: nothing to do", soft_wrap=True)
     console.print(summary_table(recipe, done))
     console.print(f"what the network will see: {sheet}", soft_wrap=True)
-    console.print(f"next: {next_command(out, done.index)}", markup=False, soft_wrap=True)
+    console.print(f"next: {next_command(str(folder), done.index)}", markup=False, soft_wrap=True)
 
 
 def num_cores() -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.progress import track
 
 from scm_lightning.data.index import INDEX_FILE, ShardIndex, Split
+from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.shards import Array, write_shard
 from scm_lightning.whole_files import scratch_folder
 
@@ -38,7 +39,9 @@ class ImageSet:
     class_names: list[str] = field(default_factory=list)
 
 
-def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard: int) -> None:
+def prepare_shards(
+    folder: Path | str, load: Callable[[], ImageSet], samples_per_shard: int
+) -> None:
     """Write a data set as shards with an index, unless they are there.
 
     Args:
@@ -47,8 +50,9 @@ def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard
         samples_per_shard: samples in every file but a split's last.
 
     Raises:
-        ValueError: if something else is in the place of the folder.
+        ValueError: if something else is in the place of the folder, or it is a command or address.
     """
+    folder = folder_to_write(folder)
     if (folder / INDEX_FILE).is_file():
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

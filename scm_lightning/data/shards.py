@@ -5,6 +5,9 @@ A sample is two members of the file: `KEY.x.npy` (one array) and `KEY.cls` (one 
 others are passed over. Nothing is written to the disk while reading, and nothing unpickled. Links,
 devices and members larger than a sample can be are damage, so a hostile file cannot fill the
 memory.
+
+The checksum in the index is that of the whole file. It is computed of the bytes as they stream by,
+and compared before the last sample is handed out.
 """
 
 import hashlib
@@ -29,7 +32,7 @@ Array = np.ndarray[Any, Any]
 ARRAY, LABEL = "x.npy", "cls"
 MAX_MEMBER_BYTES = 1 << 28
 """No sample is larger: an array of 64 million float32."""
-CHUNK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
@@ -52,31 +55,7 @@ class BrokenShardError(ValueError):
 
 
 class ChecksumError(ValueError):
-    """A file whose samples can be read, and whose content is another than the index says."""
-
-
-class _Hashed:
-    """A stream that hashes what is read of it.
-
-    Args:
-        stream: what is read from.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.sha256 = hashlib.sha256()
-
-    def read(self, num_bytes: int) -> bytes:
-        """Read that many bytes, or up to the end."""
-        content = self.stream.read(num_bytes)
-        self.sha256.update(content)
-        return content
-
-    def hexdigest(self) -> str:
-        """Checksum of all of the stream, the rest of which is read."""
-        while self.read(CHUNK_BYTES):
-            pass
-        return self.sha256.hexdigest()
+    """A file of other content than the index lists."""
 
 
 def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
@@ -92,41 +71,38 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
         What the index says of the file.
     """
     num_samples = 0
-    with written_whole(file) as beside:
-        # A whole number as the time, because tar needs a header more for fractions of a second.
-        # An opened file, because a name could be taken for a command, which a shell would run.
-        with (
-            beside.open("wb") as opened,
-            webdataset.TarWriter(opened, mtime=0, user="scm", group="scm") as writer,
-        ):
+    with written_whole(file) as beside, beside.open("wb") as opened:
+        hashed = _Hashed(opened)
+        # A stream, since a path that begins like a command would be run. A whole number as the
+        # time, because tar needs a header more for fractions of a second.
+        with webdataset.TarWriter(hashed, mtime=0, user="scm", group="scm") as writer:
             for key, array, label in samples:
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
                 members = {ARRAY: buffer.getvalue(), LABEL: str(label).encode()}
                 writer.write({"__key__": key, **members})
                 num_samples += 1
-        content = beside.read_bytes()
-    return Shard(file.name, num_samples, len(content), hashlib.sha256(content).hexdigest())
+    return Shard(file.name, num_samples, hashed.num_bytes, hashed.sha256.hexdigest())
 
 
-def read_shard(place: str, sha256: str = "") -> Iterator[Sample | Damage]:
+def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample | Damage]:
     """Read the samples of one file in their order.
 
     Args:
         place: path or address; see `data/location.py`.
-        sha256: checksum to compare with that of the file, once all of it is read; empty for none.
+        listed: what the content is compared with, once the file is read to its end.
 
     Yields:
         Every sample, and damage in the place of one that cannot be decoded.
 
     Raises:
         BrokenShardError: where the file breaks off, after all before it.
-        ChecksumError: after the last sample, if the checksum does not fit.
+        ChecksumError: in the place of the last sample, if the content is not what is listed.
     """
     key = ""
     try:
         with _opened(place) as opened:
-            stream = _Hashed(opened) if sha256 else opened
+            stream = opened if listed is None else _Hashed(opened)
             members: dict[str, bytes] = {}
             for name, content in _members(stream):
                 prefix, _, kind = name.partition(".")
@@ -134,15 +110,58 @@ def read_shard(place: str, sha256: str = "") -> Iterator[Sample | Damage]:
                     yield _decode(key, members)
                     members = {}
                 key = prefix
-                members[kind] = content
+                members[kind] = content if kind in (ARRAY, LABEL) else b""
+            if isinstance(stream, _Hashed) and listed is not None:
+                stream.compare(listed)
             if members:
                 yield _decode(key, members)
-            found = stream.hexdigest() if isinstance(stream, _Hashed) else sha256
+    except ChecksumError:
+        raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         after = f" after sample {key}" if key else ""
         raise BrokenShardError(f"it breaks off{after}: {error}") from error
-    if found != sha256:
-        raise ChecksumError(f"its SHA-256 must be {sha256}, as the index has it, got {found}")
+
+
+class _Hashed:
+    """A stream of which the bytes are counted and hashed as they pass.
+
+    Args:
+        stream: what is read or written through it.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """Read, as of the stream."""
+        content = self.stream.read(size)
+        self._pass(content)
+        return content
+
+    def write(self, content: bytes) -> int:
+        """Write, as of the stream."""
+        self._pass(content)
+        return self.stream.write(content)
+
+    def compare(self, listed: Shard) -> None:
+        """Read to the end, or beyond the listed size, and compare.
+
+        Raises:
+            ChecksumError: if the content is another.
+        """
+        while self.num_bytes <= listed.num_bytes and self.read(BLOCK_BYTES):
+            pass
+        if self.sha256.hexdigest() != listed.sha256:
+            raise ChecksumError(
+                f"its content has not the SHA-256 that is listed, {listed.sha256[:12]}..., so any "
+                f"of its {listed.num_samples} samples may be wrong"
+            )
+
+    def _pass(self, content: bytes) -> None:
+        self.num_bytes += len(content)
+        self.sha256.update(content)
 
 
 def _opened(place: str) -> BinaryIO:
@@ -152,7 +171,7 @@ def _opened(place: str) -> BinaryIO:
     return stream
 
 
-def _members(stream: BinaryIO | _Hashed) -> Iterator[tuple[str, bytes]]:
+def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
     """Names and contents of the plain files in an uncompressed tar stream.
 
     Reads the headers one by one: tarfile's own stream is half as fast, and ends without a word at a
