@@ -304,7 +304,7 @@ def do_all(jobs, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    atexit.register(gc.freeze)  # as the command line does
+    atexit.register(gc.freeze)  # or each exit looks through all objects once more
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     jobs_file = Path(sys.argv[1])
     results = {}
