@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
@@ -35,6 +35,7 @@ from scm_lightning.callbacks.random_state import (
     seed_after,
     set_random_state,
 )
+from scm_lightning.callbacks.restored_states import keep_given_options
 from scm_lightning.callbacks.run_log import RunLog
 from scm_lightning.teachers.checkpoint_parts import checkpoint_step
 
@@ -123,15 +124,11 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the random numbers until training starts; starting it draws some.
-
-        A timer starts anew, or `max_time` would end every run that goes on where it ended the last.
-        """
+        """Keep the random numbers until training starts; starting it draws some."""
         if trainer.state.fn == TrainerFn.FITTING:
             self._loaded = checkpoint.get(RANDOM_KEY, [])
-            for timer in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(timer, Timer):
-                    checkpoint.get("callbacks", {}).pop(timer.state_key, None)
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            keep_given_options(callbacks, checkpoint.get("callbacks", {}))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers; set aside what is of another, longer run."""
