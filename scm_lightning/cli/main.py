@@ -87,6 +87,13 @@ def main(args: Sequence[str] | None = None) -> None:
         line = one_line(str(error)) + (hint if isinstance(error, ArgumentError) else "")
         is_other_text = isinstance(error, UnicodeDecodeError)
         _refuse(f"a configuration must be text in UTF-8: {line}" if is_other_text else line)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("SCM_TRACEBACK") or not _is_out_of_memory(error):
+            raise
+        _refuse(
+            f"there is not enough memory: {one_line(str(error))}; lower data.init_args.batch_size "
+            "or sample_batch_size, or the sizes of the network"
+        )
 
 
 def _run(words: list[str]) -> None:
@@ -112,6 +119,12 @@ def _run(words: list[str]) -> None:
 
         # A flag as people type it; the parser wants the name of the argument, and a value.
         run(["--dry_run=true" if word == "--dry-run" else word for word in words])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory of the CPU or of a GPU is what is missing; torch has types for the latter."""
+    kinds = {each.__name__ for each in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
 
 
 def _refuse(line: str) -> NoReturn:
