@@ -2,9 +2,14 @@
 """Files that are there whole or not at all, also after a crash; shards, checkpoints, logs alike."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_unfinished: set[Path] = set()
+"""Files and folders of this process that are not whole yet."""
 
 
 @contextmanager
@@ -21,14 +26,50 @@ def written_whole(file: Path) -> Iterator[Path]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    _unfinished.add(beside)
     try:
         yield beside
-        with beside.open("rb+") as written:
-            os.fsync(written.fileno())
+        flush_file(beside)
         os.replace(beside, file)
         flush_folder(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+        _unfinished.discard(beside)
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder in which others are prepared, and which is removed at the end.
+
+    Args:
+        parent: where it is to be.
+        prefix: start of its name.
+
+    Yields:
+        The folder; whoever makes it whole moves it to its place.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    _unfinished.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
+def remove_unfinished() -> None:
+    """Remove what is not whole yet, since the process ends here, and runs no `finally`."""
+    for path in list(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def flush_file(file: Path) -> None:
+    """Put the content of a file on the disk."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def flush_folder(folder: Path) -> None:

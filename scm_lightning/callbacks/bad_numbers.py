@@ -30,7 +30,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from scm_lightning.callbacks.run_log import say_unwritten
+from scm_lightning.callbacks.side_files import make_way, say_unwritten
 from scm_lightning.callbacks.stop_signals import StopSignals
 
 FILE = "bad_numbers.jsonl"
@@ -224,6 +224,7 @@ def _write(file: Path, report: dict[str, Any]) -> None:
     """Append a line to the file; print it, if there have not been many."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        make_way(file)
         with file.open("a") as lines:
             lines.write(json.dumps(report) + "\n")
     except OSError as error:

@@ -19,11 +19,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric.plugins import CheckpointIO
+from torch import distributed
 
+from scm_lightning.callbacks.side_files import move_together
 from scm_lightning.teachers.checkpoint_files import write_checkpoint
 from scm_lightning.teachers.checkpoint_parts import (
     check_checkpoint,
@@ -63,9 +66,10 @@ def own_checkpoints(folder: Path) -> list[tuple[float, Path]]:
     """
     steps = []
     for file in folder.glob("*.ckpt"):
-        if OWN_NAME.fullmatch(file.name) and file.exists():  # not so a link to what was set aside
-            step = checkpoint_step(file)
-            steps.append((float("inf") if step is None else step, file))
+        if OWN_NAME.fullmatch(file.name):
+            with suppress(FileNotFoundError):  # a link to what was set aside, or just removed
+                step = checkpoint_step(file)
+                steps.append((float("inf") if step is None else step, file))
     return sorted(steps, key=lambda each: (-each[0], each[1].name))
 
 
@@ -99,17 +103,7 @@ def set_aside_later(folder: Path, step: int) -> Path | None:
         Where they are now; None if there were none.
     """
     later = [file for found, file in own_checkpoints(folder) if found > step]
-    if not later:
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    aside.mkdir()
-    for file in later:
-        os.replace(file, aside / file.name)
-    flush_folder(aside)
-    flush_folder(folder)
-    return aside
+    return move_together(later, folder) if later else None
 
 
 def sweep(folder: Path) -> None:
@@ -183,14 +177,21 @@ class WholeFiles(CheckpointIO):
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read one onto the CPU.
+        """Read one onto the CPU; the same in all processes, though a run may replace it meanwhile.
 
         Raises:
             ValueError: if it is missing or damaged.
         """
         if not is_checkpoint(Path(path)):
             raise ValueError(f"there is no checkpoint {path}; give another path")
-        return load_checkpoint(Path(path))
+        while True:
+            checkpoint = load_checkpoint(Path(path))
+            if not distributed.is_initialized():
+                return checkpoint
+            steps = [None] * distributed.get_world_size()
+            distributed.all_gather_object(steps, checkpoint.get("global_step"))
+            if len({*steps}) == 1:
+                return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove one."""

@@ -8,11 +8,11 @@ written, says `checkpoint_folder`.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from scm_lightning.callbacks.checkpoint_folder import (
     sweep,
     unnumbered,
 )
+from scm_lightning.callbacks.folder_lock import lock_folder
 from scm_lightning.callbacks.random_state import (
     Numbers,
     as_state,
@@ -70,6 +71,7 @@ class Checkpoints(Checkpoint):
         self._loaded: list[Any] | None = None
         self._own_numbers: Numbers | None = None  # after the last training step
         self._disturbed = False
+        self._lock: BinaryIO | None = None
 
     @property
     def folder(self) -> Path:
@@ -98,13 +100,17 @@ class Checkpoints(Checkpoint):
         return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read and write files our way; remove what a killed process has left."""
+        """Read and write files our way; take the folder, unless another run has it.
+
+        Raises:
+            ValueError: if another run trains in it, or it cannot be made; in all processes.
+        """
         self.dirpath = self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
         self._is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if stage == "fit" and trainer.is_global_zero:
-            sweep(self.folder)
+        if stage == "fit" and not self._is_trial:
+            self._take_folder(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -117,9 +123,15 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the random numbers until training starts; starting it draws some."""
+        """Keep the random numbers until training starts; starting it draws some.
+
+        A timer starts anew, or `max_time` would end every run that goes on where it ended the last.
+        """
         if trainer.state.fn == TrainerFn.FITTING:
             self._loaded = checkpoint.get(RANDOM_KEY, [])
+            for timer in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(timer, Timer):
+                    checkpoint.get("callbacks", {}).pop(timer.state_key, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers; set aside what is of another, longer run."""
@@ -134,6 +146,7 @@ class Checkpoints(Checkpoint):
             if isinstance(logger, RunLog):
                 logger.start_from(trainer.global_step)
         if trainer.is_global_zero and not self._is_trial:
+            self.folder.mkdir(parents=True, exist_ok=True)  # not later: who removes it ends the run
             aside = set_aside_later(self.folder, trainer.global_step)
             if aside is not None:
                 _say(
@@ -186,6 +199,34 @@ class Checkpoints(Checkpoint):
             _say("training ended between two optimizer steps: waiting gradients are not saved")
         self._gradients_wait = False
         self.save_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the folder to another run."""
+        self._leave_folder()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the folder to another run."""
+        self._leave_folder()
+
+    def _take_folder(self, trainer: Trainer) -> None:
+        """Lock the folder; remove what a killed process has left there."""
+        failure = None
+        if trainer.is_global_zero:
+            try:
+                self._lock = lock_folder(self.folder)
+                sweep(self.folder)
+            except (OSError, ValueError) as error:
+                failure = str(error)
+        failure = trainer.strategy.broadcast(failure)
+        if failure:
+            raise ValueError(failure)
+
+    def _leave_folder(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _name_if_interrupted(self, trainer: Trainer) -> None:
         """Give the newest checkpoint its second name, if the process was killed before it did."""

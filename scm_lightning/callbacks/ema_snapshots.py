@@ -26,11 +26,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from scm_lightning.callbacks.side_files import move_together
 from scm_lightning.core import TrigFlow
 from scm_lightning.teachers.snapshots import (
     SNAPSHOT_FOLDER,
     Snapshot,
-    read_snapshots,
+    read_snapshot,
     write_snapshot,
 )
 
@@ -58,8 +59,9 @@ class AveragedModule(Protocol):
 class EMASnapshots(Callback):
     """Writes the power-function averages into the run's folder `ema/`, one file each.
 
-    Files of steps after the one that training starts from are removed: they are from an
-    interrupted or earlier run in the same folder, and this one writes its own.
+    Files of steps after the one that training starts from are moved to `ema.old-1/`, `-2/`, ...:
+    they are from an interrupted or earlier run in the same folder, and this one writes its own. So
+    are files that cannot be read.
 
     Args:
         every_n_steps: optimizer steps between two snapshots; there is one more at the end.
@@ -89,7 +91,7 @@ class EMASnapshots(Callback):
         self._written = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what is from later steps than this.
+        """Set aside what is from later steps than this.
 
         Raises:
             ValueError: if the module has no average to snapshot.
@@ -98,13 +100,15 @@ class EMASnapshots(Callback):
         start = max(average.counts()[0] for average in averages.values())
         self._written = start
         if trainer.is_global_zero:
-            later = [each for each in read_snapshots(_folder(trainer)) if each.step > start]
-            for snapshot in later:
-                assert snapshot.file is not None, "read_snapshots sets it"
-                snapshot.file.unlink()
-            if later:
+            folder = _folder(trainer)
+            others = [each for each in folder.glob("*.safetensors") if not _is_until(each, start)]
+            if others:
+                aside = move_together(others, folder)
                 Console().print(
-                    f"removed {len(later)} snapshots of steps after {start} from {_folder(trainer)}"
+                    f"training starts at step {start}: {len(others)} snapshots in {folder} that "
+                    f"are later or damaged are now in {aside}",
+                    markup=False,
+                    soft_wrap=True,
                 )
 
     def on_train_batch_end(
@@ -166,6 +170,14 @@ def _averages(pl_module: LightningModule) -> tuple[AveragedModule, Mapping[float
             "has none; set ema to scm_lightning.modules.PowerFunction, or to a list of them"
         )
     return module, module.power_function_averages()
+
+
+def _is_until(file: Path, step: int) -> bool:
+    """Whether a file is a snapshot of a step, or of one before."""
+    try:
+        return read_snapshot(file).step <= step
+    except (OSError, ValueError):
+        return False
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
-from scm_lightning.callbacks.run_log import say_unwritten
+from scm_lightning.callbacks.side_files import say_unwritten
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics import in_first_process
 

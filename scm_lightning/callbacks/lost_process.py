@@ -15,8 +15,8 @@ the job would seem to go on. With NCCL torch itself ends a process whose collect
 
 import atexit
 import json
-import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
@@ -33,6 +33,7 @@ from torch import distributed
 from torch.distributed import distributed_c10d
 
 from scm_lightning.callbacks.stop_signals import outlive_children
+from scm_lightning.ending import end_at_once
 
 SYMPTOMS = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "timeout")
 ROLL_CALL_SECONDS = 4.0
@@ -43,10 +44,8 @@ LISTEN_SECONDS = 1.0
 """Between two looks at that key."""
 GRACE_SECONDS = 3.0
 """Time to end by oneself after the failure of another, or to be told of by the others."""
-LOST_WORKER = (
-    "a loader worker was ended from outside, often for lack of memory; run the same command again, "
-    "with a smaller data.init_args.num_workers if it recurs"
-)
+LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+"""What torch says of a worker that does not end by itself."""
 
 
 class LostProcess(Callback):
@@ -111,8 +110,11 @@ class LostProcess(Callback):
         """
         if not isinstance(exception, Exception):
             return
-        if "DataLoader worker (pid" in str(exception):
-            error: Exception = ChildProcessError(LOST_WORKER)
+        if worker := LOST_WORKER.search(str(exception)):
+            error: Exception = ChildProcessError(
+                f"loader worker {worker[1]} was ended from outside, often for lack of memory; run "
+                "the same command again, with a smaller data.init_args.num_workers if it recurs"
+            )
             self._tell(trainer, error)
             raise error from exception
         if trainer.world_size == 1:
@@ -160,9 +162,7 @@ class LostProcess(Callback):
             store.set(f"scm/heard/{rank}", "")
             if failure["rank"] == rank or ended.wait(GRACE_SECONDS):
                 return
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            os._exit(failure["code"])
+            end_at_once(failure["code"])
 
     def _tell(self, trainer: Trainer, error: Exception, lost: Sequence[int] = ()) -> None:
         """Tell the others, and wait until they know: the store may end with this process.

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
+from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
@@ -123,8 +124,7 @@ class SampleMetrics(Callback):
         measured = protocol(self._compared, scoring, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        write_result(file, json.dumps(content, indent=2) + "\n")
         below = caption(datamodule.num_damaged(), scoring)
         console.print(score_table(scores, self._nfe, scoring.reference.extractor, below))
         console.print(f"written to {file}")

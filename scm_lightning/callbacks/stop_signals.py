@@ -5,10 +5,11 @@
     SIGINT                         Ctrl-C                            exit code 130
     SIGUSR1 (`preemption_signal`)  the scheduler will end the job    exit code 75, "run it again"
 
-A handler only takes note. At the end of every optimizer step, and of every batch of a validation,
-the processes compare their notes, the largest signal number wins, and all stop at the same step:
-whichever of them was asked. Before the first step of a run there is nothing to save. After the last
-one there is nothing to stop: the run ends as it would, with code 0.
+From the start of training on a handler only takes note; before, signals act as the program has set,
+and `scm` ends at once. At the end of every optimizer step, and of every batch of a validation, the
+processes compare their notes, the largest signal number wins, and all stop at the same step:
+whichever of them was asked. After the last step there is nothing to stop: the run ends as it would,
+with code 0.
 
 A signal that is repeated changes nothing, so that schedulers, launchers and process groups can send
 it as often as they like; only a third Ctrl-C quits at once, which leaves the last checkpoint whole.
@@ -33,6 +34,7 @@ from torch import distributed
 
 from scm_lightning.callbacks.checkpoint_folder import LAST
 from scm_lightning.callbacks.checkpoints import Checkpoints
+from scm_lightning.ending import end_at_once
 
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""
@@ -84,9 +86,10 @@ class StopSignals(Callback):
         return max(self.received, default=0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning's handlers out; in training, take note of signals from here on.
+        """Keep Lightning's handlers out.
 
-        In validation, test and prediction nothing is worth saving, and signals act as usual.
+        In validation, test and prediction nothing is worth saving, and signals act as usual. So
+        they do before training starts; the scheduler's then acts as SIGUSR1 does.
         """
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = lambda: None
@@ -94,22 +97,23 @@ class StopSignals(Callback):
         loop._broadcast_sigterm_tensor = lambda: None  # one collective and one wait per batch
         if stage != "fit" or threading.current_thread() is not threading.main_thread():
             return
-        self.received.clear()
-        self._owner = os.getpid()
         for signum in self.exit_codes:
-            self._previous[signum] = signal.signal(signum, self._take_note) or signal.SIG_DFL
+            if self.exit_codes[signum] == EXIT_PREEMPTED:
+                self._handle(signum, signal.getsignal(signal.SIGUSR1))
         if trainer.world_size > 1 and distributed.get_backend() != "gloo":
             # On the host, so that no step waits for the device.
             self._group = distributed.new_group(backend="gloo")
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the run starts; stop if asked while it was built."""
-        self.on_train_start(trainer, pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the run starts; stop if asked while the loader started."""
+        """Take note of signals from here on, in all processes, and of where the run starts."""
         self._first_step = trainer.global_step
-        self._stop_if_asked(trainer)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.received.clear()
+        self._owner = os.getpid()
+        trainer.strategy.barrier("signals are noted")  # or one ends at once, and another waits
+        for signum in self.exit_codes:
+            self._handle(signum, self._take_note)
 
     def on_train_batch_end(
         self,
@@ -147,13 +151,17 @@ class StopSignals(Callback):
         """Hand the signals back."""
         self._hand_back()
 
+    def _handle(self, signum: int, handler: Any) -> None:
+        previous = signal.signal(signum, handler)
+        self._previous.setdefault(signum, previous or signal.SIG_DFL)
+
     def _take_note(self, signum: int, frame: Any) -> None:
         """The handler. Nothing here may wait, or write through a buffer."""
         if os.getpid() != self._owner:
             return  # a loader's worker, which inherits the handler: its owner ends it
         self.received.append(signum)
         if signum == signal.SIGINT and self.received.count(signum) == FORCING_INTERRUPTS:
-            os._exit(self.exit_codes[signum])
+            end_at_once(self.exit_codes[signum])
         if self.received.count(signum) == 1:
             name = signal.Signals(signum).name
             os.write(2, f"scm: {name} received; saves and stops after this step\n".encode())
@@ -177,7 +185,8 @@ class StopSignals(Callback):
         outlive_children(trainer)
         file: Path | None = None
         checkpoints = [each for each in trainer.callbacks if isinstance(each, Checkpoints)]
-        if checkpoints and trainer.global_step > self._first_step:
+        is_trained = trainer.global_step > self._first_step and not trainer.fast_dev_run
+        if checkpoints and is_trained:
             if trainer.validating:
                 # One that is half done would be taken up in its middle, on a loader that starts.
                 trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()

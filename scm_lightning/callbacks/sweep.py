@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import LightningModule
 
+from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.metrics import Score
 from scm_lightning.sampling import SweepPoint
 
@@ -71,7 +72,7 @@ def report_sweep(
         "options": options,
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
-    (folder / "sweep.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_result(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
     sweep_plot(points, scores, distance).savefig(folder / "sweep.png", dpi=120)
     score = scores[best][distance]
     return [

@@ -7,12 +7,12 @@ and not the end of the others. What is finished is kept when the command is call
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from subprocess import STDOUT, Popen
 
 from rich.console import Console
 from rich.progress import (
@@ -34,6 +34,7 @@ from scm_lightning.cli.ablation_report import (
     plot,
     score_table,
 )
+from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
 
@@ -80,8 +81,11 @@ def ablate(words: Sequence[str]) -> None:
     failed: dict[Path, str] = {}
     with _progress(console) as progress:
         task = progress.add_task("runs", total=len(unfinished) + len(students))
-        for batch in (unfinished, students):
-            failed |= _run_all(batch, ablation.jobs, failed, progress, task)
+        with handed_on() as received:
+            for batch in (unfinished, students):
+                failed |= _run_all(batch, ablation.jobs, failed, progress, task, received)
+        if received:
+            raise SystemExit(EXIT_CODES[received[0]])
     results = collect(ablation, planned, failed)
     root.mkdir(parents=True, exist_ok=True)
     (root / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -113,8 +117,12 @@ def _run_all(
     failed_before: Mapping[Path, str],
     progress: Progress,
     task: TaskID,
+    received: Sequence[int],
 ) -> dict[Path, str]:
-    """Run what does not depend on each other; the last line of every failure, by folder."""
+    """Run what does not depend on each other; the last line of every failure, by folder.
+
+    Once a signal is received, what runs saves and ends, and no more is started.
+    """
     failed = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Processes that each take all cores for themselves slow each other down.
@@ -127,9 +135,13 @@ def _run_all(
                 failed[run.folder] = f"no teacher: {needed}"
                 progress.advance(task)
             else:
-                waiting[pool.submit(_run, run, {**threads, **os.environ}, progress, task)] = run
+                environment = {**threads, **os.environ}
+                waiting[pool.submit(_run, run, environment, progress, task, received)] = run
         try:
             for done in as_completed(waiting):
+                if received:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    break
                 run, (line, seconds) = waiting[done], done.result()
                 progress.advance(task)
                 if line is not None:
@@ -143,10 +155,16 @@ def _run_all(
 
 
 def _run(
-    run: Run, environment: Mapping[str, str], progress: Progress, task: TaskID
+    run: Run,
+    environment: Mapping[str, str],
+    progress: Progress,
+    task: TaskID,
+    received: Sequence[int],
 ) -> tuple[str | None, float]:
     """Run the stages of one run; the last line if one fails, and the seconds it took."""
     start = time.monotonic()
+    if received:
+        return "stopped", 0.0
     progress.update(task, description=run.name)
     run.folder.mkdir(parents=True, exist_ok=True)
     made_from, fresh = run.made_from(), not run.is_started()
@@ -156,10 +174,13 @@ def _run(
     for stage in run.stages:
         log = run.folder / f"{stage}.log"
         command = [sys.executable, "-m", "scm_lightning", *run.words(stage, fresh)]
-        with log.open("w") as output:
-            code = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
-            ).returncode
+        with (
+            log.open("w") as output,
+            Popen(command, stdout=output, stderr=STDOUT, env=environment) as process,
+        ):
+            if received:
+                process.terminate()  # it was started after the others had been asked to end
+            code = process.wait()
         if code:
             return _last_line(log, code), time.monotonic() - start
     (run.folder / RECORD).write_text(json.dumps(made_from, indent=2) + "\n")

@@ -15,12 +15,8 @@ import torch
 from jsonargparse import ActionYesNo, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 import scm_lightning.data
@@ -32,6 +28,8 @@ from scm_lightning.callbacks import (
     Diagnostics,
     GradientSync,
     LostProcess,
+    Progress,
+    RunLog,
     SampleGrids,
     SampleMetrics,
     StopSignals,
@@ -43,6 +41,7 @@ from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
+from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
 from scm_lightning.teachers import read_checkpoint
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -72,13 +71,13 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
 
 
-def _writes_the_log_of(root: Path, logger: Any) -> bool:
-    """Whether a logger of the configuration is the one that `scm fit` fills in for this run."""
-    if not isinstance(logger, Namespace):
-        return logger is None
-    kind, options = str(logger.class_path), logger.init_args
-    is_ours = kind.endswith(".RunLog") or (kind.endswith(".CSVLogger") and not options.name)
-    return is_ours and Path(options.save_dir) == root
+def _writes_the_log_of(root: str, logger: Any) -> bool:
+    """Whether a logger is one that has written the log of a training in this folder."""
+    return isinstance(logger, CSVLogger) and Path(logger.log_dir) == Path(root)
+
+
+def _any_is(kind: type, objects: Any) -> bool:
+    return any(isinstance(each, kind) for each in objects or [])
 
 
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
@@ -98,17 +97,6 @@ def one_sigma_data(owned: float, data: Namespace | None) -> float:
             f"model.init_args.path, {owned}, got {given}; change that of the path"
         )
     return owned
-
-
-class SaveTrainingConfig(SaveConfigCallback):
-    """Writes the run's `config.yaml` when it is trained, and leaves it alone in later stages."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait: a configuration that does not fit the run's checkpoint must not replace its own."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, now that the checkpoint has been read."""
-        super().setup(trainer, pl_module, "fit")
 
 
 class SCMCommandLine(LightningCLI):
@@ -152,37 +140,22 @@ class SCMCommandLine(LightningCLI):
             check_writable(self.config[subcommand].trainer.default_root_dir or ".")
 
     def before_instantiate_classes(self) -> None:
-        """Fill in the progress bar, and where a run's files are: `trainer.default_root_dir`."""
+        """Choose the checkpoint to start from, in the run's folder: `trainer.default_root_dir`."""
         config = self.config[self.subcommand]
+        kept = typed(config)
+        self.save_config_kwargs = {"kept": kept}
         if self._is_dry_run():
             prepare(config)
             return
+        spelled_out(config)
         root = Path(config.trainer.default_root_dir or ".")
-        if isinstance(config.trainer.val_check_interval, int):
-            config.trainer.check_val_every_n_epoch = None  # count steps, not those of a pass
-        config.checkpoints.dirpath = config.checkpoints.dirpath or str(root / "checkpoints")
-        if self.subcommand != "fit" and _writes_the_log_of(root, config.trainer.logger):
-            config.trainer.logger = False  # a new logger would remove the log of the training
-        if config.trainer.logger is None:
-            config.trainer.logger = Namespace(  # type: ignore[no-untyped-call]
-                class_path="scm_lightning.callbacks.RunLog",
-                init_args=Namespace(save_dir=str(root)),  # type: ignore[no-untyped-call]
-            )
-        callbacks = config.trainer.callbacks or []
-        shown = any(each.class_path.endswith(".Progress") for each in callbacks)
-        if config.trainer.enable_progress_bar is not False and not shown:
-            progress = Namespace(  # type: ignore[no-untyped-call]
-                class_path="scm_lightning.callbacks.Progress"
-            )
-            config.trainer.callbacks = [*callbacks, progress]
         if self.subcommand == "fit":
-            current = self._parser(self.subcommand).dump(config, skip_none=False)
-            self._start = starting_point(config, current, root / "config.yaml")
-            config.fresh = False  # the run's config.yaml goes on with the run
+            current = self._parser(self.subcommand).dump(kept, skip_none=False)
+            self._start = starting_point(config, current, root / FILE)
         elif self.subcommand in STAGES_OF_A_RUN:
-            if config.ckpt_path in (None, LAST):
-                config.ckpt_path = str(root / LAST_CHECKPOINT)
-            read_checkpoint(config.ckpt_path)  # refuses a missing or foreign file before the work
+            is_given = config.ckpt_path not in (None, LAST)
+            self._start = config.ckpt_path if is_given else str(root / LAST_CHECKPOINT)
+            read_checkpoint(self._start)  # refuses a missing or foreign file before the work
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""
@@ -194,9 +167,29 @@ class SCMCommandLine(LightningCLI):
                     f"the configuration's objects cannot be built: {type(error).__name__}, "
                     f"{error}; SCM_TRACEBACK=1 in the environment shows where"
                 ) from error
-        if self.subcommand == "fit":
-            # Not in the configuration, whose copy in the folder of the run names no checkpoint.
+        if self.subcommand in ("fit", *STAGES_OF_A_RUN):
             self.config_init[self.subcommand].ckpt_path = self._start
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with a progress bar and a log in the run's folder."""
+        given = self._get(self.config_init, "trainer")
+        if not self._is_dry_run():
+            kwargs |= self._filled_in(given)
+        return super().instantiate_trainer(**kwargs)
+
+    def _filled_in(self, given: Namespace) -> dict[str, Any]:
+        """What a trainer is built with besides: derived from its options, not kept with them."""
+        root = given.default_root_dir or "."
+        filled: dict[str, Any] = {"callbacks": list(given.callbacks or [])}
+        if given.enable_progress_bar is not False and not _any_is(Progress, given.callbacks):
+            filled["callbacks"].append(Progress())
+        if isinstance(given.val_check_interval, int):
+            filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
+        if self.subcommand == "fit":
+            filled["logger"] = RunLog(root) if given.logger is None else given.logger
+        elif given.logger is None or _writes_the_log_of(root, given.logger):
+            filled["logger"] = False  # a new logger would remove the log of the training
+        return filled
 
     def _is_dry_run(self) -> bool:
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
@@ -226,7 +219,6 @@ def run(args: ArgsType) -> None:
             trainer_class=BenchTrainer,
             seed_everything_default=0,
             save_config_callback=SaveTrainingConfig,
-            save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
             args=args,
         )

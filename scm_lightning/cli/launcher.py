@@ -11,7 +11,8 @@ import os
 import threading
 import time
 
-VARIABLE = "SCM_LAUNCHER_PID"
+from scm_lightning.ending import LAUNCHER
+
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 GRACE_SECONDS = 5.0
 """Time to end by oneself."""
@@ -26,10 +27,10 @@ def follow_launcher() -> bool:
         Whether it was launched by another command of ours.
     """
     parent = os.getppid()
-    is_ours = os.environ.get(VARIABLE) == str(parent)
+    is_ours = os.environ.get(LAUNCHER) == str(parent)
     if is_ours or TORCHRUN in os.environ:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    os.environ[VARIABLE] = str(os.getpid())
+    os.environ[LAUNCHER] = str(os.getpid())
     return is_ours
 
 

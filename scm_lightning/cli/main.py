@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point of `scm`."""
 
-import atexit
-import gc
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
 from scm_lightning import __version__
-from scm_lightning.cli.early_signals import end_in_one_line
+from scm_lightning.cli.early_signals import CommandEnd
 from scm_lightning.cli.launcher import follow_launcher
 
 SUBCOMMANDS = (
     *("fit", "validate", "test", "predict", "bench"),
     *("ablate", "reconstruct", "export", "prepare"),
 )
+CLEANING_UP = {"_interrupt", "_teardown"}
+"""Functions of Lightning's that clean up when a run has failed."""
 MAX_VALUE = 100
 """Letters of a value that a message repeats."""
 MAX_LINE = 2000
@@ -69,9 +70,21 @@ def main(args: Sequence[str] | None = None) -> None:
     if words[0] not in SUBCOMMANDS:
         _refuse(_not_a_subcommand(words[0]))
     is_launched = follow_launcher()
-    if args is None:
-        end_in_one_line(is_launched)
-        atexit.register(gc.freeze)  # or the exit looks through all objects once more, for a second
+    if args is not None:
+        _run_in_one_line(words)
+        return
+    end = CommandEnd(is_launched)
+    end.install()
+    try:
+        _run_in_one_line(words)
+        end.code = 0
+    except SystemExit as error:
+        end.code = error.code if isinstance(error.code, int) else 1
+        raise
+
+
+def _run_in_one_line(words: list[str]) -> None:
+    """Run a subcommand; what the user can mend is said in one line."""
     from scm_lightning.cli.app import USER_ERRORS  # slow: imports torch and lightning
     from scm_lightning.cli.parsers import ArgumentError, deny_dangerous_names
     from scm_lightning.cli.strict_yaml import install
@@ -80,20 +93,21 @@ def main(args: Sequence[str] | None = None) -> None:
     deny_dangerous_names()
     try:
         _run(words)
-    except USER_ERRORS as error:
-        if os.environ.get("SCM_TRACEBACK"):
-            raise
-        hint = "; `scm SUBCOMMAND --help` lists what can be set"
-        line = one_line(str(error)) + (hint if isinstance(error, ArgumentError) else "")
-        is_other_text = isinstance(error, UnicodeDecodeError)
-        _refuse(f"a configuration must be text in UTF-8: {line}" if is_other_text else line)
-    except (MemoryError, RuntimeError) as error:
-        if os.environ.get("SCM_TRACEBACK") or not _is_out_of_memory(error):
-            raise
-        _refuse(
-            f"there is not enough memory: {one_line(str(error))}; lower data.init_args.batch_size "
-            "or sample_batch_size, or the sizes of the network"
-        )
+    except Exception as raised:
+        error = first_failure(raised)
+        if error is not raised:
+            _say(f"cleaning up failed as well: {one_line(str(raised) or repr(raised))}")
+        is_known = isinstance(error, USER_ERRORS) or _is_out_of_memory(error)
+        if os.environ.get("SCM_TRACEBACK") or not is_known:
+            raise error  # noqa: B904  with all that is behind it
+        line = one_line(str(error))
+        if _is_out_of_memory(error):
+            line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
+        elif isinstance(error, ArgumentError):
+            line += "; `scm SUBCOMMAND --help` lists what can be set"
+        elif isinstance(error, UnicodeDecodeError):
+            line = f"a configuration must be text in UTF-8: {line}"
+        _refuse(line)
 
 
 def _run(words: list[str]) -> None:
@@ -121,14 +135,35 @@ def _run(words: list[str]) -> None:
         run(["--dry_run=true" if word == "--dry-run" else word for word in words])
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory of the CPU or of a GPU is what is missing; torch has types for the latter."""
     kinds = {each.__name__ for each in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
 
 
+def first_failure(error: BaseException) -> BaseException:
+    """What ended a run, where Lightning's cleaning up after it has failed as well.
+
+    Args:
+        error: what was raised at last.
+
+    Returns:
+        The first; `error` itself if that does not come from cleaning up, or is said to explain it.
+    """
+    places = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    before = error.__context__
+    if before is None or not places & CLEANING_UP:
+        return error
+    first = first_failure(before)
+    return error if error.__suppress_context__ and not isinstance(first, SystemExit) else first
+
+
+def _say(line: str) -> None:
+    print(f"scm: {line}", file=sys.stderr)
+
+
 def _refuse(line: str) -> NoReturn:
-    print(f"scm: error: {line}", file=sys.stderr)
+    _say(f"error: {line}")
     raise SystemExit(2) from None
 
 

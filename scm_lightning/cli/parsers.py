@@ -7,6 +7,7 @@ change what a command means. What an option takes as text is never read as a fil
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 # isort: off
@@ -16,6 +17,8 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
+
+from scm_lightning.cli.run_config import of_its_folder
 
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
@@ -66,7 +69,10 @@ class _OneLine(ArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration; an error names its file."""
         try:
-            return super().parse_path(path, *args, **kwargs)
+            found = super().parse_path(path, *args, **kwargs)
+            if (file := Path(path)).is_file():  # not what comes through standard input
+                of_its_folder(found, file)
+            return found
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
         except UnicodeDecodeError as error:

@@ -2,9 +2,7 @@
 """`scm prepare`: from images as they are handed out to shards that a run reads."""
 
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -18,16 +16,16 @@ from scm_lightning.cli.prepare_report import (
     summary_table,
 )
 from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.preparation.content import Pixels
 from scm_lightning.data.preparation.engine import Recipe, prepare
 from scm_lightning.data.preparation.latent_content import EncodedLatents
 from scm_lightning.data.preparation.probe import fit_transform
 from scm_lightning.data.preparation.transform import WHITE, ImageTransform
 from scm_lightning.data.sources import open_source
+from scm_lightning.whole_files import written_whole
 
 DEFAULT_SIZE = 64
-INTERRUPTED = 130
-"""Exit code of a program that the keyboard has ended."""
 
 
 def run_prepare(args: Sequence[str]) -> None:
@@ -38,7 +36,6 @@ def run_prepare(args: Sequence[str]) -> None:
 
     Raises:
         ValueError: if what the user passed does not fit.
-        SystemExit: with code 130, if the keyboard interrupts.
     """
     parser = CommandParser(
         prog="scm prepare",
@@ -54,16 +51,7 @@ def run_prepare(args: Sequence[str]) -> None:
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="Only show what would be written."
     )
-    options = parser.parse_args(list(args)).as_dict()
-    try:
-        prepare_images(**options)
-    except KeyboardInterrupt:
-        print(
-            f"scm: interrupted; what is finished in {options['out']} is kept, and the same command "
-            "goes on",
-            file=sys.stderr,
-        )
-        raise SystemExit(INTERRUPTED) from None
+    prepare_images(**parser.parse_args(list(args)).as_dict())
 
 
 def prepare_images(
@@ -139,6 +127,7 @@ def prepare_images(
         )
     if size is None and crop != "none":
         size = DEFAULT_SIZE
+    folder = folder_to_write(out)
     images = open_source(source, kind, labels)
     transform, shape = fit_transform(
         images, ImageTransform(size, crop, channels, background, upscale)
@@ -159,15 +148,16 @@ def prepare_images(
     if dry_run:
         console.print(plan_table(recipe))
         return
-    done = prepare(recipe, Path(out), num_cores() if workers is None else workers, max_unreadable)
-    sheet = Path(out) / SHEET_FILE
+    done = prepare(recipe, folder, num_cores() if workers is None else workers, max_unreadable)
+    sheet = folder / SHEET_FILE
     if not sheet.is_file():
-        contact_sheet(Path(out), done.index, autoencoder, device).save(sheet)
+        with written_whole(sheet) as beside:
+            contact_sheet(folder, done.index, autoencoder, device).save(beside, "png")
     if not done.num_images:
-        console.print(f"{out} is complete already: nothing to do", soft_wrap=True)
+        console.print(f"{folder} is complete already: nothing to do", soft_wrap=True)
     console.print(summary_table(recipe, done))
     console.print(f"what the network will see: {sheet}", soft_wrap=True)
-    console.print(f"next: {next_command(out, done.index)}", markup=False, soft_wrap=True)
+    console.print(f"next: {next_command(str(folder), done.index)}", markup=False, soft_wrap=True)
 
 
 def num_cores() -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.data.faults import checked
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.preparation.engine import NAMED, Preparation, Recipe
@@ -81,7 +82,8 @@ def contact_sheet(
     """
     columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, index.image_shape[2])))
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
-    read = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
+    whole = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
+    read = (each for each in whole if isinstance(checked(each, index), Sample))
 
     def images(samples: list[Sample]) -> Tensor:
         return _images(index, samples, autoencoder, device)

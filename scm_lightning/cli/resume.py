@@ -5,6 +5,7 @@ The same command, given again, goes on with the run; what makes it another run h
 run that is finished is left alone, and `--fresh` sets the old checkpoints aside and starts anew.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
-from scm_lightning.cli.strict_yaml import read_yaml
+from scm_lightning.callbacks.side_files import set_aside
+from scm_lightning.cli.run_config import HEADER, OF_A_START, say
+from scm_lightning.cli.strict_yaml import read_yaml, text_of
 from scm_lightning.teachers import read_checkpoint
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
@@ -24,8 +27,15 @@ LAST = "last"
 SEED = "seed_everything"
 OTHER_RUN = (SEED, "model.", "data.class_path")
 """Keys that a finished run cannot take over: with another value it would be another run."""
-OF_A_START = ("ckpt_path", "fresh", "config")
-"""Keys that say how this process starts, and nothing of the run."""
+ABSENT = "-"
+"""In the table, for an option that one of two configurations does not have."""
+DERIVED_BY_0_3_0 = (
+    "checkpoints.dirpath",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.check_val_every_n_epoch",
+)
+"""What version 0.3.0 wrote into `config.yaml` though nobody had given it."""
 MOST_ROWS = 20
 
 
@@ -61,19 +71,20 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
         return str(given)
     if config.fresh or config.trainer.fast_dev_run:
         return None
-    file, step, damaged = newest_checkpoint(Path(config.checkpoints.dirpath))
+    folder = Path(config.checkpoints.dirpath or saved.parent / "checkpoints")
+    file, step, damaged = newest_checkpoint(folder)
     for _, reason in damaged:
-        _say(reason)
+        say(reason)
     if file is None:
         if damaged:
             raise ValueError(
-                f"all checkpoints in {config.checkpoints.dirpath} are damaged; put a whole one "
-                "there, or begin anew with --fresh, which moves these aside"
+                f"all checkpoints in {folder} are damaged; put a whole one there, or begin anew "
+                "with --fresh, which moves these aside"
             )
         return None
     changes = differences(saved, current)
     _check_is_same_run(config, step, file, changes)
-    _say(f"going on from {file}, step {step}")
+    say(f"going on from {file}, step {step}")
     if changes:
         _show(changes)
     return str(file)
@@ -82,28 +93,45 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
 def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
     """Options whose values are not those that the run was started with.
 
-    Options that only one of them has are left out: another version of this package may have more.
-
     Args:
         saved: the run's `config.yaml`; nothing differs from a missing one.
         current: configuration as YAML.
 
     Returns:
-        Old and new value by dotted key.
+        Old and new value by dotted key; `ABSENT` for an option that one of them does not have.
     """
-    if not saved.is_file():
-        return {}
     found: dict[str, tuple[str, str]] = {}
 
     def compare(before: Any, now: Any, key: str) -> None:
         if isinstance(before, Mapping) and isinstance(now, Mapping):
-            for name in sorted({*before} & {*now}):
-                compare(before[name], now[name], f"{key}.{name}" if key else str(name))
-        elif before != now and key not in OF_A_START:
+            for name in sorted({*before} | {*now}, key=str):
+                values = before.get(name, ABSENT), now.get(name, ABSENT)
+                compare(*values, f"{key}.{name}" if key else str(name))
+        elif before != now and key not in left_out:
             found[key] = (str(before), str(now))
 
-    compare(read_yaml(saved), get_loader("yaml")(current), "")
+    text = _read_or_set_aside(saved)
+    if text is not None:
+        left_out = {*OF_A_START, *(() if text.startswith(HEADER) else DERIVED_BY_0_3_0)}
+        compare(get_loader("yaml")(text), get_loader("yaml")(current), "")
     return found
+
+
+def _read_or_set_aside(saved: Path) -> str | None:
+    """Text of the run's `config.yaml`, a map of options; None if there is none.
+
+    It is written anew, so one that cannot be read is moved out of the way, and the run goes on.
+    """
+    if not os.path.lexists(saved):
+        return None
+    try:
+        text = text_of(saved)
+        if not isinstance(read_yaml(saved), dict):
+            raise ValueError(f"{saved} must hold a map of options")
+    except (OSError, ValueError) as error:
+        set_aside(saved, f"changed options cannot be shown, since {error}")
+        return None
+    return text
 
 
 def _check_is_same_run(
@@ -119,7 +147,12 @@ def _check_is_same_run(
     max_steps = config.trainer.max_steps
     if max_steps < 0 or step < max_steps:
         return
-    others = [key for key in changes if key.startswith(OTHER_RUN)]
+    others = [
+        key
+        for key, values in changes.items()
+        # Another version of this package has more options, at what was done without them.
+        if key.startswith(OTHER_RUN) and ABSENT not in values
+    ]
     if others:
         _show(changes)
         raise ValueError(
@@ -140,8 +173,3 @@ def _show(changes: Mapping[str, tuple[str, str]]) -> None:
     if len(changes) > MOST_ROWS:
         table.add_row(f"and {len(changes) - MOST_ROWS} more", "", "")
     Console().print(table, markup=False)
-
-
-@rank_zero_only
-def _say(line: str) -> None:
-    Console().print(line, markup=False, soft_wrap=True)

@@ -28,7 +28,7 @@ def install() -> None:
 
     def read_bounded(path: GivenPath) -> str:
         is_file = not (path.is_url or path.is_fsspec or str(path) == "-")
-        return _text(path.absolute) if is_file else str(read_text(path))
+        return text_of(path.absolute) if is_file else str(read_text(path))
 
     def strict(text: str) -> object:
         if ":" in text:
@@ -52,12 +52,13 @@ def read_yaml(file: Path) -> Any:
         ValueError: if it is no YAML.
     """
     try:
-        return get_loader("yaml")(_text(file))
+        return get_loader("yaml")(text_of(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} must be a configuration in YAML: {error}; correct it") from error
 
 
-def _text(file: str | Path) -> str:
+def text_of(file: str | Path) -> str:
+    """Text of a file of configuration, read within bounds."""
     return read_regular(file, MAX_BYTES).decode()
 
 

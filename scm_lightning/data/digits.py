@@ -40,11 +40,11 @@ def load_digit_splits() -> dict[str, tuple[Array, Array]]:
     }
 
 
-def prepare_digits(folder: Path) -> None:
+def prepare_digits(folder: Path | str) -> None:
     """Write the digits as shards with an index, unless they are there.
 
     Raises:
-        ValueError: if something else is in the place of the folder.
+        ValueError: if something else is in the place of the folder, or it is a command or address.
     """
 
     def load() -> ImageSet:
@@ -61,4 +61,4 @@ class Digits(ShardDataModule):
 
     def prepare_data(self) -> None:
         """Write the shards if they are not there."""
-        prepare_digits(Path(self.root))
+        prepare_digits(self.root)

@@ -16,6 +16,7 @@ from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.module import Reading, ShardDataModule
 from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.fashion import CLASS_NAMES, DEBIAN_FOLDER, SIDE, read_fashion
+from scm_lightning.given_files import given_path
 
 SIZES = (16, 32)
 SAMPLES_PER_SHARD = 5000
@@ -112,7 +113,7 @@ class FashionMNIST(ShardDataModule):
         )
         if size not in SIZES:
             raise ValueError(f"Fashion-MNIST comes in the sizes {SIZES}, got {size}; choose one")
-        self.source = Path(source)
+        self.source = Path(given_path(source))
         self.size = size
 
     def prepare_data(self) -> None:
@@ -122,7 +123,7 @@ class FashionMNIST(ShardDataModule):
             ValueError: if a source file is missing, damaged or does not fit the others, or
                 something else is in the place of the folder.
         """
-        prepare_shards(Path(self.root), self._load, SAMPLES_PER_SHARD)
+        prepare_shards(self.root, self._load, SAMPLES_PER_SHARD)
 
     def setup(self, stage: str) -> None:
         """Read the index.

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged samples: refused by name, or left out and counted up to a limit."""
+"""Damaged samples: refused by name, or left out and counted up to a limit.
+
+A shard whose content does not fit its checksum is damaged as a whole, since nobody knows where.
+That shows when it is first read to its end: its samples have then been handed out once at most, and
+are never again.
+"""
 
 import itertools
 import logging
@@ -8,33 +13,63 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from scm_lightning.data.index import ShardIndex
-from scm_lightning.data.shards import Array, BrokenShardError, Damage, Sample, read_shard
+from scm_lightning.data.index import Shard, ShardIndex, Split
+from scm_lightning.data.location import place_of
+from scm_lightning.data.shards import (
+    Array,
+    BrokenShardError,
+    ChecksumError,
+    Damage,
+    Sample,
+    read_shard,
+)
 
 logger = logging.getLogger(__name__)
+
+FITS, DOES_NOT_FIT = 1, 2
+"""What is known of a shard's content; 0 is nothing."""
 
 
 class Faults:
     """What to do with damage in a split, and the account of it over all loader processes.
 
     Args:
+        split: the split.
         max_damaged: damaged samples that are left out with a warning; one more is an error.
-        num_samples: samples of the split.
+        verify: whether shards are compared with their checksums.
     """
 
-    def __init__(self, max_damaged: int, num_samples: int) -> None:
+    def __init__(self, split: Split, max_damaged: int, verify: bool) -> None:
+        self.split = split
+        self.numbers = split.numbers()
         self.max_damaged = max_damaged
+        self.verify = verify
         self.met: list[tuple[str, Damage, list[int]]] = []
         """What this process met first: shard, damage, and numbers of the samples in the split."""
         # A flag for each sample, so that workers and passes do not count one twice; and one for
         # samples that the index does not list.
-        self._damaged = torch.zeros(num_samples + 1, dtype=torch.bool)
+        self._damaged = torch.zeros(split.num_samples + 1, dtype=torch.bool)
         self._damaged.share_memory_()  # type: ignore[no-untyped-call]
+        self._content = torch.zeros(len(split.shards), dtype=torch.uint8)
+        self._content.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def count(self) -> int:
         """Damaged samples met so far."""
         return int(self._damaged.sum())
+
+    def to_compare(self, chosen: int) -> Shard | None:
+        """What a shard is to be compared with as it is read; None once that is done."""
+        shard = self.split.shards[chosen]
+        return shard if self.verify and shard.sha256 and not self._content[chosen] else None
+
+    def note_content(self, chosen: int, fits: bool) -> None:
+        """Keep for all processes whether a shard fits its checksum."""
+        self._content[chosen] = FITS if fits else DOES_NOT_FIT
+
+    def is_refused(self, chosen: int) -> bool:
+        """Whether a shard does not fit its checksum."""
+        return int(self._content[chosen]) == DOES_NOT_FIT
 
     def meet(self, shard: str, damage: Damage, numbers: Sequence[int]) -> None:
         """Take note of damage.
@@ -63,32 +98,46 @@ class Faults:
 
 
 def read_slots(
-    place: str, numbers: range, index: ShardIndex, faults: Faults
+    root: str, chosen: int, index: ShardIndex, faults: Faults
 ) -> Iterator[Sample | None]:
     """Read a shard as the index lists it.
 
     Args:
-        place: path or address of the shard.
-        numbers: numbers in the split of the samples that it holds by the index.
+        root: folder or place of the shards.
+        chosen: which shard of the split.
         index: what samples must be like.
         faults: told of everything that is not so.
 
     Yields:
         Once for every number: the sample, or None in the place of a damaged one.
     """
+    numbers, place = faults.numbers[chosen], place_of(root, faults.split.shards[chosen].name)
+    if faults.is_refused(chosen):
+        yield from itertools.repeat(None, len(numbers))
+        return
     num_read, reason = 0, f"it ends early, of {len(numbers)} samples"
+    listed = faults.to_compare(chosen)
+    found_samples = read_shard(place, listed)
     try:
-        for found in read_shard(place):
-            if num_read == len(numbers):
-                faults.meet(place, Damage(f"more follow than {num_read}", found.key), [-1])
-                return
+        for found in itertools.islice(found_samples, len(numbers)):
             fitting = checked(found, index) if isinstance(found, Sample) else found
             if isinstance(fitting, Damage):
                 faults.meet(place, fitting, [numbers[num_read]])
+            # What follows is looked at before the last, after which nobody may ask for more.
+            if num_read == len(numbers) - 1:
+                if more := next(found_samples, None):
+                    faults.meet(place, Damage(f"more follow than {len(numbers)}", more.key), [-1])
+                elif listed is not None:
+                    faults.note_content(chosen, fits=True)
             num_read += 1
             yield None if isinstance(fitting, Damage) else fitting
     except BrokenShardError as error:
         reason = str(error)
+    except ChecksumError as error:
+        faults.note_content(chosen, fits=False)
+        faults.meet(place, Damage(str(error), ""), numbers)
+        yield from itertools.repeat(None, len(numbers) - num_read)
+        return
     if missing := numbers[num_read:]:
         faults.meet(place, Damage(reason, ""), missing)
         yield from itertools.repeat(None, len(missing))

@@ -6,8 +6,6 @@ succeed: the first to finish puts it in its place, the others find it there and 
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,7 +15,9 @@ import numpy as np
 from rich.progress import track
 
 from scm_lightning.data.index import INDEX_FILE, ShardIndex, Split
+from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.shards import Array, write_shard
+from scm_lightning.whole_files import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class ImageSet:
     class_names: list[str] = field(default_factory=list)
 
 
-def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard: int) -> None:
+def prepare_shards(
+    folder: Path | str, load: Callable[[], ImageSet], samples_per_shard: int
+) -> None:
     """Write a data set as shards with an index, unless they are there.
 
     Args:
@@ -48,8 +50,9 @@ def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard
         samples_per_shard: samples in every file but a split's last.
 
     Raises:
-        ValueError: if something else is in the place of the folder.
+        ValueError: if something else is in the place of the folder, or it is a command or address.
     """
+    folder = folder_to_write(folder)
     if (folder / INDEX_FILE).is_file():
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -59,13 +62,10 @@ def prepare_shards(folder: Path, load: Callable[[], ImageSet], samples_per_shard
         )
     images = load()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    scratch.chmod(0o755)
-    try:
+    with scratch_folder(folder.parent, f".{folder.name}-") as scratch:
+        scratch.chmod(0o755)
         _write(images, scratch, samples_per_shard)
         _put_in_place(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(images: ImageSet, folder: Path, samples_per_shard: int) -> None:

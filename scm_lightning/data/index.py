@@ -30,6 +30,13 @@ FORMAT_VERSION = 2
 SLACK = 1 << 20
 """Bytes by which the samples of an index may be more than its files; cut files are damage."""
 MAX_NUMBER = 1e30
+MAX_INDEX_BYTES = 1 << 26
+"""Half a million shards."""
+MAX_COUNT = 1 << 40
+MAX_SAMPLES = 1 << 30
+"""Of a split: a byte of memory is set aside for each."""
+MAX_CLASSES = 100_000
+"""More classes than a data set has: a larger number is a mistake, such as an identifier."""
 DTYPES = ("uint8", "float16", "float32")
 
 
@@ -41,7 +48,7 @@ class Shard:
         name: plain name, in the folder of the index.
         num_samples: samples in it.
         num_bytes: its size.
-        sha256: checksum of its content.
+        sha256: checksum of its content; empty if nobody has computed one.
 
     Raises:
         ValueError: if it has no samples.
@@ -54,7 +61,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_samples, int) or self.num_samples < 1:
-            raise ValueError(f"a shard must hold samples, got {self.num_samples} in {self.name}")
+            raise ValueError(f"a shard must hold samples, got {self.num_samples!r:.40}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,9 @@ class ShardIndex:
                 f"data of shape {self.shape} need a mean and a deviation for each of {channels} "
                 f"channels, got {len(self.mean)} and {len(self.std)}"
             )
-        if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < 1e30 for s in self.std):
+        small, large = 1 / MAX_NUMBER, MAX_NUMBER
+        means_fit = all(-large < m < large for m in self.mean)
+        if not means_fit or not all(small < s < large for s in self.std):
             raise ValueError(
                 f"data must have finite means and positive standard deviations per channel, got "
                 f"{self.mean} and {self.std}; a channel that never changes cannot be learned"
@@ -162,7 +171,7 @@ class ShardIndex:
         """
         place = place_of(str(root), INDEX_FILE)
         try:
-            fields = json.loads(read_file(place))
+            fields = json.loads(read_file(place, MAX_INDEX_BYTES))
             version = fields.get("format_version")
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError(
@@ -170,12 +179,12 @@ class ShardIndex:
             ) from error
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{place} must have format version {FORMAT_VERSION}, got {version}; remove "
+                f"{place} must have format version {FORMAT_VERSION}, got {version!s:.20}; remove "
                 f"{root} and prepare the shards with scm_lightning {__version__}"
             )
         try:
             return _index_of(fields)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{place} does not describe shards: {error}; prepare the shards again"
             ) from error
@@ -186,7 +195,7 @@ class ShardIndex:
             return []
         found = []
         for shard in (shard for split in self.splits.values() for shard in split.shards):
-            file = Path(root) / shard.name
+            file = Path(place_of(str(root), shard.name))
             size = file.stat().st_size if file.is_file() else None
             if size != shard.num_bytes:
                 what = "is missing" if size is None else f"has {size} bytes"
@@ -263,20 +272,24 @@ def _check_types(index: ShardIndex) -> None:
     texts = [index.source, index.source_checksum, index.version, *of_latents, *index.class_names]
     texts += [text for shard in shards for text in (shard.name, shard.sha256)]
     counts = [index.num_classes, index.num_unreadable, *(shard.num_bytes for shard in shards)]
-    if not all(type(size) is int and size > 0 for size in shapes):
-        raise TypeError(f"shapes must be of whole numbers from 1, got {shapes}")
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise TypeError("counts must be whole numbers from 0")
+    if not all(type(size) is int and 0 < size < MAX_COUNT for size in shapes):
+        raise TypeError("shapes must be of whole numbers from 1")
+    if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
+        raise TypeError(f"counts must be whole numbers from 0, below {MAX_COUNT:,}")
+    if index.num_classes > MAX_CLASSES:
+        raise TypeError(f"there must be at most {MAX_CLASSES:,} classes, got {index.num_classes}")
     if not all(type(text) is str for text in texts):
         raise TypeError("names and checksums must be texts")
     numbers = [index.max_value, *index.mean, *index.std]
     if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
-        raise TypeError(f"max_value, mean and std must be numbers below 1e30, got {numbers}")
-    if index.max_value <= 0:
-        raise TypeError(f"max_value must be above 0, got {index.max_value}")
+        raise TypeError("max_value, mean and std must be numbers below 1e30")
+    if index.max_value <= 1 / MAX_NUMBER:
+        raise TypeError(f"max_value must be above 1e-30, got {index.max_value}")
     size = math.prod(index.stored_shape) * np.dtype(index.dtype).itemsize
     for name, split in index.splits.items():
         num_bytes = sum(shard.num_bytes for shard in split.shards)
+        if split.num_samples > MAX_SAMPLES:
+            raise ValueError(f"the split {name} must have at most {MAX_SAMPLES:,} samples")
         if split.num_samples * size > num_bytes + SLACK:
             raise ValueError(
                 f"the split {name} cannot hold {split.num_samples} samples of {size} bytes in "

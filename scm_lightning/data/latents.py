@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from scm_lightning.data.index import Latents
+from scm_lightning.given_files import given_path
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -52,6 +53,7 @@ class Autoencoder:
 
     def __init__(self, name: str, image_shape: tuple[int, ...]) -> None:
         model_class = _model_class()
+        name = given_path(name)
         folder = _folder(name)
         self.name, self.image_shape = name, image_shape
         self.weights_sha256 = _sha256(folder / WEIGHTS_FILE)

@@ -7,13 +7,14 @@ knows how many batches it has handed out: that number, in a checkpoint, is the p
 """
 
 import logging
+import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.batch import Batch
-from scm_lightning.data.worker_signals import leave_signals_to_parent
+from scm_lightning.data.worker_signals import StoppedWorkers, leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class TrainingLoader:
         self.num_batches = max(num_steps, 1) * batches_per_step
         self.num_given = 0
         self._stream: Iterator[Batch] | None = None
+        self._workers = StoppedWorkers([])
 
     def __len__(self) -> int:
         """Batches of an epoch, for every process."""
@@ -76,16 +78,22 @@ class TrainingLoader:
 
         Raises:
             ValueError: if the data are damaged; in one line, also from a worker.
+            ChildProcessError: if a worker is stopped.
         """
         if self._stream is None:
-            self._stream = iter(self._loader())
+            self._stream = self._start()
         for _ in range(self.num_batches):
+            self._workers.is_waiting = True
             try:
                 batch = next(self._stream)
             except ValueError as error:
                 # A worker's error comes with its traceback, which ends in the message.
                 message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
                 raise ValueError(message) from error
+            except (RuntimeError, OSError, EOFError):
+                self._workers.explain()
+                raise
+            self._workers.is_waiting = False
             self.num_given += 1
             yield batch
 
@@ -120,6 +128,14 @@ class TrainingLoader:
 
     def _dealt(self) -> tuple[int, int, int]:
         return self.batch_size, self.world_size, self.num_workers
+
+    def _start(self) -> Iterator[Batch]:
+        """Start the workers, and watch over them."""
+        others = multiprocessing.active_children()
+        stream = iter(self._loader())
+        workers = [each.pid for each in multiprocessing.active_children() if each not in others]
+        self._workers = StoppedWorkers([pid for pid in workers if pid is not None])
+        return stream
 
     def _loader(self) -> DataLoader[Batch]:
         return DataLoader(

@@ -6,16 +6,20 @@
     what webdataset opens   gs://, hf://, sftp:// and so on, by the tool of each
     a command               pipe:aws s3 cp s3://bucket/emoji/{name} -
 
-A command is run by the shell. It can come from the configuration only: names in an index are plain
-file names. `WDS_SECURE=1` in the environment refuses commands altogether.
+A command is run by the shell, to read. It can come from the configuration only: names in an index
+are plain file names. `WDS_SECURE=1` in the environment refuses commands altogether. Shards are
+written into a folder and nowhere else.
 """
 
 import logging
+import os
 import re
 from pathlib import Path
 from threading import Timer
 
 import webdataset
+
+from scm_lightning.given_files import given_path, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,23 @@ def is_remote(root: str) -> bool:
     return re.match(r"[a-z0-9]+:", root) is not None
 
 
+def given_root(root: str) -> str:
+    """Spell out a folder as `given_path` does; a place that is no folder is left as it is."""
+    return root if is_remote(root) else given_path(root)
+
+
+def folder_to_write(folder: str | os.PathLike[str]) -> Path:
+    """Spell out a folder that shards are to be written into.
+
+    Raises:
+        ValueError: if it reads as a place where nothing can be written, such as a command.
+    """
+    given = Path(given_root(os.fspath(folder)))
+    if is_remote(str(given)):
+        raise ValueError(f"shards must be written into a folder, got {given}; give a folder")
+    return given
+
+
 def place_of(root: str, name: str) -> str:
     """Path or address of a file.
 
@@ -52,23 +73,29 @@ def place_of(root: str, name: str) -> str:
         )
     if NAME in root:
         return root.replace(NAME, name)
-    return f"{root.rstrip('/')}/{name}" if is_remote(root) else str(Path(root) / name)
+    # A `Path` would make a command of ./pipe:NAME.
+    return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
 
 
-def read_file(place: str) -> bytes:
+def read_file(place: str, max_bytes: int) -> bytes:
     """Content of a file; a place that is silent for some seconds is waited for with a warning.
+
+    Args:
+        place: path or address.
+        max_bytes: the most that a file of its kind can have.
 
     Raises:
         OSError: if it cannot be read.
+        ValueError: if it has more bytes, or is a pipe or device.
     """
     if not is_remote(place):
-        return Path(place).read_bytes()
+        return read_regular(place, max_bytes)
     told = Timer(SILENCE, logger.warning, (WAITING, place, SILENCE))
     told.daemon = True
     told.start()
     try:
         with webdataset.gopen(place) as stream:
-            content: bytes = stream.read()
+            content: bytes = stream.read(max_bytes + 1)
     except ValueError as error:  # no such scheme, or a command where WDS_SECURE=1 forbids it
         raise OSError(str(error)) from error
     except OSError as error:
@@ -77,4 +104,6 @@ def read_file(place: str) -> bytes:
         raise OSError(reason) from error
     finally:
         told.cancel()
+    if len(content) > max_bytes:
+        raise ValueError(f"{place} must have at most {max_bytes:,} bytes, got more")
     return content

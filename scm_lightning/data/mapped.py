@@ -8,38 +8,22 @@ Batch i of process r in a run of R processes, of B samples each, is places
 of an endless sequence: the samples in a new random order, pass after pass. So the joined batch of
 all processes is the same for any R with the same R B, a batch does not depend on who loads it, and
 a run goes on anywhere at no cost.
-
-The cache is decoded from the shards once, `.mapped/DIGEST/` beside them; where nothing can be
-written, every process decodes into its own memory.
 """
 
-import hashlib
-import json
-import logging
-import os
 import random
-import shutil
-import tempfile
-import tokenize
-from contextlib import closing
-from pathlib import Path
-from typing import Any, NamedTuple
+import struct
+import zlib
+from typing import NamedTuple
 
 import numpy as np
-from rich.progress import track
 
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
-from scm_lightning.data.faults import Faults, read_slots
-from scm_lightning.data.index import INDEX_FILE, ShardIndex
 from scm_lightning.data.loader import NumberedBatches
 from scm_lightning.data.shards import Array, Damage
 
-logger = logging.getLogger(__name__)
-
 MAX_MAPPED_BYTES = 1 << 32
 """Larger sets are streamed unless told otherwise."""
-CACHE_FOLDER = ".mapped"
 
 
 class MappedSplit(NamedTuple):
@@ -50,12 +34,17 @@ class MappedSplit(NamedTuple):
         labels: classes. (N,) int64.
         indices: numbers in the split, without those of damaged samples. (N,) int64.
         damaged: what the others suffer from: shard, damage, and their numbers.
+        checksums: what each sample is compared with when it is first used, see `checksum_of`;
+            None for arrays in memory. (N,) uint32.
+        place: folder of the arrays, for errors.
     """
 
     arrays: Array
     labels: Array
     indices: Array
     damaged: list[tuple[str, Damage, list[int]]]
+    checksums: Array | None = None
+    place: str = ""
 
 
 class MappedBatches(NumberedBatches):
@@ -89,6 +78,7 @@ class MappedBatches(NumberedBatches):
         self.rank = rank
         self.world_size = world_size
         self._orders: dict[int, list[int]] = {}
+        self._compared = np.zeros(self.num_samples, bool)
 
     def __getitem__(self, number: int) -> Batch:
         """Batch of a number, from 0."""
@@ -97,7 +87,18 @@ class MappedBatches(NumberedBatches):
         places = (divmod(position, self.num_samples) for position in positions)
         rows = np.array([self._order(epoch)[place] for epoch, place in places])
         split = self.split
-        return self.collate(split.arrays[rows], split.labels[rows], split.indices[rows], positions)
+        arrays, labels, indices = split.arrays[rows], split.labels[rows], split.indices[rows]
+        if split.checksums is not None:
+            new = ~self._compared[rows]
+            of_new = (each[new].tolist() for each in (indices, labels, split.checksums[rows]))
+            for index, label, listed, array in zip(*of_new, arrays[new], strict=True):
+                if checksum_of(index, label, array) != listed:
+                    raise ValueError(
+                        f"sample {index} in the cache {split.place} does not fit its checksum; "
+                        "remove the cache, and it is made anew"
+                    )
+            self._compared[rows] = True
+        return self.collate(arrays, labels, indices, positions)
 
     def _order(self, epoch: int) -> list[int]:
         """Order of a pass; that of the one before is kept, which a batch may begin in."""
@@ -109,131 +110,6 @@ class MappedBatches(NumberedBatches):
         return self._orders[epoch]
 
 
-def map_split(index: ShardIndex, root: Path, split: str, faults: Faults) -> MappedSplit:
-    """All samples of a split, from the cache, which is made if missing.
-
-    Args:
-        index: index of the shards.
-        root: their folder.
-        split: name of the split.
-        faults: told of damaged samples, also of those that the cache was made without.
-
-    Raises:
-        ValueError: if more samples are damaged than may be left out, or all, or the cache is.
-    """
-    listing = hashlib.sha256((root / INDEX_FILE).read_bytes()).hexdigest()[:16]
-    cache = root / CACHE_FOLDER / f"{split}-{listing}"
-    try:
-        if not cache.is_dir():
-            _make_cache(index, root, split, faults, cache)
-            return _open_cache(cache, index, split)
-        mapped = _open_cache(cache, index, split)
-    except OSError as error:
-        logger.warning("%s cannot be cached, and is decoded into memory: %s", root, error)
-        return _decode_split(index, root, split, faults, folder=None)
-    for shard, damage, numbers in mapped.damaged:
-        faults.meet(shard, damage, numbers)
-    return mapped
-
-
-def _make_cache(index: ShardIndex, root: Path, split: str, faults: Faults, cache: Path) -> None:
-    cache.parent.mkdir(exist_ok=True)
-    for older in cache.parent.glob(f"{split}-*"):
-        shutil.rmtree(older, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=cache.parent))
-    try:
-        mapped = _decode_split(index, root, split, faults, scratch)
-        np.save(scratch / "labels.npy", mapped.labels)
-        np.save(scratch / "indices.npy", mapped.indices)
-        (scratch / "damaged.json").write_text(json.dumps(mapped.damaged))
-        scratch.chmod(0o755)
-        try:
-            os.replace(scratch, cache)
-        except OSError:  # another process was faster
-            if not cache.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _open_cache(cache: Path, index: ShardIndex, split: str) -> MappedSplit:
-    """The arrays that `_make_cache` wrote, or others that would do, for there is no checksum.
-
-    All are mapped first: the header of a damaged file can ask for any amount of memory.
-    """
-    try:
-        labels, indices, arrays = (
-            np.load(cache / f"{name}.npy", mmap_mode="r")
-            for name in ("labels", "indices", "arrays")
-        )
-        damaged = _listed(json.loads((cache / "damaged.json").read_text()))
-        fitting = (
-            arrays.dtype == np.dtype(index.dtype)
-            and arrays.shape[1:] == index.stored_shape
-            and 0 < labels.size <= len(arrays)
-            and labels.shape == indices.shape == (labels.size,)
-            and labels.dtype == indices.dtype == np.int64
-            and _are_within(labels, 0, max(index.num_classes, 1))
-            and all(
-                _are_within(numbers, least, index.splits[split].num_samples)
-                for numbers, least in [(indices, 0), *((numbers, -1) for _, _, numbers in damaged)]
-            )
-        )
-    except (ValueError, TypeError, EOFError, RecursionError, tokenize.TokenError) as error:
-        raise ValueError(f"the cache {cache} is damaged: {error}; remove it") from error
-    if not fitting:
-        raise ValueError(f"the cache {cache} is damaged: it does not fit the index; remove it")
-    return MappedSplit(arrays[: labels.size], np.array(labels), np.array(indices), damaged)
-
-
-def _listed(content: Any) -> list[tuple[str, Damage, list[int]]]:
-    """Damage as `damaged.json` lists it."""
-    found = [(shard, Damage(*damage), numbers) for shard, damage, numbers in content]
-    if not all(
-        all(isinstance(text, str) for text in (shard, *damage)) and isinstance(numbers, list)
-        for shard, damage, numbers in found
-    ):
-        raise TypeError("it lists other things than damage")
-    return found
-
-
-def _are_within(numbers: Any, least: int, end: int) -> bool:
-    found = np.asarray(numbers)
-    return found.size == 0 or bool(
-        found.dtype == np.int64 and found.min() >= least and found.max() < end
-    )
-
-
-def _decode_split(
-    index: ShardIndex, root: Path, split: str, faults: Faults, folder: Path | None
-) -> MappedSplit:
-    """Decode a split into a file of a folder, or into memory."""
-    shape = (index.splits[split].num_samples, *index.stored_shape)
-    arrays: Array
-    if folder is None:
-        arrays = np.empty(shape, index.dtype)
-    else:
-        file = folder / "arrays.npy"
-        arrays = np.lib.format.open_memmap(file, "w+", np.dtype(index.dtype), shape)
-    labels: list[int] = []
-    indices: list[int] = []
-    shards = index.splits[split].shards
-    places = list(zip(shards, index.splits[split].numbers(), strict=True))
-    # Closed at once: rich waits for itself if its thread collects a bar that was left half-way.
-    shown = track(places, f"decoding {split} shards", transient=True, disable=len(places) < 2)
-    with closing(shown) as files:  # type: ignore[type-var]
-        for shard, numbers in files:
-            slots = read_slots(str(root / shard.name), numbers, index, faults)
-            for number, sample in zip(numbers, slots, strict=True):
-                if sample is not None:
-                    arrays[len(labels)] = sample.array
-                    labels.append(sample.label)
-                    indices.append(number)
-    if not labels:
-        raise ValueError(f"no sample of the {split} split of {root} is whole; prepare it again")
-    return MappedSplit(
-        arrays[: len(labels)],
-        np.array(labels, np.int64),
-        np.array(indices, np.int64),
-        faults.met,
-    )
+def checksum_of(index: int, label: int, array: Array) -> int:
+    """CRC-32 of a sample's number, label and array."""
+    return zlib.crc32(array.data, zlib.crc32(struct.pack("<qq", index, label)))

@@ -2,11 +2,11 @@
 """The data module over a folder of shards: batches to train on, orders for samples to draw."""
 
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 # isort: off
@@ -24,11 +24,15 @@ from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
-from scm_lightning.data.location import is_remote, place_of
-from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
+from scm_lightning.data.location import given_root, is_remote, place_of
+from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches
+from scm_lightning.data.mapped_cache import map_split
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import read_shard
 from scm_lightning.data.stream import Layout, StreamedBatches
+from scm_lightning.given_files import given_path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Reading:
         start_method: how loader workers are started: fork, spawn or forkserver; None for the
             system's.
         max_damaged: damaged samples that are left out with a warning; one more is an error.
+        verify: once, when a shard is first read to its end, its content is compared with the
+            checksum in the index, and if it does not fit all its samples are damaged; or never.
 
     Raises:
         ValueError: if a number is out of range.
@@ -51,6 +57,7 @@ class Reading:
     shuffle_buffer: int = 8192
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
     max_damaged: int = 0
+    verify: Literal["once", "never"] = "once"
 
     def __post_init__(self) -> None:
         if self.shuffle_buffer < 1 or self.max_damaged < 0:
@@ -115,7 +122,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 f"{num_val_samples}, {num_test_samples}, {num_predict_samples} and {sample_seed}"
             )
         self.sigma_data = sigma_data
-        self.root = root
+        self.root = given_root(root)
         self.batch_size = batch_size
         self.sample_batch_size = sample_batch_size
         self.num_workers = num_workers
@@ -129,14 +136,14 @@ class ShardDataModule(LightningDataModule, ABC):
         self.use_labels = use_labels
         self.horizontal_flip = horizontal_flip
         self.reading = reading
-        self.autoencoder = autoencoder
+        self.autoencoder = None if autoencoder is None else given_path(autoencoder)
 
     @abstractmethod
     def prepare_data(self) -> None:
         """Make the shards if they are not there; called in one process."""
 
     def setup(self, stage: str) -> None:
-        """Read the index.
+        """Read the index, and say which shards have no checksum.
 
         Raises:
             ValueError: if it is missing or damaged; or a shard, and damage is not left out; or if
@@ -155,14 +162,32 @@ class ShardDataModule(LightningDataModule, ABC):
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
             )
+        listed = [shard for split in self.index.splits.values() for shard in split.shards]
+        without = [shard.name for shard in listed if not shard.sha256]
+        if without and self.reading.verify == "once" and not self._process()[0]:
+            logger.warning(
+                "%d of %d shards in %s have no checksum, so that damage may go unnoticed; first %s",
+                *(len(without), len(listed), self.root, without[0]),
+            )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.faults = {
-            name: Faults(self.reading.max_damaged, split.num_samples)
+            name: Faults(split, self.reading.max_damaged, self.reading.verify == "once")
             for name, split in self.index.splits.items()
         }
 
     def train_dataloader(self) -> TrainingLoader:
-        """`Batch`es of the training split: an epoch is a pass, and a state its position."""
+        """`Batch`es of the training split: an epoch is a pass, and a state its position.
+
+        Raises:
+            ValueError: if a batch is larger than the split, or the data are damaged.
+        """
+        num_samples = self.index.splits["train"].num_samples
+        if self.batch_size > num_samples:
+            raise ValueError(
+                f"batch_size must be at most the {num_samples} training samples of {self.root}, "
+                f"got {self.batch_size}; to train on the same samples again within a step, "
+                "accumulate batches"
+            )
         rank, world_size = self._process()
         collate = replace(self.collate, horizontal_flip=self.horizontal_flip)
         batches = self._training_batches(collate, rank, world_size)
@@ -234,7 +259,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 "reading.mapped unset"
             )
         if mapped:
-            split = map_split(self.index, Path(self.root), "train", self.faults["train"])
+            split = map_split(self.index, self.root, "train", self.faults["train"])
             return MappedBatches(
                 split, collate, self.batch_size, self.shuffle_seed, rank, world_size
             )
@@ -246,15 +271,13 @@ class ShardDataModule(LightningDataModule, ABC):
             self.reading.shuffle_buffer,
             self.shuffle_seed,
         )
-        train = self.index.splits["train"]
-        return StreamedBatches(self.root, train, collate, self.faults["train"], layout)
+        return StreamedBatches(self.root, collate, self.faults["train"], layout)
 
     def _batches(self, split: str) -> Iterator[Batch]:
         """All whole samples of a split, in their order."""
-        listed = self.index.splits[split]
         slots = itertools.chain.from_iterable(
-            read_slots(place_of(self.root, shard.name), numbers, self.index, self.faults[split])
-            for shard, numbers in zip(listed.shards, listed.numbers(), strict=True)
+            read_slots(self.root, chosen, self.index, self.faults[split])
+            for chosen in range(len(self.index.splits[split].shards))
         )
         whole = ((n, sample) for n, sample in enumerate(slots) if sample is not None)
         while chunk := list(itertools.islice(whole, self.sample_batch_size)):

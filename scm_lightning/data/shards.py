@@ -5,6 +5,9 @@ A sample is two members of the file: `KEY.x.npy` (one array) and `KEY.cls` (one 
 others are passed over. Nothing is written to the disk while reading, and nothing unpickled. Links,
 devices and members larger than a sample can be are damage, so a hostile file cannot fill the
 memory.
+
+The checksum in the index is that of the whole file. It is computed of the bytes as they stream by,
+and compared before the last sample is handed out.
 """
 
 import hashlib
@@ -21,6 +24,7 @@ import webdataset
 
 from scm_lightning.data.index import Shard
 from scm_lightning.data.location import is_remote
+from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +32,7 @@ Array = np.ndarray[Any, Any]
 ARRAY, LABEL = "x.npy", "cls"
 MAX_MEMBER_BYTES = 1 << 28
 """No sample is larger: an array of 64 million float32."""
+BLOCK_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
@@ -49,6 +54,10 @@ class BrokenShardError(ValueError):
     """A file that is missing, no tar file, or breaks off."""
 
 
+class ChecksumError(ValueError):
+    """A file of other content than the index lists."""
+
+
 def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     """Write samples into one file, which appears whole or not at all.
 
@@ -62,34 +71,38 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
         What the index says of the file.
     """
     num_samples = 0
-    with written_whole(file) as beside:
-        # A whole number as the time, because tar needs a header more for fractions of a second.
-        with webdataset.TarWriter(str(beside), mtime=0, user="scm", group="scm") as writer:
+    with written_whole(file) as beside, beside.open("wb") as opened:
+        hashed = _Hashed(opened)
+        # A stream, since a path that begins like a command would be run. A whole number as the
+        # time, because tar needs a header more for fractions of a second.
+        with webdataset.TarWriter(hashed, mtime=0, user="scm", group="scm") as writer:
             for key, array, label in samples:
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
                 members = {ARRAY: buffer.getvalue(), LABEL: str(label).encode()}
                 writer.write({"__key__": key, **members})
                 num_samples += 1
-        content = beside.read_bytes()
-    return Shard(file.name, num_samples, len(content), hashlib.sha256(content).hexdigest())
+    return Shard(file.name, num_samples, hashed.num_bytes, hashed.sha256.hexdigest())
 
 
-def read_shard(place: str) -> Iterator[Sample | Damage]:
+def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample | Damage]:
     """Read the samples of one file in their order.
 
     Args:
         place: path or address; see `data/location.py`.
+        listed: what the content is compared with, once the file is read to its end.
 
     Yields:
         Every sample, and damage in the place of one that cannot be decoded.
 
     Raises:
         BrokenShardError: where the file breaks off, after all before it.
+        ChecksumError: in the place of the last sample, if the content is not what is listed.
     """
     key = ""
     try:
-        with _opened(place) as stream:
+        with _opened(place) as opened:
+            stream = opened if listed is None else _Hashed(opened)
             members: dict[str, bytes] = {}
             for name, content in _members(stream):
                 prefix, _, kind = name.partition(".")
@@ -97,22 +110,68 @@ def read_shard(place: str) -> Iterator[Sample | Damage]:
                     yield _decode(key, members)
                     members = {}
                 key = prefix
-                members[kind] = content
+                members[kind] = content if kind in (ARRAY, LABEL) else b""
+            if isinstance(stream, _Hashed) and listed is not None:
+                stream.compare(listed)
             if members:
                 yield _decode(key, members)
+    except ChecksumError:
+        raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         after = f" after sample {key}" if key else ""
         raise BrokenShardError(f"it breaks off{after}: {error}") from error
 
 
+class _Hashed:
+    """A stream of which the bytes are counted and hashed as they pass.
+
+    Args:
+        stream: what is read or written through it.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """Read, as of the stream."""
+        content = self.stream.read(size)
+        self._pass(content)
+        return content
+
+    def write(self, content: bytes) -> int:
+        """Write, as of the stream."""
+        self._pass(content)
+        return self.stream.write(content)
+
+    def compare(self, listed: Shard) -> None:
+        """Read to the end, or beyond the listed size, and compare.
+
+        Raises:
+            ChecksumError: if the content is another.
+        """
+        while self.num_bytes <= listed.num_bytes and self.read(BLOCK_BYTES):
+            pass
+        if self.sha256.hexdigest() != listed.sha256:
+            raise ChecksumError(
+                f"its content has not the SHA-256 that is listed, {listed.sha256[:12]}..., so any "
+                f"of its {listed.num_samples} samples may be wrong"
+            )
+
+    def _pass(self, content: bytes) -> None:
+        self.num_bytes += len(content)
+        self.sha256.update(content)
+
+
 def _opened(place: str) -> BinaryIO:
     if not is_remote(place):
-        return Path(place).open("rb")
+        return open_regular(place)
     stream: BinaryIO = webdataset.gopen(place)
     return stream
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
     """Names and contents of the plain files in an uncompressed tar stream.
 
     Reads the headers one by one: tarfile's own stream is half as fast, and ends without a word at a

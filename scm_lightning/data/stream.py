@@ -23,9 +23,7 @@ import numpy as np
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
 from scm_lightning.data.faults import Faults, read_slots
-from scm_lightning.data.index import Split
 from scm_lightning.data.loader import NumberedBatches
-from scm_lightning.data.location import place_of
 from scm_lightning.data.shards import Sample
 
 
@@ -66,9 +64,8 @@ class StreamedBatches(NumberedBatches):
 
     Args:
         root: folder or place of the shards.
-        split: the split's shards.
         collate: makes a batch.
-        faults: told of damaged samples.
+        faults: the split; told of damaged samples.
         layout: how batches are dealt.
 
     Raises:
@@ -77,16 +74,12 @@ class StreamedBatches(NumberedBatches):
 
     elastic = False
 
-    def __init__(
-        self, root: str, split: Split, collate: Collate, faults: Faults, layout: Layout
-    ) -> None:
+    def __init__(self, root: str, collate: Collate, faults: Faults, layout: Layout) -> None:
         self.root = root
-        self.shards = split.shards
-        self.numbers = split.numbers()
         self.collate = collate
         self.faults = faults
         self.layout = layout
-        self.num_samples = split.num_samples
+        self.num_samples = faults.split.num_samples
         if self.num_samples < layout.num_parts:
             raise ValueError(
                 f"{self.num_samples} samples are too few for {layout.world_size} processes with "
@@ -116,15 +109,14 @@ class StreamedBatches(NumberedBatches):
 
     def read(self, epoch: int, start: int) -> Iterator[_Place | None]:
         """Samples of a pass from a place on; None for damaged ones."""
-        order = list(range(len(self.shards)))
+        order = list(range(len(self.faults.numbers)))
         random.Random(f"{self.layout.seed} {epoch}").shuffle(order)
         for chosen in order:
-            numbers = self.numbers[chosen]
+            numbers = self.faults.numbers[chosen]
             if start >= len(numbers):
                 start -= len(numbers)
                 continue
-            place = place_of(self.root, self.shards[chosen].name)
-            slots = read_slots(place, numbers, self.collate.index, self.faults)
+            slots = read_slots(self.root, chosen, self.collate.index, self.faults)
             for number, sample in itertools.islice(zip(numbers, slots, strict=True), start, None):
                 yield None if sample is None else _Place(sample, number)
             start = 0

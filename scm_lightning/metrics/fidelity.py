@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scm_lightning.given_files import open_regular
 from scm_lightning.metrics.frechet import Statistics, require_two
 from scm_lightning.teachers.checkpoint_files import file_sha256
 from scm_lightning.teachers.tensors_only import load_tensors
@@ -145,8 +146,9 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
         ValueError: if it is missing, damaged, or more than tensors.
     """
     try:
-        digest = file_sha256(file, file.stat().st_size)
-        weights = load_tensors(file)
+        with open_regular(file) as opened:
+            digest = file_sha256(opened, file.stat().st_size)
+            weights = load_tensors(opened)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{file} must be a file of weights that torch.load reads with weights_only=True: "

@@ -235,7 +235,7 @@ def read_kept(file: Path) -> KeptFeatures:
         ValueError: if it is damaged.
     """
     try:
-        open_regular(file).close()
+        open_regular(file).close()  # a pipe in its place would block
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in ("mean", "cov", "features")}

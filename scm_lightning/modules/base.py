@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scm_lightning.core import TrigFlow, sample_generators, standard_normal, widen
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
+from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
 from scm_lightning.modules.sharding import shard
 from scm_lightning.networks.embeddings import check_labels
 from scm_lightning.networks.magnitude import normalize_weights
@@ -71,6 +72,8 @@ class GenerativeModule(LightningModule, ABC):
         self.further_emas = nn.ModuleList(EMA(network, profile) for profile in others)
         self._images_in_step = 0
         self._first_samples: list[Tensor] | None = []
+        self._saved_optimizers: list[str] = []  # classes, in the checkpoint that is gone on from
+        self._kept_schedules: list[KeptSchedule] = []
 
     @abstractmethod
     def trained_network(self) -> nn.Module:
@@ -127,13 +130,27 @@ class GenerativeModule(LightningModule, ABC):
             shard(self, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Let every process draw times, noise and dropout masks of its own.
+        """Let every process draw times, noise and dropout masks of its own; keep the options.
 
-        Lightning seeds all of them alike.
+        Lightning seeds all of them alike, and restores options with the state that comes next.
         """
+        for place, optimizer in enumerate(self.trainer.optimizers):
+            keep_options(optimizer, next(iter(self._saved_optimizers[place:]), None))
+        self._kept_schedules = [
+            KeptSchedule(config.scheduler) for config in self.trainer.lr_scheduler_configs
+        ]
         if self.trainer.world_size > 1:
             seeds = torch.randint(2**62, (self.trainer.world_size,))
             torch.manual_seed(int(seeds[self.trainer.global_rank]))
+
+    def on_train_start(self) -> None:
+        """Let the schedules go on where the checkpoint left them, with the options given now."""
+        configs = self.trainer.lr_scheduler_configs
+        for config, kept in zip(configs, self._kept_schedules, strict=True):
+            is_by_epoch = config.interval == "epoch"
+            done = self.trainer.current_epoch if is_by_epoch else self.trainer.global_step
+            if position := config.scheduler.last_epoch or done:  # a new one is at 0
+                kept.go_on(position)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count images; measure the first ones against `sigma_data`."""
@@ -206,6 +223,7 @@ class GenerativeModule(LightningModule, ABC):
             "sigma_data": self.path.sigma_data,
             "trained": self._name_of(self.trained_network()),
             "averages": [average.profile.short_name for average in self.averages()],
+            "optimizers": [class_name(each) for each in self.trainer.optimizers],
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -215,6 +233,7 @@ class GenerativeModule(LightningModule, ABC):
             ValueError: if the kind of run, `sigma_data` or a weight does not fit.
         """
         metadata = checkpoint.get(METADATA_KEY, {})
+        self._saved_optimizers = metadata.get("optimizers", [])
         for key, own in (("module", self.module_kind), ("sigma_data", self.path.sigma_data)):
             if metadata.get(key) != own:
                 raise ValueError(

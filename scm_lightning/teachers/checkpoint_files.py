@@ -18,9 +18,9 @@ import re
 import struct
 import time
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import torch
 from rich.console import Console
@@ -38,6 +38,7 @@ HEX_SIZE = 64
 BLOCK = 1 << 22
 SETTLED_NS = 2_000_000_000
 """A file this old would have another time if it were changed; clocks of file systems are coarse."""
+_KNOWN_SHA256: dict[tuple[int, ...], str] = {}
 
 
 class _Hashed:
@@ -97,15 +98,15 @@ def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
 
     Args:
         checkpoint: what is to be saved, with the entry `global_step`.
-        file: where; its folder is made if only that is missing.
+        file: where, in a folder that exists.
 
     Raises:
         OSError: if it cannot be written; what was there before is left as it was.
         ValueError: if it could not be loaded without running code.
     """
     try:
-        if not file.parent.exists() and not file.parent.parent.exists():
-            raise FileNotFoundError(2, f"the folder {file.parent.parent} is gone")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(2, f"the folder {file.parent} is gone")
         with written_whole(file) as beside:
             with beside.open("wb") as opened:
                 hashed = _Hashed(opened)
@@ -132,17 +133,14 @@ def step_of(file: Path) -> int | None:
         The steps; None if the file is damaged where they stand, or no regular file.
     """
     try:
-        comment, is_plain = _comment(file)
-    except ValueError:
-        return None
-    if comment is not None:
-        return int(comment[1])
-    if not is_plain:
-        return None
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["global_step"])
-    except Exception:  # whatever a file of another program makes torch.load say
+        with open_regular(file) as opened:
+            comment, is_plain = _comment(opened)
+            if comment is not None:
+                return int(comment[1])
+            return int(load_tensors(opened, mmap=True)["global_step"]) if is_plain else None
+    except OSError:
+        raise
+    except Exception:  # whatever a file of another program holds
         return None
 
 
@@ -158,21 +156,14 @@ def check_whole(file: Path) -> bool:
     Raises:
         ValueError: if the file is damaged, or no checkpoint.
     """
-    comment, is_plain = _comment(file)
-    if is_plain:
-        return False
-    if comment is None:
-        raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
-    sha256 = file_sha256(file, file.stat().st_size - HEX_SIZE)
-    if sha256.encode() != comment[2]:
-        raise ValueError(
-            f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
-        )
-    return True
+    with open_regular(file) as opened:
+        return _fits_checksum(opened, file)
 
 
 def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
     """Read a file that torch.save wrote, checked and without running code from it.
+
+    It is opened once: what is checked is what is read, though a run may replace it meanwhile.
 
     Args:
         file: a file that exists.
@@ -184,39 +175,38 @@ def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         ValueError: if it is damaged, or cannot be read.
     """
-    is_checked = check_whole(file)
-    try:
-        content: dict[str, Any] = load_tensors(file, mmap)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
+    with open_regular(file) as opened:
+        is_checked = _fits_checksum(opened, file)
+        try:
+            content: dict[str, Any] = load_tensors(opened, mmap)
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
     if not is_checked:
         _say_unchecked(file)
     return content
 
 
-def file_sha256(file: Path, num_bytes: int) -> str:
+def file_sha256(opened: BinaryIO, num_bytes: int) -> str:
     """SHA-256 of the first bytes of a file, computed once per process as long as it is the same.
 
     Args:
-        file: the file.
+        opened: the file.
         num_bytes: how many of its bytes.
 
     Returns:
         64 hex digits.
     """
-    stat = file.stat()
-    is_settled = time.time_ns() - stat.st_mtime_ns > SETTLED_NS
-    state = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    return (_sha256 if is_settled else _sha256.__wrapped__)(file, num_bytes, state)
-
-
-@lru_cache(maxsize=1024)
-def _sha256(file: Path, num_bytes: int, _state: tuple[int, ...]) -> str:
+    stat = os.fstat(opened.fileno())
+    state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, num_bytes)
+    if state in _KNOWN_SHA256:
+        return _KNOWN_SHA256[state]
     sha256 = hashlib.sha256()
-    with open_regular(file) as opened:
-        while num_bytes > 0 and (block := opened.read(min(BLOCK, num_bytes))):
-            sha256.update(block)
-            num_bytes -= len(block)
+    opened.seek(0)
+    while num_bytes > 0 and (block := opened.read(min(BLOCK, num_bytes))):
+        sha256.update(block)
+        num_bytes -= len(block)
+    if time.time_ns() - stat.st_mtime_ns > SETTLED_NS:
+        _KNOWN_SHA256[state] = sha256.hexdigest()
     return sha256.hexdigest()
 
 
@@ -225,12 +215,26 @@ def existing_checkpoints(folder: Path) -> str:
     return ", ".join(sorted(each.name for each in folder.glob("*.ckpt"))) or "none"
 
 
-def _comment(file: Path) -> tuple[re.Match[bytes] | None, bool]:
+def _fits_checksum(opened: BinaryIO, file: Path) -> bool:
+    """What `check_whole` says, of a file that is open."""
+    comment, is_plain = _comment(opened)
+    if is_plain:
+        return False
+    if comment is None:
+        raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
+    sha256 = file_sha256(opened, os.fstat(opened.fileno()).st_size - HEX_SIZE)
+    if sha256.encode() != comment[2]:
+        raise ValueError(
+            f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
+        )
+    return True
+
+
+def _comment(opened: BinaryIO) -> tuple[re.Match[bytes] | None, bool]:
     """Our comment, if it is whole; and whether the file ends as an archive without any."""
-    size = file.stat().st_size
-    with open_regular(file) as opened:
-        opened.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
-        end = opened.read()
+    size = os.fstat(opened.fileno()).st_size
+    opened.seek(max(size - END_SIZE - COMMENT_SIZE, 0))
+    end = opened.read(END_SIZE + COMMENT_SIZE)
     length = struct.pack("<H", COMMENT_SIZE)
     fits = end.startswith(END_OF_ARCHIVE) and end[END_SIZE - 2 : END_SIZE] == length
     comment = COMMENT.fullmatch(end[END_SIZE:]) if fits else None

@@ -37,9 +37,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, empty
 from torch.utils import _pytree as pytree
 
-from scm_lightning.given_files import read_regular
+from scm_lightning.given_files import open_regular, read_regular
 from scm_lightning.teachers.checkpoint_files import (
-    check_whole,
     existing_checkpoints,
     file_sha256,
     load_checked,
@@ -50,9 +49,9 @@ from scm_lightning.whole_files import flush_folder, written_whole
 
 REST = "rest.ckpt"
 MARKER = "complete.json"
+MAX_MARKER_BYTES = 1 << 26
+"""Of hundreds of thousands of parts."""
 PART = ".safetensors"
-MAX_MARKER_BYTES = 2**24
-"""Room for the files of 100,000 processes."""
 FORMAT_VERSION = 1
 
 T = TypeVar("T")
@@ -99,7 +98,8 @@ def load_checkpoint(
     """Read a checkpoint, file or folder, checked and without running code from it.
 
     Args:
-        path: a file or folder that exists.
+        path: a file or folder that exists; if it is a link that a run lets name a newer folder
+            meanwhile, the older or the newer one is read, never parts of both.
         mesh: with one, sharded tensors come out sharded over it, by rows, and all of its processes
             must call; without, whole and on the CPU.
         mmap: whether tensors of a file are read only when they are used.
@@ -112,22 +112,15 @@ def load_checkpoint(
     """
     if not path.is_dir():
         return load_checked(path, mmap=mmap)
-    check_checkpoint(path)
-    checkpoint = load_checked(path / REST)
-    parts = {name: _space(x, mesh) for name, x in _leaves(checkpoint).items() if _is_empty(x)}
-    reader = HuggingFaceStorageReader(str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no process group, which is meant
-            load(parts, storage_reader=reader, no_dist=mesh is None)
-    except CheckpointException as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
-
-    def filled(place: tuple[Any, ...], x: Any) -> Any:
-        return parts[_name(place)] if _is_empty(x) else x
-
-    whole: dict[str, Any] = pytree.tree_map_with_path(filled, checkpoint)
-    return whole
+    if mesh is not None:
+        return _load_parts(Path(_in_all_processes(lambda: str(path.resolve()))[0]), mesh)
+    while True:
+        folder = path.resolve()
+        try:
+            return _load_parts(folder, mesh)
+        except (OSError, ValueError):
+            if path.resolve() == folder:
+                raise
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -145,9 +138,9 @@ def check_checkpoint(path: Path) -> None:
         ValueError: if it is damaged, or no checkpoint.
     """
     if not path.is_dir():
-        check_whole(path)
         load_checked(path, mmap=True)
         return
+    path = path.resolve()
     marker = _marker(path)
     there = {each.name for each in path.iterdir() if each.suffix == PART or each.name == REST}
     damaged = sorted(there ^ {*marker["files"]}) if marker else [MARKER]
@@ -175,12 +168,32 @@ def checkpoint_step(path: Path) -> int | None:
     return _marker(path).get("step") if path.is_dir() else step_of(path)
 
 
+def _load_parts(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
+    """Read a folder; see `load_checkpoint`."""
+    check_checkpoint(folder)
+    checkpoint = load_checked(folder / REST)
+    parts = {name: _space(x, mesh) for name, x in _leaves(checkpoint).items() if _is_empty(x)}
+    reader = HuggingFaceStorageReader(str(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group, which is meant
+            load(parts, storage_reader=reader, no_dist=mesh is None)
+    except CheckpointException as error:
+        raise ValueError(f"{folder} cannot be read as a checkpoint: {_reason(error)}") from error
+
+    def filled(place: tuple[Any, ...], x: Any) -> Any:
+        return parts[_name(place)] if _is_empty(x) else x
+
+    whole: dict[str, Any] = pytree.tree_map_with_path(filled, checkpoint)
+    return whole
+
+
 def _begin(beside: Path) -> None:
     """Make the folder to write to, anew."""
-    if not beside.parent.parent.exists():
-        raise FileNotFoundError(2, f"the folder {beside.parent.parent} is gone")
+    if not beside.parent.is_dir():
+        raise FileNotFoundError(2, f"the folder {beside.parent} is gone")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    beside.mkdir()
 
 
 def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> None:
@@ -206,7 +219,7 @@ def _marker(folder: Path) -> dict[str, Any]:
         found = json.loads(text)
         is_whole: bool = found["format_version"] == FORMAT_VERSION and _text(found) == text
         found["files"], found["step"] = dict(found["files"]), int(found["step"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
     return found if is_whole else {}
 
@@ -218,8 +231,9 @@ def _text(marker: dict[str, Any]) -> str:
 
 def _entry(file: Path) -> tuple[str, list[Any]]:
     """Name, size and SHA-256 of a file, as in the marker."""
-    num_bytes = file.stat().st_size
-    return file.name, [num_bytes, file_sha256(file, num_bytes)]
+    with open_regular(file) as opened:
+        num_bytes = os.fstat(opened.fileno()).st_size
+        return file.name, [num_bytes, file_sha256(opened, num_bytes)]
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

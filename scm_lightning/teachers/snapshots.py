@@ -90,8 +90,35 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     Raises:
         ValueError: if a file is damaged or no snapshot.
     """
-    found = [_read_metadata(file) for file in folder.glob("*.safetensors")]
+    found = [read_snapshot(file) for file in folder.glob("*.safetensors")]
     return sorted(found, key=lambda each: (each.step, each.sigma_rel))
+
+
+def read_snapshot(file: Path) -> Snapshot:
+    """Read what a snapshot is, without its weights.
+
+    Args:
+        file: the file.
+
+    Raises:
+        ValueError: if it is damaged or no snapshot.
+    """
+    try:
+        open_regular(file).close()  # a pipe in its place would block
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+        return Snapshot(
+            int(metadata["step"]),
+            float(metadata["sigma_rel"]),
+            float(metadata["sigma_data"]),
+            metadata["module"],
+            tuple(json.loads(metadata["buffers"])),
+            file,
+        )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
+        ) from error
 
 
 def sum_of_snapshots(terms: Iterable[tuple[float, Snapshot]]) -> dict[str, Tensor]:
@@ -124,22 +151,3 @@ def sum_of_snapshots(terms: Iterable[tuple[float, Snapshot]]) -> dict[str, Tenso
             for name in names:
                 total[name] += coefficient * opened.get_tensor(name).double()
     return total
-
-
-def _read_metadata(file: Path) -> Snapshot:
-    open_regular(file).close()
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-        return Snapshot(
-            int(metadata["step"]),
-            float(metadata["sigma_rel"]),
-            float(metadata["sigma_data"]),
-            metadata["module"],
-            tuple(json.loads(metadata["buffers"])),
-            file,
-        )
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
-        ) from error

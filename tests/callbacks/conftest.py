@@ -12,7 +12,6 @@ JOBS = {
     # A thread of the process is inside the job's store nearly always, also when the process ends.
     "heard": {"signal": "SIGTERM", "to": "rank 1", "hold": "train", "listen": 0},
     "term twice": {"signal": "SIGTERM", "to": "all", "hold": "save", "times": 2},
-    "at the start": {"signal": "SIGUSR1", "to": "rank 1", "hold": "loader"},
     "sharded": {"signal": "SIGTERM", "to": "each", "hold": "train", "strategy": "fsdp2"},
     "hung": {"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 6},
     "killed": {"signal": "SIGKILL", "to": "rank 1", "hold": "train"},

@@ -46,7 +46,7 @@ from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
 
 WORLD_SIZE, NUM_STEPS, PATIENCE = 2, 12, 150.0
-PHASES = ("loader", "sanity", "first", "train", "validation", "save")
+PHASES = ("first", "train", "validation", "save")
 
 
 class Dummies(IterableDataset):
@@ -304,7 +304,7 @@ def do_all(jobs, folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    atexit.register(gc.freeze)  # as the command line does
+    atexit.register(gc.freeze)  # or each exit looks through all objects once more
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     jobs_file = Path(sys.argv[1])
     results = {}

@@ -66,7 +66,7 @@ def test_a_run_logs_and_saves_its_last_step(tmp_path):
         callbacks=[Diagnostics(every_n_steps=3), Checkpoints(str(tmp_path / "c"), 3)],
     )
     fit.fit(module, loader(50))
-    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "c").glob("*.ckpt")) == [
         "0000003.ckpt",
         "0000006.ckpt",
         "last.ckpt",

@@ -91,6 +91,7 @@ def sharded(tree, mesh):
 
 
 def save(folder, step, mesh, name=numbered):
+    folder.mkdir(exist_ok=True)
     write_parts(sharded(content(step), mesh), folder / name(step))
     if distributed.get_rank() == 0:
         link_last(folder, name(step))

@@ -185,3 +185,9 @@ def test_another_number_of_processes_is_said(tmp_path, capsys):
     assert "has those of 1 processes, this run has 2 on cpu" in " ".join(printed.split())
     states = torch.load(last(tmp_path), weights_only=True)["random_states"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])
+
+
+def test_the_time_of_a_run_counts_from_each_start(tmp_path):
+    """Or a run that `max_time` has ended once would take no step any more."""
+    short = {"max_time": {"microseconds": 1}, "accumulate_grad_batches": 1}
+    assert [fit(tmp_path, 50, **short)[0].global_step for _ in range(3)] == [1, 2, 3]

@@ -42,6 +42,8 @@ class After(Callback):
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == self.step and self.action is not None:
+            for each in trainer.checkpoint_callbacks:
+                each._leave_folder()  # a disk with a file that is open to write is busy
             self.action()
             self.action = None
 

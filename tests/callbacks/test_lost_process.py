@@ -56,7 +56,7 @@ def test_a_failure_ends_all_processes_and_is_said_once(guarded, name, message):
 
 def test_a_killed_loader_worker_is_said_in_one_line():
     trainer, message = SimpleNamespace(world_size=1), "DataLoader worker (pid 7) is killed by"
-    with pytest.raises(ChildProcessError, match="loader worker was ended from outside"):
+    with pytest.raises(ChildProcessError, match="loader worker 7 was ended from outside"):
         LostProcess().on_exception(trainer, None, RuntimeError(message))
 
 

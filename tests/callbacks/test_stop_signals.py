@@ -17,7 +17,7 @@ from scm_lightning.callbacks import Checkpoints, StopSignals
 from scm_lightning.callbacks.stop_signals import Stopped
 
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
-STOPPED = ["term", "preempted", "interrupt", "heard", "term twice", "at the start", "sharded"]
+STOPPED = ["term", "preempted", "interrupt", "heard", "term twice", "sharded"]
 KINDS = [("SIGTERM", 1), ("SIGUSR1", 1), ("SIGINT", 1), ("SIGTERM", 2)]
 TARGETS = ["rank 0", "rank 1", "all", "each"]
 
@@ -57,12 +57,6 @@ def test_a_signal_to_one_process_alone_reaches_it_alone(guarded):
 def test_a_validation_is_cut_short(guarded):
     found = guarded[1]["preempted"]["first"]
     assert [each["step"] for each in found["stopped"]] == [4, 4]
-
-
-def test_before_the_first_step_nothing_is_saved(guarded):
-    found = guarded[1]["at the start"]["first"]
-    assert found["saved"] is None
-    assert "nothing to save" in found["log"]
 
 
 @pytest.mark.parametrize("name", ["term", "preempted"])

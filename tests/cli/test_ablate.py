@@ -3,8 +3,7 @@
 
 import json
 import statistics
-import subprocess
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +64,7 @@ def arguments(folder: Path, *further: str, **changes: object) -> list[str]:
 
 
 class Processes:
-    """Stands in for `subprocess.run`: the same command lines, without starting Python again."""
+    """Stands in for `Popen`: the same command lines, without starting Python again."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, str]] = []
@@ -73,18 +72,19 @@ class Processes:
     def __call__(self, command, stdout, **options):
         folder = next(word for word in command if "default_root_dir" in word).partition("=")[2]
         self.stages.append(("/".join(Path(folder).parts[-3:]), command[3]))
+        code = 0
         with redirect_stdout(stdout), redirect_stderr(stdout):
             try:
                 main(command[3:])
             except SystemExit as stopped:
-                return SimpleNamespace(returncode=stopped.code)
-        return SimpleNamespace(returncode=0)
+                code = stopped.code
+        return nullcontext(SimpleNamespace(wait=lambda: code))
 
 
 @pytest.fixture
 def processes(monkeypatch):
     stand_in = Processes()
-    monkeypatch.setattr(subprocess, "run", stand_in)
+    monkeypatch.setattr("scm_lightning.cli.ablate.Popen", stand_in)
     return stand_in
 
 
@@ -93,7 +93,7 @@ def done(tmp_path_factory):
     """An ablation that was run once; its folder and what was started."""
     folder, stand_in = tmp_path_factory.mktemp("ablate"), Processes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess, "run", stand_in)
+        patch.setattr("scm_lightning.cli.ablate.Popen", stand_in)
         main(["ablate", *arguments(folder)])
     return folder, stand_in.stages
 

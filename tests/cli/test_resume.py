@@ -13,35 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from digits_runs import CONFIG, NETWORK, fit
 
 from scm_lightning.cli import main
 from scm_lightning.cli.ablation import STARTED, Run
 from scm_lightning.cli.resume import differences
-
-CONFIG = Path(__file__).parents[2] / "configs" / "digits_teacher.yaml"
-NETWORK = "model.init_args.network.init_args"
-
-
-def fit(folder, steps, *further, shards=None, **options):
-    """Train the digits' teacher, made small, up to a step."""
-    fixed = {
-        "trainer.default_root_dir": folder,
-        "data.init_args.root": shards or folder.parent / "shards",
-        "data.init_args.batch_size": 37,
-        "data.init_args.num_val_samples": 20,
-        f"{NETWORK}.model_channels": 16,
-        f"{NETWORK}.num_blocks": 1,
-        f"{NETWORK}.dropout": 0.1,
-        "model.init_args.lr_schedule.init_args.ramp_steps": 4,
-        "checkpoints.every_n_train_steps": 5,
-        "trainer.val_check_interval": 4,
-        "trainer.log_every_n_steps": 1,
-        "trainer.max_steps": steps,
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-    }
-    given = {**fixed, **{key.replace("__", "."): value for key, value in options.items()}}
-    main(["fit", f"--config={CONFIG}", *(f"--{k}={v}" for k, v in given.items()), *further])
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +45,8 @@ def content(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as opened:
+def rows(folder, name="metrics.csv"):
+    with (folder / name).open(newline="") as opened:
         return [row for row in csv.DictReader(opened) if row["train/loss"]]
 
 
@@ -119,13 +95,17 @@ def test_a_finished_run_is_not_taken_for_another(run, capsys):
     assert "has seed_everything 0, got 5: go on with 0, or begin anew with --fresh" in line
 
 
-def test_differences_are_those_of_options_that_both_know(tmp_path):
-    """A new option of another version is none; a schedule in the place of none is."""
+def test_differences_are_shown_whoever_has_the_option(tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text("model: {lr: 0.5, schedule: null, old: 1}\ntrainer: {max_steps: 3}\n")
     now = {"model": {"lr": 0.5, "schedule": {"class_path": "X"}, "new": 2}, "ckpt_path": "x"}
     found = differences(saved, yaml.safe_dump(now | {"trainer": {"max_steps": 4}}))
-    expected = {"model.schedule": ("None", "{'class_path': 'X'}"), "trainer.max_steps": ("3", "4")}
+    expected = {
+        "model.schedule": ("None", "{'class_path': 'X'}"),
+        "trainer.max_steps": ("3", "4"),
+        "model.old": ("1", "-"),
+        "model.new": ("-", "2"),
+    }
     assert found == expected
     assert differences(tmp_path / "none.yaml", "a: 1") == {}
 
@@ -159,6 +139,7 @@ def test_fresh_starts_anew_and_moves_the_old_run(run, unbroken, tmp_path, capsys
     aside = folder / "checkpoints.old-1"
     assert {each.name for each in aside.iterdir()} == {"0000005.ckpt", "0000010.ckpt", "last.ckpt"}
     assert [row["step"] for row in rows(folder)] == ["0", "1", "2"]
+    assert rows(folder, "metrics.old-1.csv") == rows(unbroken)
     assert "later checkpoints in" in said(capsys)
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["fresh"] is False
@@ -207,7 +188,7 @@ def test_a_named_file(run, tmp_path, capsys):
     line = refused(capsys, lambda: run(20, "--fresh", ckpt_path=folder / "0000005.ckpt"))
     assert "give one of the two" in line
     run(6, ckpt_path=folder / "0000005.ckpt")
-    assert sorted(each.name for each in folder.iterdir()) == ["0000005.ckpt", "last.ckpt"]
+    assert sorted(each.name for each in folder.glob("*.ckpt")) == ["0000005.ckpt", "last.ckpt"]
     assert content(tmp_path / "run")["global_step"] == 6
 
 
@@ -248,7 +229,7 @@ def test_a_full_disk_is_one_line(run, tmp_path):
     )
     needed = int(errors[0].split("where ")[1].split(" bytes")[0].replace(",", ""))
     assert needed == pytest.approx(size, rel=0.02)
-    names = sorted(each.name for each in folder.iterdir())
+    names = sorted(each.name for each in folder.glob("*.ckpt"))
     assert names == ["0000005.ckpt", "0000010.ckpt", "last.ckpt"]
     run(14)
     assert content(tmp_path / "run")["global_step"] == 14

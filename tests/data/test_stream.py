@@ -235,10 +235,10 @@ def test_places(folder):
 
 
 def test_waiting_for_a_place_is_said(monkeypatch, caplog):
-    assert read_file("pipe:echo quick") == b"quick\n"
+    assert read_file("pipe:echo quick", 6) == b"quick\n"
     assert not caplog.messages
     monkeypatch.setattr(location, "SILENCE", 0.01)
-    assert read_file("pipe:sleep 0.3; echo slow") == b"slow\n"
+    assert read_file("pipe:sleep 0.3; echo slow", 6) == b"slow\n"
     assert caplog.messages[0].startswith("pipe:sleep 0.3; echo slow has not answered")
 
 

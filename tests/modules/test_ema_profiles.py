@@ -157,7 +157,7 @@ def test_snapshots_hold_the_averages(dtype, tmp_path):
             }
 
 
-def test_a_run_that_goes_on_removes_the_snapshots_it_will_write_again(tmp_path, capsys):
+def test_a_run_that_goes_on_sets_aside_the_snapshots_it_will_write_again(tmp_path, capsys):
     """From a checkpoint of step 2 of a run that came to step 6, on to step 4."""
 
     def fit(steps, ckpt_path=None):
@@ -168,9 +168,12 @@ def test_a_run_that_goes_on_removes_the_snapshots_it_will_write_again(tmp_path, 
     fit(2).save_checkpoint(tmp_path / "two.ckpt", weights_only=False)
     early = (tmp_path / "ema" / "0000002-0.1.safetensors").stat()
     fit(6, str(tmp_path / "two.ckpt"))
-    assert "removed" not in capsys.readouterr().out
+    assert "damaged" not in capsys.readouterr().out
     fit(4, str(tmp_path / "two.ckpt"))
-    assert "removed 4 snapshots of steps after 2" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"training starts at step 2: 4 snapshots in {tmp_path}/ema that are later" in printed
+    aside = sorted(int(file.name[:7]) for file in (tmp_path / "ema.old-1").iterdir())
+    assert aside == [3, 4, 5, 6]
     left = sorted(int(file.name[:7]) for file in (tmp_path / "ema").iterdir())
     assert left == [1, 2, 3, 4]
     assert (tmp_path / "ema" / "0000002-0.1.safetensors").stat().st_mtime_ns == early.st_mtime_ns

@@ -22,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 
 from scm_lightning.data.index import Shard, ShardIndex, Split
+from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.preparation.content import Moments, ShardContent
 from scm_lightning.data.preparation.folder import (
     PreparationFolder,
@@ -125,7 +126,7 @@ class Preparation:
 
 
 def prepare(
-    recipe: Recipe, folder: Path, num_workers: int = 0, max_unreadable: int = 0
+    recipe: Recipe, folder: Path | str, num_workers: int = 0, max_unreadable: int = 0
 ) -> Preparation:
     """Write a folder of shards, or go on with it, or find it complete.
 
@@ -139,7 +140,7 @@ def prepare(
         ValueError: if the folder holds something else or cannot be written, or more images cannot
             be read. Finished shards are kept, and the same call goes on.
     """
-    started, plan = time.monotonic(), recipe.plan()
+    started, folder, plan = time.monotonic(), folder_to_write(folder), recipe.plan()
     unreadable = read_account(folder, plan)
     if unreadable is not None:
         return Preparation(ShardIndex.read(folder), unreadable, 0, 0.0)

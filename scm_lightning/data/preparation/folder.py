@@ -24,9 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scm_lightning.data.index import INDEX_FILE, Shard, ShardIndex
+from scm_lightning.data.index import INDEX_FILE, MAX_INDEX_BYTES, Shard, ShardIndex
 from scm_lightning.data.preparation.content import Moments
 from scm_lightning.data.preparation.plan import ORDER, Plan, PlannedShard
+from scm_lightning.given_files import read_regular
 from scm_lightning.whole_files import written_whole
 
 WORK_FOLDER = ".preparation"
@@ -105,7 +106,7 @@ class PreparationFolder:
         """The record of a shard if it is finished, and its file there and whole by its size."""
         note = self._record_file(planned)
         try:
-            fields = json.loads(note.read_text())
+            fields = json.loads(read_regular(note, MAX_INDEX_BYTES))
             shard = None if fields["shard"] is None else Shard(**fields["shard"])
             num, sums, squares = fields["moments"]
             moments = Moments(int(num), [float(x) for x in sums], [float(x) for x in squares])
@@ -218,7 +219,7 @@ def _write_plan(file: Path, plan: Plan) -> None:
 def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
     """Read what a folder was begun with, and refuse another plan."""
     try:
-        fields: dict[str, Any] = json.loads(file.read_text())
+        fields: dict[str, Any] = json.loads(read_regular(file, MAX_INDEX_BYTES))
         begun, digest = dict(fields["settings"]), fields["digest"]
     except BAD_JSON as error:
         raise ValueError(f"{file} is damaged: {error}; remove {folder}") from error

@@ -17,7 +17,6 @@ import math
 import pickle
 import pickletools
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
@@ -25,7 +24,9 @@ from typing import Any, final
 import numpy as np
 
 from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.gzipped import read_gzip
 from scm_lightning.data.sources.source import InMemorySource, Item
+from scm_lightning.given_files import read_regular
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = (*[f"data_batch_{number}" for number in range(1, 6)], "test_batch")
@@ -36,6 +37,8 @@ CLASS_NAMES = (
 SIDE = 32
 MAX_BATCH_BYTES = 1 << 26
 """Twice the size of a real file."""
+MAX_ARCHIVE_BYTES = 1 << 28
+"""The files of the real archive have 186 million bytes together."""
 OPCODES = frozenset(
     (
         *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE"),
@@ -175,21 +178,22 @@ def _batches(path: Path) -> Iterator[tuple[str, bytes]]:
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
         for name in BATCHES:
             try:
-                with (folder / name).open("rb") as file:
-                    yield name, file.read(MAX_BATCH_BYTES)
-            except OSError as error:
+                yield name, read_regular(folder / name, MAX_BATCH_BYTES)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{folder} must hold {name}: {error}; unpack it again") from error
         return
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:*") as archive:
+        # Unpacked first, since tarfile reads headers of any size that they claim.
+        content = io.BytesIO(read_gzip(path, MAX_ARCHIVE_BYTES))
+        with tarfile.open(fileobj=content, mode="r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./").removeprefix(f"{FOLDER}/")
                 if name in BATCHES and member.isreg() and member.size <= MAX_BATCH_BYTES:
                     opened = archive.extractfile(member)
                     assert opened is not None
                     found[name] = opened.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} must be CIFAR-10's archive: {error}; get it again") from error
     for name in BATCHES:
         if name not in found:

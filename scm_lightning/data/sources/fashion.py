@@ -6,16 +6,15 @@ They are of the idx format: a big-endian header (0, 0, type, number of axes; the
 Source: H. Xiao, K. Rasul, R. Vollgraf, arXiv 1708.07747; MIT licence.
 """
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from scm_lightning.data.shards import Array
+from scm_lightning.data.sources.gzipped import read_gzip
 from scm_lightning.data.sources.source import InMemorySource, Item
 
 CLASS_NAMES = (
@@ -26,6 +25,8 @@ SIDE = 28
 FILE_PREFIXES = {"train": "train", "heldout": "t10k"}
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
 """Where the Debian package `dataset-fashion-mnist` puts the files."""
+MAX_IDX_BYTES = 1 << 26
+"""60,000 images are 47 million."""
 UNSIGNED_BYTES = 8
 """The idx format's code of the values' type."""
 
@@ -101,12 +102,9 @@ def read_idx(file: Path, num_axes: int) -> Array:
         The array, uint8.
 
     Raises:
-        ValueError: if the file is damaged, or of another type or number of axes.
+        ValueError: if the file is damaged, too large, or of another type or number of axes.
     """
-    try:
-        content = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} must be a whole gzip file: {error}; get it again") from error
+    content = read_gzip(file, MAX_IDX_BYTES)
     magic, expected = content[:4], bytes((0, 0, UNSIGNED_BYTES, num_axes))
     if magic != expected:
         raise ValueError(

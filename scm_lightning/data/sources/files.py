@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, final
 from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.decoding import MAX_FILE_BYTES, decode_image, is_image_name
 from scm_lightning.data.sources.labels import (
+    MAX_TABLE_BYTES,
     find_splits,
     folder_classes,
     match_labels,
@@ -19,6 +20,7 @@ from scm_lightning.data.sources.labels import (
     read_table,
 )
 from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
+from scm_lightning.given_files import open_regular
 
 DATASET_JSON = "dataset.json"
 ZIP_ERRORS = (OSError, ValueError, IndexError, zipfile.BadZipFile, NotImplementedError)
@@ -78,7 +80,10 @@ class Folder(FileTree):
     def open(self, name: str) -> BinaryIO:
         """Open a file; see `FileTree.open`."""
         _check_size(self.size(name))
-        return (self.path / name).open("rb")
+        try:
+            return open_regular(self.path / name)
+        except ValueError as error:
+            raise OSError(str(error)) from error
 
 
 @final
@@ -121,7 +126,7 @@ class Zip(FileTree):
     def _opened(self) -> zipfile.ZipFile:
         # A process that was forked shares the position in the file with the one that opened it.
         if self._archive is None or self._opened_by != os.getpid():
-            self._archive, self._opened_by = zipfile.ZipFile(self.path), os.getpid()
+            self._archive, self._opened_by = zipfile.ZipFile(open_regular(self.path)), os.getpid()
         return self._archive
 
 
@@ -212,11 +217,14 @@ def _dataset_json_classes(tree: FileTree) -> tuple[list[int], list[str]] | None:
     where = f"{DATASET_JSON} of {tree.path}"
     try:
         with tree.open(DATASET_JSON) as file:
-            pairs = read_dataset_json(file.read(MAX_FILE_BYTES), where)
+            content = file.read(MAX_TABLE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
+    if len(content) > MAX_TABLE_BYTES:
+        raise ValueError(f"{where} must have at most {MAX_TABLE_BYTES:,} bytes, got more")
+    pairs = read_dataset_json(content, where)
     return ([0] * len(tree.names), []) if pairs is None else match_labels(pairs, tree.names, where)
 
 

@@ -17,7 +17,7 @@ from typing import Any, final
 
 from scm_lightning.data.shards import Array
 from scm_lightning.data.sources.decoding import MAX_FILE_BYTES, decode_image
-from scm_lightning.data.sources.labels import HELDOUT_NAMES, number_labels
+from scm_lightning.data.sources.labels import HELDOUT_NAMES, MAX_TABLE_BYTES, number_labels
 from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 LABEL = "label"
@@ -97,6 +97,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"reading {path} needs Hugging Face's library; run pip install datasets"
         ) from error
+    _refuse_devices(path)
     try:
         loaded = datasets.load_from_disk(str(path))
     # The library raises errors of pyarrow and its own, of many kinds.
@@ -113,6 +114,18 @@ def _load(path: Path) -> dict[str, Any]:
             f"{', '.join(loaded)}; rename them, or give the folder of one"
         )
     return {name: part.with_format(None) for name, part in loaded.items()}
+
+
+def _refuse_devices(path: Path) -> None:
+    """The library would wait for a pipe for ever, and read all of a device."""
+    for file in path.rglob("*"):
+        if not file.is_dir() and not file.is_file():
+            raise ValueError(
+                f"{path} must hold regular files, got {file.name}, a pipe, device or dead link; "
+                "save it again"
+            )
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size > MAX_TABLE_BYTES:
+            raise ValueError(f"{file} must have at most {MAX_TABLE_BYTES:,} bytes, got more")
 
 
 def _stored_images(path: Path, column: str) -> dict[str, Any]:

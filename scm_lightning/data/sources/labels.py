@@ -10,15 +10,19 @@ Names are numbered in the order of the alphabet. A single class is no classes.
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from scm_lightning.data.index import MAX_CLASSES
+from scm_lightning.given_files import read_regular
+
+MAX_TABLE_BYTES = 1 << 27
+"""Twice the size of ImageNet's."""
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
 TABLE_HEADER = ["file", "label"]
-MAX_CLASSES = 100_000
-"""More classes than a data set has: a larger number is a mistake, such as an identifier."""
 
 
 def number_labels(labels: Sequence[str], where: str) -> tuple[list[int], list[str]]:
@@ -113,9 +117,9 @@ def read_table(file: Path, header: Sequence[str] = TABLE_HEADER) -> list[tuple[s
         ValueError: if it cannot be read, or has another header or other columns.
     """
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            rows = list(csv.reader(opened))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        content = io.BytesIO(read_regular(file, MAX_TABLE_BYTES))
+        rows = list(csv.reader(io.TextIOWrapper(content, encoding="utf-8-sig", newline="")))
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{file} must be a CSV file in UTF-8: {error}") from error
     if not rows or rows[0] != list(header):
         raise ValueError(

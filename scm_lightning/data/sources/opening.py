@@ -11,6 +11,7 @@ from scm_lightning.data.sources.huggingface import HuggingFaceSource
 from scm_lightning.data.sources.imagenet import open_imagenet
 from scm_lightning.data.sources.source import ImageSource
 from scm_lightning.data.sources.tars import WebDatasetSource
+from scm_lightning.given_files import given_path
 
 KINDS = ("folder", "imagenet", "zip", "webdataset", "cifar10", "fashion", "huggingface")
 LABELLED_KINDS = ("folder", "imagenet", "zip")
@@ -34,6 +35,7 @@ def open_source(path: str, kind: str = "auto", labels: str | None = None) -> Ima
     """
     if kind not in ("auto", *KINDS):
         raise ValueError(f"kind must be auto or one of {', '.join(KINDS)}, got {kind}; choose one")
+    path = given_path(path)
     if kind == "auto":
         kind = detect_kind(path)
     if labels is not None and kind not in LABELLED_KINDS:
@@ -41,7 +43,7 @@ def open_source(path: str, kind: str = "auto", labels: str | None = None) -> Ima
             f"labels from a CSV file go with images in a folder or zip archive, got the kind {kind}"
             f" for {path}; leave labels out"
         )
-    place, table = Path(path), Path(labels) if labels is not None else None
+    place, table = Path(path), Path(given_path(labels)) if labels is not None else None
     if kind != "webdataset" and not place.exists():
         raise ValueError(f"{path} must be there, and is not; correct the path")
     if kind == "folder":

@@ -24,7 +24,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, final
+from typing import BinaryIO, NamedTuple, cast, final
 
 import braceexpand
 from rich.progress import track
@@ -36,7 +36,7 @@ from scm_lightning.data.sources.labels import HELDOUT_NAMES, number_labels
 from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
 
 MAX_TARS = 100_000
-MAX_LABEL_BYTES = 1 << 20
+MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
@@ -171,7 +171,7 @@ def _members(opened: BinaryIO, file: Path, number: int) -> Iterator[tuple[str, P
     num_bytes = os.fstat(opened.fileno()).st_size
     try:
         # "r:" takes no compression.
-        with tarfile.open(fileobj=opened, mode="r:") as archive:
+        with tarfile.open(fileobj=cast(BinaryIO, _Headers(opened)), mode="r:") as archive:
             for member in archive:
                 if member.isdir():
                     continue
@@ -195,6 +195,23 @@ def _members(opened: BinaryIO, file: Path, number: int) -> Iterator[tuple[str, P
             f"{file} must be a whole tar file without compression: {error}; get it again, or "
             "unpack .gz first"
         ) from error
+
+
+class _Headers:
+    """A tar file as tarfile reads it, which takes in a long name at any length that it claims."""
+
+    def __init__(self, opened: BinaryIO) -> None:
+        self.seek, self.tell, self._opened = opened.seek, opened.tell, opened
+
+    def read(self, size: int) -> bytes:
+        """Read a header.
+
+        Raises:
+            tarfile.ReadError: if it is larger than any.
+        """
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._opened.read(size)
 
 
 def _read_at(file: BinaryIO, place: Place) -> bytes:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run at a time in a folder: `.lock`, which names the process that trains there.
+
+The lock is the operating system's record lock on that file, not the file, which stays. So it ends
+with its process, however that ends, and no process that it forks has a part in it. Trap: it also
+ends when its process closes the file a second time; nobody else may open it.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+NAME = ".lock"
+MAX_BYTES = 500
+
+
+def lock_folder(folder: Path) -> BinaryIO | None:
+    """Lock a folder for this process.
+
+    Args:
+        folder: the folder; made if missing.
+
+    Returns:
+        What is to be closed to unlock it; None if its file system has no locks, which is said.
+
+    Raises:
+        ValueError: if another process has locked it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"checkpoints must go into a folder, and {folder} cannot be made: {error.strerror}; "
+            "give another trainer.default_root_dir"
+        ) from error
+    file = folder / NAME
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        opened = os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0)
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            with opened:
+                said = opened.read(MAX_BYTES).decode(errors="replace")
+            owner = "".join(filter(str.isprintable, said)) or "another process"
+            raise ValueError(
+                f"one run at a time can train in {folder}, where {owner} does; wait until it has "
+                "ended, or give this run another trainer.default_root_dir"
+            ) from None
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        opened.truncate(0)
+        opened.write(f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
+    except OSError as error:
+        line = f"scm: {folder} cannot be locked against a second run in it: {error.strerror}"
+        print(line, file=sys.stderr, flush=True)
+        return None
+    return opened

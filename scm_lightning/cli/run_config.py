@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration that a run keeps: what files and options gave, in `config.yaml`.
+
+Nothing is in it that was derived, so that everything follows `trainer.default_root_dir`; and of
+that it means the folder that the file lies in, so that a run can be moved, copied and renamed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from scm_lightning.callbacks.side_files import say_unwritten
+from scm_lightning.cli.strict_yaml import text_of
+from scm_lightning.given_files import given_path
+from scm_lightning.whole_files import written_whole
+
+FILE = "config.yaml"
+HEADER = "# The run in this folder: its trainer.default_root_dir is where this file lies.\n"
+ROOT = "trainer.default_root_dir"
+OF_A_START = {"ckpt_path": None, "fresh": False}
+"""What says how one process starts, and nothing of the run, as it is kept."""
+
+
+class SaveTrainingConfig(SaveConfigCallback):
+    """Writes the run's `config.yaml` when it is trained, and leaves it alone in later stages.
+
+    Args:
+        parser: what the configuration was parsed with.
+        config: the configuration that the objects were built from.
+        kept: the one that is written.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, kept: Namespace) -> None:
+        super().__init__(parser, kept)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait: a configuration that does not fit the run's checkpoint must not replace its own."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, now that the checkpoint has been read."""
+        if trainer.is_global_zero:
+            content = HEADER + self.parser.dump(self.config, skip_none=False)
+            file = Path(trainer.default_root_dir) / FILE
+            try:
+                with written_whole(file) as beside:
+                    beside.write_text(content)
+            except OSError as error:
+                say_unwritten(file, error, "with the options that are on the screen")
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Print a line, in the first process only."""
+    Console().print(line, markup=False, soft_wrap=True)
+
+
+def typed(config: Namespace) -> Namespace:
+    """A copy of a configuration for a run to keep.
+
+    Args:
+        config: as files and options gave it.
+    """
+    kept = config.clone()
+    for key, value in OF_A_START.items():
+        kept[key] = value
+    return kept
+
+
+def of_its_folder(config: Namespace, file: Path) -> None:
+    """Let the configuration that a run keeps be that of the folder it lies in.
+
+    Args:
+        config: what the file gives; changed.
+        file: the file.
+    """
+    named = config.get(ROOT) or "."
+    if not text_of(file).startswith(HEADER) and not _has_derived_paths(config, named):
+        return
+    folder = str(file.parent)
+    if Path(named).expanduser().resolve() != file.parent.resolve():
+        config[ROOT] = folder
+        say(
+            f"{file} is the configuration of the run in its folder, which was {named}: {ROOT} is "
+            f"{folder}, if no other is given"
+        )
+
+
+def _has_derived_paths(config: Namespace, root: str) -> bool:
+    """Whether version 0.3.0 kept it, which wrote down derived paths too; these are taken out."""
+    if config.get("checkpoints.dirpath") != str(Path(root) / "checkpoints"):
+        return False
+    config["checkpoints.dirpath"] = None
+    logger = config.get("trainer.logger")
+    if isinstance(logger, Namespace) and Path(str(logger.get("init_args.save_dir"))) == Path(root):
+        config["trainer.logger"] = None
+    return True
+
+
+def spelled_out(value: Any) -> Any:
+    """A configuration with `~` as the home, wherever a text begins with it.
+
+    Args:
+        value: a configuration, or a part of one; changed, if it can be.
+
+    Returns:
+        The same, or a text in its place.
+
+    Raises:
+        ValueError: if a text holds the name of a variable, `$NAME`.
+    """
+    if isinstance(value, str):
+        return given_path(value)
+    inner = vars(value) if isinstance(value, Namespace) else value
+    if isinstance(inner, dict | list):
+        for key, each in list(inner.items() if isinstance(inner, dict) else enumerate(inner)):
+            inner[key] = spelled_out(each)
+    return value
