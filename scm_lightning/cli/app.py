@@ -37,7 +37,8 @@ from scm_lightning.callbacks import (
 from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.cli.dry_run import prepare
 from scm_lightning.cli.launch_checks import check_launch
-from scm_lightning.cli.option_checks import check_options
+from scm_lightning.cli.network_size import check_network_size
+from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
@@ -134,6 +135,9 @@ class SCMCommandLine(LightningCLI):
         names = [action.dest for action in self._parser(subcommand)._actions]
         check_options(self.config[subcommand], names)
         check_launch(self.config[subcommand])
+        check_network_size(self.config[subcommand])
+        if subcommand != "validate" and not self.config[subcommand].get("dry_run"):
+            check_writable(self.config[subcommand].trainer.default_root_dir or ".")
 
     def before_instantiate_classes(self) -> None:
         """Choose the checkpoint to start from, in the run's folder: `trainer.default_root_dir`."""

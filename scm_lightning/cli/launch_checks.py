@@ -7,6 +7,10 @@ Lightning waits without end for machines on which nobody has started a process.
 import os
 import pkgutil
 
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment

@@ -97,12 +97,17 @@ def _run_in_one_line(words: list[str]) -> None:
         error = first_failure(raised)
         if error is not raised:
             _say(f"cleaning up failed as well: {one_line(str(raised) or repr(raised))}")
-        if os.environ.get("SCM_TRACEBACK") or not isinstance(error, USER_ERRORS):
+        is_known = isinstance(error, USER_ERRORS) or _is_out_of_memory(error)
+        if os.environ.get("SCM_TRACEBACK") or not is_known:
             raise error  # noqa: B904  with all that is behind it
-        hint = "; `scm SUBCOMMAND --help` lists what can be set"
-        line = one_line(str(error)) + (hint if isinstance(error, ArgumentError) else "")
-        is_other_text = isinstance(error, UnicodeDecodeError)
-        _refuse(f"a configuration must be text in UTF-8: {line}" if is_other_text else line)
+        line = one_line(str(error))
+        if _is_out_of_memory(error):
+            line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
+        elif isinstance(error, ArgumentError):
+            line += "; `scm SUBCOMMAND --help` lists what can be set"
+        elif isinstance(error, UnicodeDecodeError):
+            line = f"a configuration must be text in UTF-8: {line}"
+        _refuse(line)
 
 
 def _run(words: list[str]) -> None:
@@ -128,6 +133,12 @@ def _run(words: list[str]) -> None:
 
         # A flag as people type it; the parser wants the name of the argument, and a value.
         run(["--dry_run=true" if word == "--dry-run" else word for word in words])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the CPU or of a GPU is what is missing; torch has types for the latter."""
+    kinds = {each.__name__ for each in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
 
 
 def first_failure(error: BaseException) -> BaseException:

@@ -7,12 +7,15 @@ function, with arguments, and calls it: `class_path: torch.save` would write a f
 
 import inspect
 import pkgutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+
+from scm_lightning.given_files import given_path
 
 MAX_SEED = 2**32 - 1
 LEAST = {
@@ -36,12 +39,12 @@ def check_options(config: Namespace, names: Iterable[str]) -> None:
         names: dotted keys of all that there are.
 
     Raises:
-        ValueError: if a class_path is no class's, a group of options is a list, an option is out of
-            range, a CPU is to compute in float16, or the folder of the run is a file.
+        ValueError: if a class_path is no class's, or its dict_kwargs are not, a group of options
+            is a list, an option is out of range, a CPU is to compute in float16, or the folder of
+            the run is a file.
     """
-    for path in class_paths(config):
-        if not inspect.isclass(pkgutil.resolve_name(path)):
-            raise ValueError(f"class_path must name a class, got {path}; write one around it")
+    for spec in _specs(config):
+        _check_class(spec["class_path"], spec.get("dict_kwargs") or {})
     for group in sorted({name.partition(".")[0] for name in names if "." in name} - MAY_BE_NONE):
         if not isinstance(config[group], Namespace):
             raise ValueError(f"{group} must be a map of options to values, got {config[group]}")
@@ -64,6 +67,28 @@ def check_options(config: Namespace, names: Iterable[str]) -> None:
         )
 
 
+def check_writable(root: str) -> None:
+    """Refuse a folder of a run that cannot be made or written to; nothing is left in it.
+
+    Args:
+        root: the folder, which may be missing.
+
+    Raises:
+        ValueError: if no file can be made in it, or in the nearest folder above that is there.
+    """
+    folder = Path(given_path(root)).absolute()
+    try:
+        with tempfile.TemporaryFile(
+            dir=next(each for each in (folder, *folder.parents) if each.exists())
+        ):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"trainer.default_root_dir must be a folder that can be written to, got {root}: "
+            f"{error.strerror}; give another"
+        ) from error
+
+
 def _is_float16_on_cpu(trainer: Namespace) -> bool:
     automatic = trainer.accelerator == "auto" and not torch.accelerator.is_available()
     return trainer.precision in FLOAT16 and (automatic or trainer.accelerator == "cpu")
@@ -75,12 +100,33 @@ def class_paths(value: Any) -> Iterator[str]:
     Args:
         value: a configuration, or a part of one.
     """
+    for spec in _specs(value):
+        yield spec["class_path"]
+
+
+def _specs(value: Any) -> Iterator[dict[str, Any]]:
+    """Every map with a class_path."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, dict):
         if isinstance(value.get("class_path"), str):
-            yield value["class_path"]
+            yield value
         value = list(value.values())
     if isinstance(value, list | tuple):
         for each in value:
-            yield from class_paths(each)
+            yield from _specs(each)
+
+
+def _check_class(path: str, dict_kwargs: Collection[str]) -> None:
+    """Refuse functions, and arguments that a class does not take: the parser believes both."""
+    kind = pkgutil.resolve_name(path)
+    if not inspect.isclass(kind):
+        raise ValueError(f"class_path must name a class, got {path}; write one around it")
+    parameters = inspect.signature(kind).parameters.values() if dict_kwargs else ()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    for name in dict_kwargs:
+        if name not in {each.name for each in parameters}:
+            raise ValueError(
+                f"dict_kwargs must be arguments of {path}, which takes no {name}; take it out"
+            )

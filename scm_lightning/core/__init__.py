@@ -31,7 +31,7 @@ from scm_lightning.core.tangents import (
     tangent_norm,
     tangent_warmup,
 )
-from scm_lightning.core.times import Segments, TimeGrid, TimeProposal, edm_levels
+from scm_lightning.core.times import Segments, TimeGrid, TimeProposal, check_num_steps, edm_levels
 from scm_lightning.core.trigflow import (
     TrigFlow,
     at_least_float32,
@@ -53,6 +53,7 @@ __all__ = [
     "TrigFlow",
     "VPProcess",
     "at_least_float32",
+    "check_num_steps",
     "classifier_free_guidance",
     "clip_tangent",
     "consistency_loss",

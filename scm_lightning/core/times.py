@@ -19,6 +19,8 @@ from scm_lightning.core.trigflow import TrigFlow, widen, widest_float
 MAX_TIME = 1.5707962
 """Largest float32 below pi/2, in radians; float32's own pi/2 lies above it, where tan < 0."""
 
+MAX_STEPS = 1_000_000
+
 
 @dataclass(frozen=True)
 class TimeProposal:
@@ -69,6 +71,16 @@ class TimeProposal:
         return t.clamp(max=MAX_TIME)
 
 
+def check_num_steps(num: int) -> None:
+    """Refuse a number of steps, or of parts of a path, whose list of times no memory holds.
+
+    Raises:
+        ValueError: if it is above a million.
+    """
+    if num > MAX_STEPS:
+        raise ValueError(f"a path has at most {MAX_STEPS:,} steps or parts, got {num}; take fewer")
+
+
 def edm_levels(
     num: int, first: float, last: float, rho: float, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -106,7 +118,7 @@ class TimeGrid:
         rho: how closely the levels lie near 0.
 
     Raises:
-        ValueError: if there is no interval.
+        ValueError: if there is no interval, or far too many.
 
     Source: arXiv 2410.11081, Algorithm 2; grid: arXiv 2206.00364, Eq. 5.
     """
@@ -122,6 +134,7 @@ class TimeGrid:
                 f"a discrete-time grid has at least 1 interval, got {self.num_intervals}; the "
                 "paper's best is 1024"
             )
+        check_num_steps(self.num_intervals)
 
     def times(self, path: TrigFlow, device: torch.device | str = "cpu") -> Tensor:
         """The grid. (N + 1,), radians, ascending; in float64 where the device has it."""
@@ -160,7 +173,7 @@ class Segments:
         num: number of parts M.
 
     Raises:
-        ValueError: if there is no part.
+        ValueError: if there is no part, or far too many.
 
     Source: "multistep sCD" of arXiv 2410.11081, Table 6, which gives no recipe; after multistep
         consistency models, arXiv 2403.06807. Equal angles (ours).
@@ -171,6 +184,7 @@ class Segments:
     def __post_init__(self) -> None:
         if self.num < 1:
             raise ValueError(f"a model has at least 1 segment, got {self.num}; the default is 1")
+        check_num_steps(self.num)
 
     def lower_edge(self, t: Tensor) -> Tensor:
         """Lower edge of the part that every time lies in. (B,) radians to (B,) radians."""

@@ -12,6 +12,7 @@ from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
     TimeProposal,
     TrigFlow,
+    check_num_steps,
     mean_flow_loss,
     mean_flow_target,
     tangent_norm,
@@ -81,6 +82,7 @@ class MeanFlowModule(FewStepModule):
                 f"share_of_intervals is a probability and sampling_steps are at least 1, got "
                 f"{share_of_intervals} and {list(sampling_steps)}; MeanFlow has 0.25"
             )
+        check_num_steps(max(sampling_steps))
         teacher = prepare_teacher(teacher, network, path, start_from_teacher)
         super().__init__(
             network,

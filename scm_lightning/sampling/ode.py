@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scm_lightning.core import TrigFlow, edm_levels
+from scm_lightning.core import TrigFlow, check_num_steps, edm_levels
 from scm_lightning.sampling.consistency import check_times
 
 Solver = Literal["ddim", "heun", "dpmpp_2m"]
@@ -46,12 +46,13 @@ def time_grid(
         N + 1 descending angles, the last one 0. Radians.
 
     Raises:
-        ValueError: if `num_steps` is below 2.
+        ValueError: if `num_steps` is below 2, or above a million.
 
     Source: arXiv 2206.00364, Eq. 5; mapped by t = atan(sigma / sigma_data).
     """
     if num_steps < 2:
         raise ValueError(f"an ODE needs at least 2 solver steps, got {num_steps}; EDM uses 18")
+    check_num_steps(num_steps)
     levels = edm_levels(num_steps, sigma_max, sigma_min, rho)
     times: list[float] = path.t_from_sigma(levels).tolist()
     return [*times, 0.0]

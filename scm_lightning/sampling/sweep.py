@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from scm_lightning.core import TrigFlow
+from scm_lightning.core import TrigFlow, check_num_steps
 
 
 class SweepPoint(NamedTuple):
@@ -103,6 +103,7 @@ class SamplerSweep:
                 f"num_steps of a sweep must be at least 1, got {list(self.num_steps)}; the paper "
                 "takes 1 and 2"
             )
+        check_num_steps(max(self.num_steps))
         if not self.t_mid:
             return
         if max(self.num_steps) < 2 or not all(0.0 < t < math.pi / 2 for t in self.t_mid):

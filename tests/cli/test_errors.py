@@ -148,3 +148,28 @@ def test_a_traceback_is_shown_on_request(monkeypatch):
     monkeypatch.setenv("SCM_TRACEBACK", "1")
     with pytest.raises(ValueError, match=r"nowhere\.yaml"):
         main(["fit", "--config", "nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(error, monkeypatch, capsys):
+    def run(words):
+        raise error
+
+    monkeypatch.setattr(sys.modules[main.__module__], "_run", run)
+    assert "there is not enough memory" in refused(capsys, "fit")
+
+
+def test_other_errors_of_ours_keep_their_traceback(monkeypatch):
+    def run(words):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(sys.modules[main.__module__], "_run", run)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        main(["fit"])
