@@ -31,6 +31,7 @@ from scm_lightning.autodiff import CompiledTangents, TangentComputer
 from scm_lightning.core import TrigFlow, widen
 from scm_lightning.core.times import MAX_TIME
 from scm_lightning.data import Batch
+from scm_lightning.whole_files import write_whole
 
 FILE = "gradient_noise.json"
 TIMES = (0.01, 0.03, 0.1, 0.3, 0.7, 1.1, 1.4, 1.5, 1.55, 1.5645)
@@ -177,8 +178,7 @@ class GradientNoise(Callback):
         rows = [self.measure(trainer, pl_module, t) for t in self.times]
         content |= {name: [row[name] for row in rows] for name in rows[0]}
         file = Path(trainer.default_root_dir) / FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        write_whole(file, json.dumps(content, indent=2) + "\n")
         self._batches.clear()
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, t: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 """Scores of samples: logged while training, tabled and written by `scm test`."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from scm_lightning.metrics import (
     TrainingData,
     from_first_process,
 )
+from scm_lightning.whole_files import write_whole
 
 
 class SampleMetrics(Callback):
@@ -57,6 +59,22 @@ class SampleMetrics(Callback):
         self._compared: ShardDataModule | None = None
         self._sets: dict[str, SampleSet] = {}
         self._nfe: dict[str, int] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave out scores that the data cannot have, and say so."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if self.features is None or not isinstance(datamodule, ShardDataModule):
+            return
+        if self.features.only_images and not datamodule.index.are_images and stage != "predict":
+            if trainer.is_global_zero:
+                name = f"{self.features.distance_name} and other scores are"
+                line = (
+                    f"scm: {name} left out: {type(self.features).__name__} looks at images, "
+                    f"(1, H, W) or (3, H, W), and the data have shape {datamodule.index.shape}; "
+                    "set metrics.features to an extractor made for them"
+                )
+                print(line, file=sys.stderr, flush=True)
+            self.features = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
@@ -123,8 +141,7 @@ class SampleMetrics(Callback):
         measured = protocol(self._compared, scoring, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        write_whole(file, json.dumps(content, indent=2) + "\n")
         below = caption(datamodule.num_damaged(), scoring)
         console.print(score_table(scores, self._nfe, scoring.reference.extractor, below))
         console.print(f"written to {file}")

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import LightningModule
 
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.metrics import Score
 from scm_lightning.sampling import SweepPoint
+from scm_lightning.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,14 +73,18 @@ def report_sweep(
         "options": options,
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
-    (folder / "sweep.json").write_text(json.dumps(content, indent=2) + "\n")
-    sweep_plot(points, scores, distance).savefig(folder / "sweep.png", dpi=120)
+    write_whole(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+    is_drawn = write_picture(
+        folder / "sweep.png",
+        lambda to: sweep_plot(points, scores, distance).savefig(to, format="png", dpi=120),
+    )
+    drawn = f"drawn in {folder / 'sweep.png'}, " if is_drawn else ""
     score = scores[best][distance]
     return [
         f"best: {best}, {distance} {score.value:.3f} over {score.num_samples:,} samples; "
         "confirm it with another --data.init_args.sample_seed",
         f"to sample so: {options}",
-        f"sweep drawn in {folder / 'sweep.png'}, written to {folder / 'sweep.json'}",
+        f"sweep {drawn}written to {folder / 'sweep.json'}",
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
@@ -161,12 +162,14 @@ def prepare_images(
         return
     done = prepare(recipe, Path(out), num_cores() if workers is None else workers, max_unreadable)
     sheet = Path(out) / SHEET_FILE
-    if not sheet.is_file():
-        contact_sheet(Path(out), done.index, autoencoder, device).save(sheet)
+    is_drawn = sheet.is_file() or write_picture(
+        sheet, lambda to: contact_sheet(Path(out), done.index, autoencoder, device).save(to, "PNG")
+    )
     if not done.num_images:
         console.print(f"{out} is complete already: nothing to do", soft_wrap=True)
     console.print(summary_table(recipe, done))
-    console.print(f"what the network will see: {sheet}", soft_wrap=True)
+    if is_drawn:
+        console.print(f"what the network will see: {sheet}", soft_wrap=True)
     console.print(f"next: {next_command(out, done.index)}", markup=False, soft_wrap=True)
 
 
