@@ -72,6 +72,12 @@ def flush_file(file: Path) -> None:
         os.fsync(written.fileno())
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a text; see `written_whole`."""
+    with written_whole(file) as beside:
+        beside.write_text(text)
+
+
 def flush_folder(folder: Path) -> None:
     """Put the names of a folder's files on the disk, so that a crash does not undo a rename."""
     opened = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of samples: while training, and as the result of `scm predict`."""
 
+from collections import Counter
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +13,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_picture
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
-from scm_lightning.callbacks.side_files import say_unwritten
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics import in_first_process
+from scm_lightning.whole_files import written_whole
+
+MAX_LOOKED_AT = 5000
+"""Held-out data that are read to find classes."""
 
 
 class SampleGrids(Callback):
     """Writes into the run's folder `samples/`.
 
-    While training: `step_N.png` after every validation, unless the disk refuses it. From
-    `scm predict`: `NAME.png`, a grid of every sampler's images; `comparison.png`, the samplers
-    under each other from the same noise; `samples.npz`, all samples in data units with indices,
-    labels and seed.
+    While training: `step_N.png` after every validation. From `scm predict`: `samples.npz`, all
+    samples in data units with indices, labels and seed; then `NAME.png`, a grid of every sampler's
+    images; `comparison.png`, the samplers under each other from the same noise, below held-out data
+    of the same classes. A picture that cannot be made is a line; the rest goes on.
 
     Args:
         columns: images in a row.
@@ -34,6 +40,7 @@ class SampleGrids(Callback):
             raise ValueError(f"columns must be at least 1, got {columns}")
         self.columns = columns
         self._drawn: list[dict[str, Tensor]] = []
+        self._seed = 0
 
     def on_validation_batch_end(
         self,
@@ -48,12 +55,9 @@ class SampleGrids(Callback):
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
             file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
-            picture = captioned_rows(self._rows(trainer, shown))
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(file)
-            except OSError as error:
-                say_unwritten(file, error, "without this picture")
+            write_picture(
+                file, lambda to: captioned_rows(self._rows(trainer, shown)).save(to, "PNG")
+            )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
@@ -71,6 +75,7 @@ class SampleGrids(Callback):
         """Keep the samples of a batch."""
         labels = {} if batch.labels is None else {"labels": batch.labels.cpu()}
         drawn = {name: samples.x0.cpu() for name, samples in outputs.items()}
+        self._seed = batch.seed
         self._drawn.append({"indices": batch.indices.cpu(), **labels, **drawn})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,19 +85,31 @@ class SampleGrids(Callback):
             return
         order = torch.cat([part["indices"] for part in parts]).argsort()
         joined = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
-        indices, labels = joined.pop("indices"), joined.pop("labels", torch.empty(0))
-        folder, datamodule = self._folder(trainer), shards_of(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, x0 in joined.items():
-            image_grid(datamodule.to_images(x0), self.columns).save(folder / f"{name}.png")
-        shown = {name: x0[: self.columns] for name, x0 in joined.items()}
-        real = _heldout(datamodule, labels[: self.columns])
-        captioned_rows(self._rows(trainer, {"floor": real} | shown)).save(folder / "comparison.png")
-        arrays = {name: x0.numpy() for name, x0 in joined.items()}
-        arrays |= {"indices": indices.numpy(), "labels": labels.numpy()}
-        seed = np.array(datamodule.sample_seed)
-        np.savez(folder / "samples.npz", seed=seed, **arrays)  # type: ignore[arg-type]
-        Console().print(f"samples and pictures are in {folder}; look at comparison.png first")
+        folder = self._folder(trainer)
+        _write_samples(folder / "samples.npz", joined, self._seed)
+        labels = joined.get("labels")
+        samples = {name: x0 for name, x0 in joined.items() if name not in ("indices", "labels")}
+        drawn = [
+            write_picture(folder / f"{name}.png", partial(self._draw_grid, trainer, x0))
+            for name, x0 in samples.items()
+        ]
+        compare = partial(self._draw_comparison, trainer, samples, labels)
+        drawn.append(write_picture(folder / "comparison.png", compare))
+        what = "samples and pictures are" if all(drawn) else "samples are"
+        look = "; look at comparison.png first" if drawn[-1] else ""
+        Console().print(f"{what} in {folder}{look}", soft_wrap=True, markup=False)
+
+    def _draw_grid(self, trainer: Trainer, x0: Tensor, file: Path) -> None:
+        image_grid(shards_of(trainer).to_pictures(x0), self.columns).save(file, "PNG")
+
+    def _draw_comparison(
+        self, trainer: Trainer, samples: dict[str, Tensor], labels: Tensor | None, file: Path
+    ) -> None:
+        shown = {name: x0[: self.columns] for name, x0 in samples.items()}
+        num = len(next(iter(shown.values())))
+        asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
+        real = heldout_of(shards_of(trainer), asked_for)
+        captioned_rows(self._rows(trainer, {"floor": real} | shown)).save(file, "PNG")
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"
@@ -100,19 +117,54 @@ class SampleGrids(Callback):
     def _rows(self, trainer: Trainer, samples: dict[str, Tensor]) -> dict[str, Tensor]:
         datamodule = shards_of(trainer)
         return {
-            SAMPLER_NAMES.get(name, name): datamodule.to_images(x0) for name, x0 in samples.items()
+            SAMPLER_NAMES.get(name, name): datamodule.to_pictures(x0)
+            for name, x0 in samples.items()
         }
 
 
-def _heldout(datamodule: ShardDataModule, labels: Tensor) -> Tensor:
-    """Held-out data of the given classes, in the order of the labels. (N, ...), data units."""
-    batch = next(datamodule.heldout_batches())
-    if batch.labels is None or not len(labels):
-        return batch.x0
-    taken: dict[int, int] = {}
-    chosen = []
-    for label in labels.tolist():
-        of_class = (batch.labels == label).nonzero().flatten()
-        chosen.append(of_class[taken.setdefault(label, 0) % len(of_class)])
-        taken[label] += 1
-    return batch.x0[torch.stack(chosen)]
+def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:
+    """Held-out data of classes that are asked for, to stand beside samples of them.
+
+    Args:
+        datamodule: owner of the data.
+        labels: the classes; of data without labels, zeros. (N,) int64.
+
+    Returns:
+        Data in the order of the labels, again from the first of a class where there are no more,
+        and NaN where none is among the first `MAX_LOOKED_AT`. (N, ...), data units.
+    """
+    wanted = Counter(labels.tolist())
+    found: dict[int, list[Tensor]] = {label: [] for label in wanted}
+    num_looked_at = 0
+    for batch in datamodule.heldout_batches():
+        classes = torch.zeros(len(batch.x0)) if batch.labels is None else batch.labels
+        for x0, label in zip(batch.x0, classes.tolist(), strict=True):
+            if len(found.get(label, ())) < wanted[label]:
+                found[label].append(x0)
+        num_looked_at += len(batch.x0)
+        is_complete = all(len(found[label]) == num for label, num in wanted.items())
+        if is_complete or num_looked_at >= MAX_LOOKED_AT:
+            break
+    missing = [torch.full(datamodule.index.shape, torch.nan)]
+    endless = {label: cycle(of_class or missing) for label, of_class in found.items()}
+    return torch.stack([next(endless[label]) for label in labels.tolist()])
+
+
+def _write_samples(file: Path, columns: dict[str, Tensor], seed: int) -> None:
+    """Write all samples, whole.
+
+    Raises:
+        OSError: if they cannot be written, with their size.
+    """
+    arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
+    arrays = {"labels": np.empty(0, np.float32), **arrays, "seed": np.array(seed)}
+    try:
+        with written_whole(file) as beside, beside.open("wb") as opened:
+            np.savez(opened, **arrays)
+    except (OSError, ValueError) as error:  # a zip file that cannot be closed is a ValueError
+        cause = error if isinstance(error, OSError) else error.__context__
+        num_bytes = sum(array.nbytes for array in arrays.values())
+        raise OSError(
+            f"the samples {file} could not be written: {getattr(cause, 'strerror', cause)}, where "
+            f"{num_bytes:,} bytes are needed; make room there, and draw them again"
+        ) from error

@@ -2,6 +2,7 @@
 """Scores of samples: logged while training, tabled and written by `scm test`."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,22 @@ class SampleMetrics(Callback):
         self._compared: ShardDataModule | None = None
         self._sets: dict[str, SampleSet] = {}
         self._nfe: dict[str, int] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave out scores that the data cannot have, and say so."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if self.features is None or not isinstance(datamodule, ShardDataModule):
+            return
+        if self.features.only_images and not datamodule.index.are_images and stage != "predict":
+            if trainer.is_global_zero:
+                name = f"{self.features.distance_name} and other scores are"
+                line = (
+                    f"scm: {name} left out: {type(self.features).__name__} looks at images, "
+                    f"(1, H, W) or (3, H, W), and the data have shape {datamodule.index.shape}; "
+                    "set metrics.features to an extractor made for them"
+                )
+                print(line, file=sys.stderr, flush=True)
+            self.features = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""

@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as grids with captions. Axes: N images, C channels, H and W pixels."""
+"""Pictures of data as grids with captions, and files of pictures that end no command.
 
-from collections.abc import Mapping
+Images of one or three channels are shown as they are. Of other data every channel is a gray tile
+below the one before, and every frame of a video a tile beside it; vectors and sequences are gray
+tiles of their numbers, a row for every channel.
+Axes: N samples, C channels, F frames, H and W pixels.
+"""
+
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from scm_lightning.whole_files import written_whole
 
 CELL = 48
 """Side of an image on the page, at least. Screen pixels."""
@@ -13,32 +27,50 @@ GAP = 2
 CAPTION = 210
 
 
+def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
+    """Draw a picture into a file, whole; where that fails, say why on one line, and go on.
+
+    Args:
+        file: where the picture is to be.
+        draw: draws it into the file whose path it is given; that name has no suffix of a picture.
+
+    Returns:
+        Whether the picture is there.
+    """
+    try:
+        with written_whole(file) as beside:
+            draw(beside)
+    except Exception as error:  # whatever it is: what the picture would show is computed and kept
+        if os.environ.get("SCM_TRACEBACK"):
+            traceback.print_exc()
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        line = f"scm: {file} could not be drawn: {reason}; all else goes on without this picture"
+        print(" ".join(line.split()), file=sys.stderr, flush=True)
+        return False
+    return True
+
+
 def image_grid(images: Tensor, columns: int) -> Image.Image:
     """Tile images, row by row, without blurring their pixels.
 
     Args:
-        images: (N, C, H, W), values in [0, 1]. One channel is shown in gray; of more than three,
-            as latents have, the first three.
-        columns: images in a row.
+        images: (N, C, H, W), values in [0, 1]; or other data, see the module. NaN is shown white.
+        columns: samples in a row.
     """
-    pixels = (images.detach().cpu() * 255).round().byte()
-    tiles = pixels[:, :3].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    scale = max(1, CELL // max(tiles.shape[1:3]))
-    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
+    tiles = _tiles(images)
     rows = -(-len(tiles) // columns)
-    page = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    for number, tile in enumerate(tiles):
-        top, left = number // columns * height, number % columns * width
-        page[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return Image.fromarray(page)
+    height, width = tiles.shape[1:3]
+    page = np.full((rows * columns, height, width, 3), 255, dtype=np.uint8)
+    page[: len(tiles)] = tiles
+    page = page.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    return Image.fromarray(page.reshape(rows * height, columns * width, 3))
 
 
 def captioned_rows(rows: Mapping[str, Tensor]) -> Image.Image:
     """One row of images under the other, each with its caption on the left.
 
     Args:
-        rows: caption to images. (N, C, H, W) each, values in [0, 1].
+        rows: caption to images. (N, C, H, W) each, values in [0, 1]; or other data.
     """
     strips = {caption: image_grid(images, len(images)) for caption, images in rows.items()}
     width = CAPTION + max(strip.width for strip in strips.values())
@@ -49,3 +81,22 @@ def captioned_rows(rows: Mapping[str, Tensor]) -> Image.Image:
         draw.text((8, top + strip.height // 2), caption, fill="black", font=font, anchor="lm")
         top += strip.height
     return page
+
+
+def _tiles(images: Tensor) -> Any:
+    """What is shown of every sample, with a gap below and to the right. (N, height, width, 3)."""
+    num, channels = images.shape[:2]
+    pixels = (images.detach().float().cpu().nan_to_num(1.0).clamp(0, 1) * 255).round().byte()
+    if pixels.ndim < 4:  # a vector or sequence, which may be drawn out
+        pixels = pixels.reshape(num, 1, 1, channels, -1)
+        scales = [max(1, CELL // side) for side in pixels.shape[-2:]]
+    else:
+        pixels = pixels.reshape(num, channels, math.prod(images.shape[2:-2]), *images.shape[-2:])
+        scales = 2 * [max(1, CELL // max(pixels.shape[-2:]))]
+    is_color = pixels.shape[1] == 3
+    pixels = pixels[:, None] if is_color else pixels[:, :, None].expand(-1, -1, 3, -1, -1, -1)
+    # From (N, tiles below each other, 3, F, H, W).
+    large = pixels.permute(0, 1, 3, 4, 5, 2).numpy().repeat(scales[0], 3).repeat(scales[1], 4)
+    large = np.pad(large, [(0, 0)] * 3 + [(0, GAP)] * 2 + [(0, 0)], constant_values=255)
+    below, beside, height, width = large.shape[1:5]
+    return large.swapaxes(2, 3).reshape(num, below * height, beside * width, 3)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from scm_lightning.whole_files import flush_folder, written_whole
+from scm_lightning.whole_files import flush_folder, write_whole
 
 
 def unused_name(path: Path) -> Path:
@@ -83,8 +83,7 @@ def write_result(file: Path, text: str) -> None:
         OSError: if it cannot be written.
     """
     make_way(file)
-    with written_whole(file) as beside:
-        beside.write_text(text)
+    write_whole(file, text)
 
 
 def say_unwritten(file: Path, error: OSError, then: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import LightningModule
 
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.metrics import Score
 from scm_lightning.sampling import SweepPoint
@@ -73,13 +74,17 @@ def report_sweep(
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
     write_result(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
-    sweep_plot(points, scores, distance).savefig(folder / "sweep.png", dpi=120)
+    is_drawn = write_picture(
+        folder / "sweep.png",
+        lambda to: sweep_plot(points, scores, distance).savefig(to, format="png", dpi=120),
+    )
+    drawn = f"drawn in {folder / 'sweep.png'}, " if is_drawn else ""
     score = scores[best][distance]
     return [
         f"best: {best}, {distance} {score.value:.3f} over {score.num_samples:,} samples; "
         "confirm it with another --data.init_args.sample_seed",
         f"to sample so: {options}",
-        f"sweep drawn in {folder / 'sweep.png'}, written to {folder / 'sweep.json'}",
+        f"sweep {drawn}written to {folder / 'sweep.json'}",
     ]
 
 

@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.ablation import RECORD, STARTED, Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
     CURVES_FILE,
@@ -37,6 +38,7 @@ from scm_lightning.cli.ablation_report import (
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
+from scm_lightning.whole_files import write_whole
 
 
 def parse(words: Sequence[str]) -> Ablation:
@@ -87,14 +89,16 @@ def ablate(words: Sequence[str]) -> None:
         if received:
             raise SystemExit(EXIT_CODES[received[0]])
     results = collect(ablation, planned, failed)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (root / "table.md").write_text(markdown(results))
-    plot(results).savefig(root / "plot.png", dpi=120)
+    write_whole(root / "results.json", json.dumps(results, indent=2) + "\n")
+    write_whole(root / "table.md", markdown(results))
+    is_drawn = write_picture(
+        root / "plot.png", lambda to: plot(results).savefig(to, format="png", dpi=120)
+    )
     console.print(score_table(results))
     for line in (results["question"], *failures(results)):
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"written to {root}/table.md, results.json and plot.png", soft_wrap=True)
+    files = "table.md, results.json and plot.png" if is_drawn else "table.md and results.json"
+    console.print(f"written to {root}/{files}", soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

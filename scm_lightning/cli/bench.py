@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from scm_lightning.autodiff import CompiledTangents, TangentComputer
 from scm_lightning.autodiff.methods import METHODS
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.bench_attention import FORWARD, attention_steps
 from scm_lightning.cli.costs import Cost, measure
 from scm_lightning.cli.dry_run import dry_run as count
 from scm_lightning.cli.plan import GPU
 from scm_lightning.cli.plan import report as report_plan
 from scm_lightning.core import (
+    NULL_LABEL,
     TrigFlow,
     at_least_float32,
     consistency_loss,
@@ -39,6 +41,8 @@ from scm_lightning.core import (
 )
 from scm_lightning.data import Batch
 from scm_lightning.modules import GenerativeModule
+from scm_lightning.networks.classes import check_labels, num_known_classes
+from scm_lightning.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,6 +142,8 @@ class BenchTrainer(Trainer):
         datamodule.setup("fit")
         device = self.strategy.root_device
         x0, labels, _ = next(iter(datamodule.train_dataloader()))
+        if labels is not None:
+            check_labels(labels, num_known_classes(model), NULL_LABEL)
         batch = Batch(x0.to(device), None if labels is None else labels.to(device))
         network = model.trained_network().to(device).train()
         steps = training_steps(network, model.path, batch, compiled)
@@ -189,10 +195,12 @@ def report(
             for tokens, costs in attention.items()
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
-    plot(title, steps, attention).savefig(folder / "bench.png", dpi=120)
-    console.print(f"written to {folder}/bench.json and bench.png")
+    write_whole(folder / "bench.json", json.dumps(content, indent=2) + "\n")
+    is_drawn = write_picture(
+        folder / "bench.png",
+        lambda to: plot(title, steps, attention).savefig(to, format="png", dpi=120),
+    )
+    console.print(f"written to {folder}/bench.json{' and bench.png' if is_drawn else ''}")
 
 
 def plot(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
@@ -23,7 +24,6 @@ from scm_lightning.data.preparation.latent_content import EncodedLatents
 from scm_lightning.data.preparation.probe import fit_transform
 from scm_lightning.data.preparation.transform import WHITE, ImageTransform
 from scm_lightning.data.sources import open_source
-from scm_lightning.whole_files import written_whole
 
 DEFAULT_SIZE = 64
 
@@ -150,13 +150,14 @@ def prepare_images(
         return
     done = prepare(recipe, folder, num_cores() if workers is None else workers, max_unreadable)
     sheet = folder / SHEET_FILE
-    if not sheet.is_file():
-        with written_whole(sheet) as beside:
-            contact_sheet(folder, done.index, autoencoder, device).save(beside, "png")
+    is_drawn = sheet.is_file() or write_picture(
+        sheet, lambda to: contact_sheet(folder, done.index, autoencoder, device).save(to, "PNG")
+    )
     if not done.num_images:
         console.print(f"{folder} is complete already: nothing to do", soft_wrap=True)
     console.print(summary_table(recipe, done))
-    console.print(f"what the network will see: {sheet}", soft_wrap=True)
+    if is_drawn:
+        console.print(f"what the network will see: {sheet}", soft_wrap=True)
     console.print(f"next: {next_command(str(folder), done.index)}", markup=False, soft_wrap=True)
 
 

@@ -215,6 +215,11 @@ class ShardIndex:
         return self.shape if self.latents is None else self.latents.image_shape
 
     @property
+    def are_images(self) -> bool:
+        """Whether these are gray or color images, or latents of such."""
+        return len(self.image_shape) == 3 and self.image_shape[0] in (1, 3)
+
+    @property
     def num_stored_bytes(self) -> int:
         """Size of the arrays of the training split."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize

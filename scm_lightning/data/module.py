@@ -175,6 +175,11 @@ class ShardDataModule(LightningDataModule, ABC):
             for name, split in self.index.splits.items()
         }
 
+    @property
+    def num_classes(self) -> int:
+        """Classes that are handed on; 0 without labels."""
+        return self.index.num_classes if self.use_labels else 0
+
     def train_dataloader(self) -> TrainingLoader:
         """`Batch`es of the training split: an epoch is a pass, and a state its position.
 
@@ -226,6 +231,16 @@ class ShardDataModule(LightningDataModule, ABC):
         if self.index.latents is None:
             return self.index.pixels_to_images(arrays)
         return self._decoder.decode(arrays)
+
+    def to_pictures(self, x0: Tensor) -> Tensor:
+        """Make something to look at, also of data that are no images.
+
+        Bytes are pixels. Of other numbers that are no image, gray is the mean of the channel, black
+        and white are two standard deviations below and above. (B, *shape) data units to [0, 1].
+        """
+        if self.index.are_images or self.index.latents is not None or self.index.dtype == "uint8":
+            return self.to_images(x0)
+        return (0.5 + x0.float() / (4 * self.sigma_data)).clamp(0, 1)
 
     def num_damaged(self) -> int:
         """Damaged samples met so far and left out, by this process and its workers."""
@@ -289,7 +304,7 @@ class ShardDataModule(LightningDataModule, ABC):
     def _request_loader(self, stage: str) -> DataLoader[SampleRequest]:
         requests = RequestStream(
             self.num_samples[stage],
-            self.index.num_classes if self.use_labels else 0,
+            self.num_classes,
             self.sample_batch_size,
             self.index.shape,
             self.sample_seed,

@@ -53,6 +53,7 @@ class ShippedFeatures(FeatureExtractor):
         sides: sides of the square images that it looks at; all but the first are averaged to that.
     """
 
+    only_images = True
     sides: tuple[int, ...]
 
     @abstractmethod

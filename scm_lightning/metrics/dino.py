@@ -36,6 +36,7 @@ class DINOv2Features(FeatureExtractor):
 
     distance_name = "FD-DINOv2"
     preparation = "8-bit, gray as three channels; 224x224, bilinear as in TensorFlow 1"
+    only_images = True
     batch_size = 64
 
     def __init__(self, model: str = "dinov2-vit-l-14", weights: str | None = None) -> None:

@@ -31,6 +31,8 @@ class FeatureExtractor(nn.Module, ABC):
             when the weights do: features of the reference are kept under it.
         distance_name: what the Frechet distance in these features may be called.
         preparation: what it does to an image before it looks, in words.
+        only_images: whether it looks at gray and color images alone; of other data there are no
+            scores then.
         batch_size: images looked at together; all at once, activations would fill the memory.
     """
 
@@ -38,6 +40,7 @@ class FeatureExtractor(nn.Module, ABC):
     description: str
     distance_name: str = "FD"
     preparation: str = "images as they are"
+    only_images: bool = False
     batch_size: int = 1000
 
     @abstractmethod

@@ -37,6 +37,7 @@ class InceptionFeatures(FeatureExtractor):
     preparation = (
         "8-bit, gray as three channels; 299x299, bilinear as in TensorFlow 1, no antialiasing"
     )
+    only_images = True
     batch_size = 64
 
     def __init__(self, weights: str | None = None) -> None:

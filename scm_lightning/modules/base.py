@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import TrigFlow, sample_generators, standard_normal, widen
+from scm_lightning.core import NULL_LABEL, TrigFlow, sample_generators, standard_normal
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
 from scm_lightning.modules.sharding import shard
-from scm_lightning.networks.embeddings import check_labels
+from scm_lightning.modules.statistics import check_scale, sample_moments
+from scm_lightning.networks.classes import check_labels, num_known_classes
 from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.sampling import Sampler, Samples
 from scm_lightning.teachers import weights_mismatch
@@ -28,9 +31,10 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 STATISTICS_SAMPLES = 256
-"""Samples that the standard deviation of the data is measured on, at the start of training."""
-STATISTICS_TOLERANCE = 0.2
-"""Largest relative distance of that measurement from `sigma_data`."""
+"""Samples that the scale of the data is measured on, at the start of training; of a smaller set,
+all."""
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:
@@ -74,6 +78,7 @@ class GenerativeModule(LightningModule, ABC):
         self._first_samples: list[Tensor] | None = []
         self._saved_optimizers: list[str] = []  # classes, in the checkpoint that is gone on from
         self._kept_schedules: list[KeptSchedule] = []
+        self._num_known_classes: int | None = None
 
     @abstractmethod
     def trained_network(self) -> nn.Module:
@@ -153,12 +158,16 @@ class GenerativeModule(LightningModule, ABC):
                 kept.go_on(position)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Count images; measure the first ones against `sigma_data`."""
+        """Count images; measure the first ones against `sigma_data`.
+
+        Raises:
+            ValueError: if their scale is another, or they are of classes that a network does not
+                know.
+        """
+        self._check_labels(batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         if self._first_samples is not None:
             self._check_statistics(batch.x0)
-            if batch.labels is not None:
-                check_labels(self.trained_network(), batch.labels)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
@@ -173,6 +182,14 @@ class GenerativeModule(LightningModule, ABC):
         """Move the learning rate, if there was a step."""
         if self._has_stepped():
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_validation_batch_start(
+        self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Refuse to draw samples of classes that a network does not know."""
+        self._check_labels(batch)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with the run's own samplers."""
@@ -254,22 +271,33 @@ class GenerativeModule(LightningModule, ABC):
         names = (name for name, each in self.named_modules() if each is network)
         return str(next(names))
 
-    def _check_statistics(self, x0: Tensor) -> None:
-        """Collect the first samples; refuse them if their scale is not `sigma_data`."""
-        assert self._first_samples is not None
-        self._first_samples.append(x0.detach().float())
-        num_samples = sum(map(len, self._first_samples)) * self.trainer.world_size
-        if num_samples < STATISTICS_SAMPLES:
+    def _check_labels(self, batch: Any, least: int = 0) -> None:
+        """Refuse classes that a network does not know: by their number, or label by label."""
+        labels = getattr(batch, "labels", None)
+        if labels is None:
             return
-        samples = widen(torch.cat(self._first_samples))
-        self._first_samples = None
-        # All processes must come to the same end, or those that go on wait for ever.
-        sums = torch.stack([torch.ones_like(samples).sum(), samples.sum(), samples.square().sum()])
-        num, total, squares = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-        std = max((squares - total**2 / num) / (num - 1), 0.0) ** 0.5
-        sigma_data = self.path.sigma_data
-        if not abs(std / sigma_data - 1.0) <= STATISTICS_TOLERANCE:
+        num_classes: int = getattr(getattr(self.trainer, "datamodule", None), "num_classes", 0)
+        if self._num_known_classes is None:
+            self._num_known_classes = num_known_classes(self)
+        if 0 < self._num_known_classes < num_classes:
             raise ValueError(
-                f"the data must have standard deviation sigma_data = {sigma_data:g}, got {std:.4g} "
-                f"over {num_samples} samples; set path.sigma_data to it, or scale the data"
+                f"the data have {num_classes} classes, the network has {self._num_known_classes}; "
+                f"set num_classes of the network to {num_classes}, or give data of its classes"
             )
+        if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
+            check_labels(labels, self._num_known_classes, least)
+
+    def _check_statistics(self, x0: Tensor) -> None:
+        """Collect the first samples, or all of a smaller set; refuse those of another scale."""
+        assert self._first_samples is not None
+        self._first_samples.append(sample_moments(x0))
+        world_size, num_batches = self.trainer.world_size, self.trainer.num_training_batches
+        num_samples = sum(each.shape[1] for each in self._first_samples) * world_size
+        if num_samples < min(STATISTICS_SAMPLES, num_batches * len(x0) * world_size):
+            return
+        moments, self._first_samples = torch.cat(self._first_samples, 1), None
+        # All processes must come to the same end, or those that go on wait for ever.
+        total = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        warning = check_scale(moments, self.path.sigma_data, total)
+        if warning is not None and self.trainer.is_global_zero:
+            logger.warning(warning)

@@ -10,6 +10,8 @@ Axes: B batch, C channels, H and W pixels.
 import torch
 from torch import Tensor, nn
 
+from scm_lightning.networks.classes import ClassConditioning
+
 
 class _GivenTime(nn.Module):
     """Projects the time it was given instead of the one it is called with."""
@@ -24,7 +26,7 @@ class _GivenTime(nn.Module):
         return projected
 
 
-class DiffusersNetwork(nn.Module):
+class DiffusersNetwork(ClassConditioning):
     """F(u, t, labels, guidance) by a diffusers model, `UNet2DModel` or `DiTTransformer2DModel`.
 
     The model's output is taken as F and its time as t in radians: it has to be trained so, or
@@ -41,6 +43,8 @@ class DiffusersNetwork(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        config = getattr(model, "config", {})
+        self.num_classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 0
         self.given = []
         for module in list(model.modules()):
             if isinstance(project := getattr(module, "time_proj", None), nn.Module):

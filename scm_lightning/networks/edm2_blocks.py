@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
 from scm_lightning.core import NULL_LABEL
+from scm_lightning.networks.classes import ClassConditioning
 from scm_lightning.networks.embeddings import GuidanceEmbedding, TimeEmbedding, check_conditions
 from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu, mp_sum, normalize
 
@@ -31,7 +32,7 @@ LIMIT = 256.0
 """Largest magnitude of a block's output in float16."""
 
 
-class MPConditioning(nn.Module):
+class MPConditioning(ClassConditioning):
     """Embedding of time, class and guidance scale that every block of the network reads.
 
     Args:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scm_lightning.core import NULL_LABEL, at_least_float32
+from scm_lightning.networks.classes import ClassConditioning
 
 
 class PreciseLinear(nn.Linear):
@@ -191,26 +192,7 @@ def check_conditions(
         )
 
 
-def check_labels(network: nn.Module, labels: Tensor) -> None:
-    """Refuse labels beyond the classes of a network, which no GPU could say in a sentence.
-
-    Args:
-        network: any network; one without a `Conditioning` is not looked at.
-        labels: class labels. (B,) int64.
-
-    Raises:
-        ValueError: if a label is too large.
-    """
-    largest = int(labels.max())
-    for module in network.modules():
-        if isinstance(module, Conditioning) and 0 < module.num_classes <= largest:
-            raise ValueError(
-                f"the data have a label {largest}, the network has {module.num_classes} classes "
-                "from 0; set num_classes to that of your data"
-            )
-
-
-class Conditioning(nn.Module):
+class Conditioning(ClassConditioning):
     """Embedding of time, class and guidance scale that every block of a network reads.
 
     Args:

@@ -100,8 +100,8 @@ def two(place: Place) -> None:
         module = place.run(case)
     if place.strategy == "fsdp2":
         found = mistakes(place, module)
-    base.STATISTICS_SAMPLES = JOINED_BATCH
-    scale = 1.0 + 2 * place.rank
+    base.STATISTICS_SAMPLES = 2 * JOINED_BATCH
+    scale = 1.0 + 99 * place.rank
     found["statistics"] = refusal(place.run, "scd_dual", name="x", scale=scale)
     torch.save(found, place.folder / f"found.{place.rank}.pt")
 

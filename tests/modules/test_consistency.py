@@ -175,7 +175,7 @@ def test_images_are_counted_per_optimizer_step():
 def test_data_of_another_scale_are_refused_with_the_measured_value():
     """Measured on 256 samples, however small the batch."""
     module = ConsistencyModule(mlp(), PairVelocity(), path=TrigFlow(0.5))
-    with pytest.raises(ValueError, match=r"sigma_data = 0.5, got 0.7\d* over 260 samples; set"):
+    with pytest.raises(ValueError, match=r"= 0.5, got 0.7\d* over 260 samples, where 0\.4"):
         trainer(99).fit(module, loader())
 
 

@@ -217,7 +217,7 @@ def test_processes_draw_noise_of_their_own(together):
 
 
 def test_unfit_data_are_refused_in_all_processes(together):
-    """Data of one process, three times too wide, stop both, at the same step."""
+    """Data of one process, a hundred times too wide, stop both, at the same step."""
     messages = [torch.load(together / f"found.{rank}.pt")["statistics"] for rank in range(2)]
     assert messages[0] == messages[1]
     assert "must have standard deviation sigma_data" in messages[0]
