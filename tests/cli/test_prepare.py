@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from scm_lightning.cli import main
-from scm_lightning.cli.prepare import prepare_images, run_prepare
+from scm_lightning.cli.prepare import prepare_images
 from scm_lightning.cli.prepare_report import MAX_COLUMNS, next_command
 from scm_lightning.data import ShardIndex, Shards
 
@@ -150,17 +150,6 @@ def test_without_a_size_images_stay_as_they_are_and_must_be_alike(pictures, tmp_
     assert "must have the same, got 12x11, 12x20; give a size" in refused(
         capsys, *fixed, "--crop", "none"
     )
-
-
-def test_an_interrupt_is_one_line(pictures, capsys, monkeypatch):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("scm_lightning.cli.prepare.prepare", interrupt)
-    with pytest.raises(SystemExit) as caught:
-        run_prepare(words(pictures)[1:])
-    assert caught.value.code == 130
-    assert "is kept, and the same command goes on" in capsys.readouterr().err
 
 
 def test_every_option_is_explained(capsys):
