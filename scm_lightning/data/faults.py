@@ -71,6 +71,11 @@ class Faults:
         """Whether a shard does not fit its checksum."""
         return int(self._content[chosen]) == DOES_NOT_FIT
 
+    def are_damaged(self, numbers: Sequence[int]) -> list[bool]:
+        """Whether samples of these numbers have been met damaged."""
+        damaged: list[bool] = self._damaged[list(numbers)].tolist()
+        return damaged
+
     def meet(self, shard: str, damage: Damage, numbers: Sequence[int]) -> None:
         """Take note of damage.
 

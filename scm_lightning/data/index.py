@@ -150,7 +150,8 @@ class ShardIndex:
         if not means_fit or not all(small < s < large for s in self.std):
             raise ValueError(
                 f"data must have finite means and positive standard deviations per channel, got "
-                f"{self.mean} and {self.std}; a channel that never changes cannot be learned"
+                f"{self.mean!s:.60} and {self.std!s:.60}; a channel that never changes cannot be "
+                "learned"
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"arrays must be of a type of {DTYPES}, got {self.dtype}")

@@ -155,7 +155,7 @@ class _Lane:
         size = min(self.stream.layout.shuffle_buffer, self.length - first)
         if self._reads != (epoch, window):
             self._reader = self.stream.read(epoch, self.start + first)
-        slots = list(itertools.islice(self._reader, size))
+        slots = self._without_damaged(list(itertools.islice(self._reader, size)))
         self._reads = (epoch, window + 1)
         whole = [slot for slot in slots if slot is not None]
         if not whole:
@@ -167,3 +167,9 @@ class _Lane:
         key = f"{self.stream.layout.seed} {epoch} {self.part} {window}"
         random.Random(key).shuffle(filled)
         return filled
+
+    def _without_damaged(self, slots: list[_Place | None]) -> list[_Place | None]:
+        """Take out what has turned out to be of a damaged shard since it was read."""
+        numbers = [-1 if slot is None else slot.number for slot in slots]
+        damaged = self.stream.faults.are_damaged(numbers)
+        return [None if bad else slot for slot, bad in zip(slots, damaged, strict=True)]

@@ -266,6 +266,18 @@ INDICES = {
     "with a command": first_shard(name="pipe:touch hacked"),
     "with a shard without size": first_shard(num_samples="four"),
     "shard larger than listed": first_shard(num_bytes=1),
+    "with a mean beyond any float": changed(mean=[0.0, 10**400]),
+    "with a deviation beyond any float": changed(std=[1.0, 10**400]),
+    "with a deviation that float32 rounds to 0": changed(std=[1.0, 1e-50]),
+    "with a largest value beyond any float": changed(max_value=10**400),
+    "with a largest value that float32 rounds to 0": changed(max_value=1e-50),
+    "with classes beyond any integer": changed(num_classes=10**400),
+    "with classes beyond any memory": changed(num_classes=10**12),
+    "with a shape beyond any integer": changed(shape=[2, 3, 10**400]),
+    "with unreadable files beyond any integer": changed(num_unreadable=10**400),
+    "with samples beyond any integer": first_shard(num_samples=10**400, num_bytes=10**404),
+    "with samples beyond any memory": first_shard(num_samples=10**12, num_bytes=10**15),
+    "of a version beyond any integer": changed(format_version=10**400),
 }
 
 
@@ -278,4 +290,25 @@ def test_damaged_indices(whole, tmp_path, kind):
     with pytest.raises(ValueError, match=r"prepare|remove") as refused:
         use(data_of(folder, mapped=None))
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
     assert not (tmp_path / "hacked").exists()
+
+
+def test_numbers_of_an_index_are_refused_also_where_damage_is_left_out(whole, tmp_path):
+    """Memory is set aside by them, and sizes of files are then no errors."""
+    folder = tmp_path / "shards"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns(".mapped"))
+    file = folder / "shards.json"
+    file.write_text(first_shard(num_samples=10**12, num_bytes=10**15)(file.read_text()))
+    with pytest.raises(ValueError, match=r"counts must be|at most 1,073,741,824 samples"):
+        use(data_of(folder, mapped=False, max_damaged=16))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_batch_larger_than_the_split_is_refused(whole, mapped):
+    """Before an array of that size is made: 10**12 samples fit into no memory."""
+    for batch_size in (13, 10**12):
+        data = Shards(0.7, str(whole), batch_size, reading=Reading(mapped=mapped))
+        data.setup("fit")
+        with pytest.raises(ValueError, match=rf"at most the 12 training .*, got {batch_size};"):
+            data.train_dataloader()
