@@ -230,7 +230,7 @@ CONTRADICTIONS = {
     "M.tangents.method=dual_checkpoint S.num_blocks=0": "found none",
     "S.data_shape=[1, 2, 4]": "takes samples of shape (1, 2, 4), got (1, 2, 3)",
     "S.num_classes=0": "built without classes but got labels",
-    "S.num_classes=2": "the data have a label 2, the network has 2 classes",
+    "S.num_classes=2": "the data have 3 classes, the network has 2",
     "S.guided=true": "guided=True got no guidance scale",
     "S.two_times=true": "two_times=True got no second time",
     "D.root={d}/nowhere": "there are no shards",
