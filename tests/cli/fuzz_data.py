@@ -25,11 +25,12 @@ SHAPE = (1, 2, 3)
 WORK = ".preparation"
 
 
-def read_shards(root: Path) -> str:
+def read_shards(root: Path, max_damaged: int = 9, verify: str = "never") -> str:
     """All of both splits, mapped and as a stream; what is damaged may be left out."""
     seen = []
     for mapped in (True, False):
-        data = Shards(SIGMA_DATA, str(root), 5, reading=Reading(mapped, max_damaged=9))
+        reading = Reading(mapped, max_damaged=max_damaged, verify=verify)
+        data = Shards(SIGMA_DATA, str(root), 5, reading=reading)
         data.setup("fit")
         seen += [batch.x0.sum() for batch in data.reference_batches()]
         seen += [
@@ -41,7 +42,9 @@ def read_shards(root: Path) -> str:
 def read_a_tar(file: Path) -> str:
     """One shard alone, whatever its size."""
     index = ShardIndex.read(file.parent)
-    slots = read_slots(str(file), "", range(20), index, Faults(21, 20))
+    train = index.splits["train"]
+    chosen = [shard.name for shard in train.shards].index(file.name)
+    slots = read_slots(str(file.parent), chosen, index, Faults(train, 21, verify=False))
     return str([each and (float(each.array.sum()), each.label) for each in slots])
 
 
@@ -93,7 +96,16 @@ def shard_kinds() -> list[Kind]:
             *(_of_equal_size(mutate_tar), 500),
             beside=plain,
         ),
-        Kind("cache", arrays, lambda file: read_shards(file.parents[2]), either(), 1000, files),
+        Kind(
+            *("shard, its checksum listed", tars, lambda file: read_shards(file.parent, 0, "once")),
+            *(_of_equal_size(mutate_tar), 500),
+            beside=plain,
+            is_covered=True,
+        ),
+        Kind(
+            *("cache", arrays, lambda file: read_shards(file.parents[2]), either(), 1000, files),
+            is_covered=True,
+        ),
         Kind(
             "cache's list",
             tables,
