@@ -101,10 +101,10 @@ def read_snapshot(file: Path) -> Snapshot:
         file: the file.
 
     Raises:
-        ValueError: if it is damaged or no snapshot.
+        ValueError: if it is damaged or no snapshot, or no regular file.
     """
+    open_regular(file).close()  # a pipe in its place would block
     try:
-        open_regular(file).close()  # a pipe in its place would block
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
         return Snapshot(

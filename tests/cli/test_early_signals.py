@@ -146,17 +146,19 @@ def test_a_child_ends_too():
 
 @pytest.mark.parametrize("moment", ["imported", "parsed"])
 def test_a_command_that_is_imported_or_parsed_ends_in_one_line(tmp_path, moment):
-    """As soon as it takes signals; and while it reads its configuration, which is a pipe here."""
+    """As soon as it takes signals; and while it imports what its configuration names."""
     # Another test of this process may have run a command, which would be its launcher.
     own = {name: value for name, value in os.environ.items() if name != LAUNCHER}
-    config = tmp_path / "config.yaml"
-    os.mkfifo(config)
-    command = [sys.executable, "-m", "scm_lightning", "test", "--config", str(config)]
+    own["PYTHONPATH"] = os.pathsep.join([str(tmp_path), own.get("PYTHONPATH", "")])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "waits.py").write_text(f"open({str(pipe)!r}).read()\n")
+    command = [sys.executable, "-m", "scm_lightning", "test", "--model", "waits.Model"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own)
     while not takes_signals(process.pid):
         time.sleep(0.01)
     # Waits for the command to read, and leaves it without a word.
-    writer = os.open(config if moment == "parsed" else os.devnull, os.O_WRONLY)
+    writer = os.open(pipe if moment == "parsed" else os.devnull, os.O_WRONLY)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=200)[1] == "scm: stopped by SIGINT\n"
     assert process.returncode == 130

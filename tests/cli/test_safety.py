@@ -209,11 +209,14 @@ def test_nothing_of_the_environment_is_written_down(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("WANDB_API_KEY", secret)
     malformed_place.make(tmp_path)
     config = str(tmp_path / "base.yaml")
-    for option in ("trainer.max_steps=x", "seed_everything=${oc.env:WANDB_API_KEY}", "nonsense=1"):
+    for option in (
+        "trainer.max_steps=x",
+        "seed_everything=${oc.env:WANDB_API_KEY}",
+        "trainer.default_root_dir=$WANDB_API_KEY",
+        "nonsense=1",
+    ):
         assert _end_of(["fit", "--config", config, f"--{option}"]) == 2
-    root = "--trainer.default_root_dir=$WANDB_API_KEY"
-    monkeypatch.chdir(tmp_path)
-    assert _end_of(["fit", "--config", config, root]) == "done"
+    assert _end_of(["fit", "--config", config]) == "done"
     said = capsys.readouterr()
     written = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert any(file.name == "config.yaml" for file in written)
