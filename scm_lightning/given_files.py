@@ -6,6 +6,8 @@ import re
 import stat
 from typing import BinaryIO
 
+PLACE = re.compile(r"[a-z0-9]+:")
+"""Begins an address, `https://...`, or a command, `pipe:...`: no path of a file."""
 VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -20,13 +22,15 @@ def given_path(path: str | os.PathLike[str]) -> str:
     """Spell out a path that somebody has typed: `~` is the home.
 
     Args:
-        path: as it was typed; an address, such as `https://...`, is left as it is.
+        path: as it was typed; an address or a command is left as it is.
 
     Raises:
         ValueError: if it holds the name of a variable, `$NAME`, which a shell would have replaced,
             or the home of an unknown user.
     """
     text = os.fspath(path)
+    if PLACE.match(text):
+        return text
     if found := VARIABLE.search(text):
         raise ValueError(
             f"a path must not hold the variable {found[0]}, which only a shell replaces, got "

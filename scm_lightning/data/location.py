@@ -19,7 +19,7 @@ from threading import Timer
 
 import webdataset
 
-from scm_lightning.given_files import given_path, read_regular
+from scm_lightning.given_files import PLACE, given_path, read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ NAME = "{name}"
 
 def is_remote(root: str) -> bool:
     """Whether a place is read through webdataset rather than as a folder."""
-    return re.match(r"[a-z0-9]+:", root) is not None
-
-
-def given_root(root: str) -> str:
-    """Spell out a folder as `given_path` does; a place that is no folder is left as it is."""
-    return root if is_remote(root) else given_path(root)
+    return PLACE.match(root) is not None
 
 
 def folder_to_write(folder: str | os.PathLike[str]) -> Path:
@@ -51,7 +46,7 @@ def folder_to_write(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: if it reads as a place where nothing can be written, such as a command.
     """
-    given = Path(given_root(os.fspath(folder)))
+    given = Path(given_path(folder))
     if is_remote(str(given)):
         raise ValueError(f"shards must be written into a folder, got {given}; give a folder")
     return given

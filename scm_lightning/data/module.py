@@ -24,7 +24,7 @@ from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
-from scm_lightning.data.location import given_root, is_remote, place_of
+from scm_lightning.data.location import is_remote, place_of
 from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches
 from scm_lightning.data.mapped_cache import map_split
 from scm_lightning.data.requests import RequestStream
@@ -122,7 +122,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 f"{num_val_samples}, {num_test_samples}, {num_predict_samples} and {sample_seed}"
             )
         self.sigma_data = sigma_data
-        self.root = given_root(root)
+        self.root = given_path(root)
         self.batch_size = batch_size
         self.sample_batch_size = sample_batch_size
         self.num_workers = num_workers
