@@ -76,10 +76,6 @@ def _writes_the_log_of(root: str, logger: Any) -> bool:
     return isinstance(logger, CSVLogger) and Path(logger.log_dir) == Path(root)
 
 
-def _any_is(kind: type, objects: Any) -> bool:
-    return any(isinstance(each, kind) for each in objects or [])
-
-
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
     """Hand the path's `sigma_data` to the data, unless they are given another.
 
@@ -180,9 +176,11 @@ class SCMCommandLine(LightningCLI):
     def _filled_in(self, given: Namespace) -> dict[str, Any]:
         """What a trainer is built with besides: derived from its options, not kept with them."""
         root = given.default_root_dir or "."
-        filled: dict[str, Any] = {"callbacks": list(given.callbacks or [])}
-        if given.enable_progress_bar is not False and not _any_is(Progress, given.callbacks):
-            filled["callbacks"].append(Progress())
+        callbacks = list(given.callbacks or [])
+        shown = any(isinstance(each, Progress) for each in callbacks)
+        if given.enable_progress_bar is not False and not shown:
+            callbacks.append(Progress())
+        filled: dict[str, Any] = {"callbacks": callbacks}
         if isinstance(given.val_check_interval, int):
             filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
         if self.subcommand == "fit":

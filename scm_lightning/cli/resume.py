@@ -6,7 +6,8 @@ run that is finished is left alone, and `--fresh` sets the old checkpoints aside
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,28 +111,29 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
         elif before != now and key not in left_out:
             found[key] = (str(before), str(now))
 
-    text = _read_or_set_aside(saved)
-    if text is not None:
-        left_out = {*OF_A_START, *(() if text.startswith(HEADER) else DERIVED_BY_0_3_0)}
-        compare(get_loader("yaml")(text), get_loader("yaml")(current), "")
+    before, derived = _read_or_set_aside(saved)
+    left_out = {*OF_A_START, *derived}
+    if before is not None:
+        compare(before, get_loader("yaml")(current), "")
     return found
 
 
-def _read_or_set_aside(saved: Path) -> str | None:
-    """Text of the run's `config.yaml`, a map of options; None if there is none.
+def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[str]]:
+    """The run's `config.yaml`, None if there is none; and which of its options nobody has given.
 
     It is written anew, so one that cannot be read is moved out of the way, and the run goes on.
     """
     if not os.path.lexists(saved):
-        return None
+        return None, ()
     try:
-        text = text_of(saved)
-        if not isinstance(read_yaml(saved), dict):
+        content, is_ours = read_yaml(saved), text_of(saved).startswith(HEADER)
+        if not isinstance(content, dict):
             raise ValueError(f"{saved} must hold a map of options")
     except (OSError, ValueError) as error:
-        set_aside(saved, f"changed options cannot be shown, since {error}")
-        return None
-    return text
+        with suppress(FileNotFoundError):  # another process of the run was faster
+            set_aside(saved, f"changed options cannot be shown, since {error}")
+        return None, ()
+    return content, () if is_ours else DERIVED_BY_0_3_0
 
 
 def _check_is_same_run(
