@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all, also after a crash; shards, checkpoints, logs alike."""
+"""Files that are there whole or not at all, also after a crash; shards, checkpoints, logs alike.
 
+Where one process alone may write, the operating system's record lock on a file keeps others off.
+"""
+
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _unfinished: set[Path] = set()
 """Files and folders of this process that are not whole yet."""
@@ -85,3 +90,25 @@ def flush_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def lock_file(file: Path) -> BinaryIO:
+    """Open a file, which is made if missing, and lock it for as long as it stays open.
+
+    The lock ends with its process, however that ends, and no process that it forks has a part in
+    it. Trap: it also ends when its process closes the same file a second time.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+        OSError: if it cannot be opened, or its file system has no locks.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    opened = os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0)
+    try:
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        opened.close()
+        if isinstance(error, PermissionError):  # what some systems say
+            raise BlockingIOError(error.errno, error.strerror) from error
+        raise
+    return opened

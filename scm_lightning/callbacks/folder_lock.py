@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run at a time in a folder: `.lock`, which names the process that trains there.
 
-The lock is the operating system's record lock on that file, not the file, which stays. So it ends
-with its process, however that ends, and no process that it forks has a part in it. Trap: it also
-ends when its process closes the file a second time; nobody else may open it.
+The lock is `lock_file`'s on that file, not the file, which stays.
 """
 
-import fcntl
 import os
 import socket
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
+
+from scm_lightning.given_files import open_regular
+from scm_lightning.whole_files import lock_file
 
 NAME = ".lock"
 MAX_BYTES = 500
@@ -39,13 +39,11 @@ def lock_folder(folder: Path) -> BinaryIO | None:
         ) from error
     file = folder / NAME
     try:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        opened = os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0)
         try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            with opened:
-                said = opened.read(MAX_BYTES).decode(errors="replace")
+            opened = lock_file(file)
+        except BlockingIOError:
+            with open_regular(file) as written:
+                said = written.read(MAX_BYTES).decode(errors="replace")
             owner = "".join(filter(str.isprintable, said)) or "another process"
             raise ValueError(
                 f"one run at a time can train in {folder}, where {owner} does; wait until it has "

@@ -14,10 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from scm_lightning.callbacks.side_files import say_unwritten
+from scm_lightning.callbacks.side_files import say_unwritten, write_result
 from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
-from scm_lightning.whole_files import written_whole
 
 FILE = "config.yaml"
 HEADER = "# The run in this folder: its trainer.default_root_dir is where this file lies.\n"
@@ -47,8 +46,7 @@ class SaveTrainingConfig(SaveConfigCallback):
             content = HEADER + self.parser.dump(self.config, skip_none=False)
             file = Path(trainer.default_root_dir) / FILE
             try:
-                with written_whole(file) as beside:
-                    beside.write_text(content)
+                write_result(file, content)
             except OSError as error:
                 say_unwritten(file, error, "with the options that are on the screen")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scm_lightning import __version__
 from scm_lightning.data.location import is_remote, place_of, read_file
-from scm_lightning.whole_files import written_whole
+from scm_lightning.whole_files import write_whole
 
 INDEX_FILE = "shards.json"
 FORMAT_VERSION = 2
@@ -158,8 +158,7 @@ class ShardIndex:
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder of shards, whole or not at all."""
-        with written_whole(folder / INDEX_FILE) as file:
-            file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(folder / INDEX_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @staticmethod
     def read(root: Path | str) -> "ShardIndex":

@@ -45,7 +45,7 @@ from scm_lightning.teachers.checkpoint_files import (
     step_of,
     write_checkpoint,
 )
-from scm_lightning.whole_files import flush_folder, written_whole
+from scm_lightning.whole_files import flush_folder, write_whole
 
 REST = "rest.ckpt"
 MARKER = "complete.json"
@@ -200,8 +200,7 @@ def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> N
     """Add what is not sharded, and the marker; move the folder to its place."""
     write_checkpoint(rest, beside / REST)
     files = dict([*files.items(), _entry(beside / REST)])
-    with written_whole(beside / MARKER) as file:
-        file.write_text(_text({"step": rest["global_step"], "files": files}))
+    write_whole(beside / MARKER, _text({"step": rest["global_step"], "files": files}))
     if folder.exists():
         replaced = folder.with_name(f"{folder.name}.replaced.part")
         os.replace(folder, replaced)

@@ -13,7 +13,6 @@ A process can end at any moment, also by `kill -9` or a power cut: a shard with 
 all others are written again, to the same bytes.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,13 +21,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from scm_lightning.data.index import INDEX_FILE, MAX_INDEX_BYTES, Shard, ShardIndex
 from scm_lightning.data.preparation.content import Moments
 from scm_lightning.data.preparation.plan import ORDER, Plan, PlannedShard
 from scm_lightning.given_files import read_regular
-from scm_lightning.whole_files import written_whole
+from scm_lightning.whole_files import lock_file, write_whole
 
 WORK_FOLDER = ".preparation"
 PLAN_FILE = "plan.json"
@@ -89,7 +88,7 @@ class PreparationFolder:
                 for leftover in self.folder.glob(pattern):
                     leftover.unlink()
         except BaseException:
-            os.close(self._lock)
+            self._lock.close()
             raise
         return self
 
@@ -100,7 +99,7 @@ class PreparationFolder:
         traceback: TracebackType | None,
     ) -> None:
         """Let others write."""
-        os.close(self._lock)
+        self._lock.close()
 
     def record_of(self, planned: PlannedShard) -> Record | None:
         """The record of a shard if it is finished, and its file there and whole by its size."""
@@ -121,38 +120,32 @@ class PreparationFolder:
 
     def keep(self, planned: PlannedShard, record: Record) -> None:
         """Note that a shard is finished."""
-        with written_whole(self._record_file(planned)) as file:
-            file.write_text(json.dumps(asdict(record)) + "\n")
+        write_whole(self._record_file(planned), json.dumps(asdict(record)) + "\n")
 
     def finish(self, index: ShardIndex, unreadable: Sequence[str]) -> None:
         """Write what makes the folder complete, and remove what was for the work alone."""
-        account = {"digest": self.plan.digest, "settings": self.plan.settings}
-        with written_whole(self.folder / ACCOUNT_FILE) as file:
-            file.write_text(json.dumps({**account, "unreadable": unreadable}, indent=2) + "\n")
+        plan = {"digest": self.plan.digest, "settings": self.plan.settings}
+        account = json.dumps({**plan, "unreadable": unreadable}, indent=2)
+        write_whole(self.folder / ACCOUNT_FILE, account + "\n")
         index.write(self.folder)
         remove_work(self.folder)
 
     def _record_file(self, planned: PlannedShard) -> Path:
         return self._work / f"{Path(planned.name).stem}.json"
 
-    def _locked(self) -> int:
+    def _locked(self) -> BinaryIO:
         """Lock the folder for as long as the file that is returned stays open."""
         file = self._work / "lock"
-        lock = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by workers
-            # Whoever finishes removes the file; a lock on what is no longer there holds nobody off.
-            current = file.exists() and os.path.samestat(os.fstat(lock), file.stat())
-        except BaseException as error:
-            os.close(lock)
-            if isinstance(error, (BlockingIOError, PermissionError)):
-                raise ValueError(
-                    f"{self.folder} is being prepared by another process; wait for it, or end it "
-                    "and run the same command again"
-                ) from error
-            raise
-        if not current:
-            os.close(lock)
+            lock = lock_file(file)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.folder} is being prepared by another process; wait for it, or end it and "
+                "run the same command again"
+            ) from error
+        # Whoever finishes removes the file; a lock on what is no longer there holds nobody off.
+        if not (file.exists() and os.path.samestat(os.fstat(lock.fileno()), file.stat())):
+            lock.close()
             raise ValueError(
                 f"another process has just finished {self.folder}; run the same command again"
             )
@@ -211,9 +204,8 @@ def refuse_foreign_files(folder: Path) -> None:
 
 
 def _write_plan(file: Path, plan: Plan) -> None:
-    with written_whole(file) as beside:
-        content = {"digest": plan.digest, "settings": plan.settings}
-        beside.write_text(json.dumps(content, indent=2) + "\n")
+    content = {"digest": plan.digest, "settings": plan.settings}
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
