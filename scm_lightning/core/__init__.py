@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 1: the paper. Tensors in, tensors out; torch alone."""
 
+from scm_lightning.core.conditions import NULL_LABEL, Bound
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
 from scm_lightning.core.guidance import (
-    NULL_LABEL,
+    Guided,
     GuidanceProposal,
     classifier_free_guidance,
     drop_labels,
@@ -42,9 +43,11 @@ from scm_lightning.core.trigflow import (
 
 __all__ = [
     "NULL_LABEL",
+    "Bound",
     "EDMProcess",
     "F_from_eps",
     "GuidanceProposal",
+    "Guided",
     "Process",
     "RectifiedFlowProcess",
     "Segments",

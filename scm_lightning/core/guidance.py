@@ -16,10 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scm_lightning.core.conditions import NULL_LABEL
 from scm_lightning.core.trigflow import at_least_float32, expand_time
-
-NULL_LABEL = -1
-"""Label that stands for no class; a network's embedding of it is zero."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,50 @@ def drop_labels(labels: Tensor, probability: float) -> Tensor:
     return labels.masked_fill(dropped, NULL_LABEL)
 
 
+@dataclass(frozen=True)
+class Guided:
+    """F_s(u, t): a diffusion model made stronger, both branches in one call of twice the batch.
+
+    Attributes:
+        network: F(u, t, labels), trained with dropped labels.
+        labels: classes. (B,) int64; None only without guidance.
+        guidance: guidance scales s. (B,), or None for the plain model, in one plain call.
+
+    Raises:
+        ValueError: if there are no labels to guide towards.
+    """
+
+    network: Callable[..., Tensor]
+    labels: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and self.labels is None:
+            raise ValueError(
+                "guidance leads towards a class, but the data have no labels; train without "
+                "guidance"
+            )
+
+    def __call__(self, u: Tensor, t: Tensor) -> Tensor:
+        """Evaluate the guided model.
+
+        Args:
+            u: x_t / sigma_data. (B, ...), unit variance.
+            t: times. (B,), radians.
+
+        Returns:
+            F_s. (B, ...), unit variance, float32 or wider.
+        """
+        labels, s = self.labels, self.guidance
+        if s is None:
+            return at_least_float32(self.network(u, t, labels))
+        assert labels is not None
+        both = torch.cat([labels, torch.full_like(labels, NULL_LABEL)])
+        F = at_least_float32(self.network(torch.cat([u, u]), torch.cat([t, t]), both))
+        F_class, F_none = F.chunk(2)
+        return F_none + expand_time(s, u).to(F.dtype) * (F_class - F_none)
+
+
 def classifier_free_guidance(
     network: Callable[..., Tensor],
     u: Tensor,
@@ -74,30 +116,5 @@ def classifier_free_guidance(
     labels: Tensor | None,
     guidance: Tensor | None,
 ) -> Tensor:
-    """Evaluate a network with guidance, both branches in one call of twice the batch.
-
-    Without a scale it is one plain call.
-
-    Args:
-        network: F(u, t, labels), trained with dropped labels.
-        u: x_t / sigma_data. (B, ...), unit variance.
-        t: times. (B,), radians.
-        labels: class labels. (B,) int64; None only without guidance.
-        guidance: guidance scales s. (B,), or None for the plain model.
-
-    Returns:
-        F_s. (B, ...), unit variance, float32 or wider.
-
-    Raises:
-        ValueError: if there are no labels to guide towards.
-    """
-    if guidance is None:
-        return at_least_float32(network(u, t, labels))
-    if labels is None:
-        raise ValueError(
-            "guidance leads towards a class, but the data have no labels; train without guidance"
-        )
-    both = torch.cat([labels, torch.full_like(labels, NULL_LABEL)])
-    F = at_least_float32(network(torch.cat([u, u]), torch.cat([t, t]), both))
-    F_class, F_none = F.chunk(2)
-    return F_none + expand_time(guidance, u).to(F.dtype) * (F_class - F_none)
+    """Evaluate a network with guidance; see `Guided`."""
+    return Guided(network, labels, guidance)(u, t)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network whose conditions are bound: from here on it is a function of u and t.
+
+What a sample is conditioned on does not change along the ODE, nor from sampling step to sampling
+step, so tangents, objectives and samplers see F(u, t) alone, and F(u, t, t_end) of a flow map.
+Axes: B batch, ... data axes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+NULL_LABEL = -1
+"""Label that stands for no class; a network's embedding of it is zero."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """F(u, t): a network whose other arguments stay as they are.
+
+    Attributes:
+        network: called as network(u, t, labels, guidance), and with t_end behind them if there is
+            one: foreign networks need not know of it.
+        labels: classes, -1 for none. (B,) int64, or None.
+        guidance: guidance scales that the network takes as an input. (B,), or None.
+    """
+
+    network: Callable[..., Tensor]
+    labels: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def __call__(self, u: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            u: x_t / sigma_data. (B, ...), unit variance.
+            t: times. (B,), radians.
+            t_end: times that a flow map leads to. (B,), radians, or None.
+
+        Returns:
+            F. (B, ...), unit variance.
+        """
+        ends = () if t_end is None else (t_end,)
+        return self.network(u, t, self.labels, self.guidance, *ends)
+
+    def in_type(self, dtype: torch.dtype) -> "Bound":
+        """The same function with guidance scales of another type."""
+        return self if self.guidance is None else replace(self, guidance=self.guidance.to(dtype))
