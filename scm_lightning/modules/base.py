@@ -4,9 +4,10 @@
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,8 +24,8 @@ from scm_lightning.modules.sharding import shard
 from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks.classes import check_labels, num_known_classes
 from scm_lightning.networks.magnitude import normalize_weights
-from scm_lightning.sampling import Sampler, Samples
-from scm_lightning.teachers import weights_mismatch
+from scm_lightning.sampling import Draw, Samples
+from scm_lightning.teachers import FrozenTeacher, weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -35,6 +36,49 @@ STATISTICS_SAMPLES = 256
 all."""
 
 logger = logging.getLogger(__name__)
+
+
+class StepOutput(TypedDict, total=False):
+    """What a training step returns, to Lightning and to callbacks.
+
+    Attributes:
+        loss: what is differentiated. ().
+        t: times. (B,), radians.
+        sample_loss: loss of every sample. (B,).
+        tangent_norm: L2 norm of what every sample is pulled by; not of a diffusion model. (B,).
+        logs: numbers for the log, by name. () each.
+    """
+
+    loss: Tensor
+    t: Tensor
+    sample_loss: Tensor
+    tangent_norm: Tensor
+    logs: dict[str, Tensor]
+
+
+@contextmanager
+def images_seen(module: nn.Module) -> Iterator[list[int]]:
+    """Count what the networks of a module are given, inside the context.
+
+    Args:
+        module: owner of networks that are called with a batch.
+
+    Returns:
+        Number of images of every call of an average or a teacher.
+    """
+    seen: list[int] = []
+    networks = [each for each in module.modules() if isinstance(each, EMA | FrozenTeacher)]
+    hooks = [
+        getattr(each, "network", each).register_forward_pre_hook(
+            lambda _, args: seen.append(len(args[0]))
+        )
+        for each in networks
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:
@@ -75,6 +119,7 @@ class GenerativeModule(LightningModule, ABC):
         self.ema = EMA(network, first)
         self.further_emas = nn.ModuleList(EMA(network, profile) for profile in others)
         self._images_in_step = 0
+        self._is_left_out = False
         self._first_samples: list[Tensor] | None = []
         self._saved_optimizers: list[str] = []  # classes, in the checkpoint that is gone on from
         self._kept_schedules: list[KeptSchedule] = []
@@ -89,8 +134,16 @@ class GenerativeModule(LightningModule, ABC):
         """Parameter groups of the optimizer."""
 
     @abstractmethod
-    def samplers(self) -> dict[str, Sampler]:
+    def draws(self) -> dict[str, Draw]:
         """The run's own ways to draw samples, compared at every validation."""
+
+    @abstractmethod
+    def times_at(self, t: Tensor) -> Any:
+        """What `training_step` takes as `times` to train at chosen ones.
+
+        Args:
+            t: times. (B,), radians.
+        """
 
     def averages(self) -> list[EMA]:
         """Every averaged copy, the one that is sampled from first."""
@@ -104,7 +157,7 @@ class GenerativeModule(LightningModule, ABC):
             if isinstance(average.profile, PowerFunction)
         }
 
-    def reference_samplers(self) -> dict[str, Sampler]:
+    def reference_draws(self) -> dict[str, Draw]:
         """Further ways, compared in test and predict only: the teacher's, for a student."""
         return {}
 
@@ -157,6 +210,18 @@ class GenerativeModule(LightningModule, ABC):
             if position := config.scheduler.last_epoch or done:  # a new one is at 0
                 kept.go_on(position)
 
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps so far; 0 outside of a run."""
+        return 0 if self._trainer is None else self.trainer.global_step
+
+    def leave_out_step(self) -> None:
+        """Take the step that comes as not made: averages and learning rates stay where they are.
+
+        For callbacks that take its gradients away, in `on_before_optimizer_step`.
+        """
+        self._is_left_out = True
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count images; measure the first ones against `sigma_data`.
 
@@ -172,7 +237,7 @@ class GenerativeModule(LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
         super().optimizer_step(*args, **kwargs)
-        if self._has_stepped():
+        if not self._is_left_out:
             normalize_weights(self.trained_network())
             for average in self.averages():
                 average.update(self.trained_network(), self._images_in_step)
@@ -180,8 +245,14 @@ class GenerativeModule(LightningModule, ABC):
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Move the learning rate, if there was a step."""
-        if self._has_stepped():
+        if not self._is_left_out:
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log what the step says of itself; it logs nothing, so that anyone may call it."""
+        self._is_left_out = False
+        if isinstance(outputs, dict):
+            self.log_dict(outputs.get("logs", {}))
 
     def on_validation_batch_start(
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
@@ -193,24 +264,23 @@ class GenerativeModule(LightningModule, ABC):
 
     def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with the run's own samplers."""
-        return self.draw(request, self.samplers())
+        return self.draw(request, self.draws())
 
     def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers."""
-        return self.draw(request, self.reference_samplers() | self.samplers())
+        return self.draw(request, self.reference_draws() | self.draws())
 
     def predict_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers, and show the noise they start from."""
-        samplers = self.reference_samplers() | self.samplers()
-        noise = Sampler(0, lambda noise, labels, generators: noise)
-        return self.draw(request, {"noise": noise} | samplers)
+        draws = self.reference_draws() | self.draws()
+        return self.draw(request, {"noise": lambda noise, labels, generators: noise} | draws)
 
-    def draw(self, request: SampleRequest, samplers: dict[str, Sampler]) -> dict[str, Samples]:
+    def draw(self, request: SampleRequest, draws: dict[str, Draw]) -> dict[str, Samples]:
         """Draw the same samples, from the same noise, in several ways.
 
         Args:
             request: which samples, of which class.
-            samplers: the ways, by name.
+            draws: the ways, by name.
 
         Returns:
             Samples by name, (B, *request.shape) each.
@@ -221,15 +291,16 @@ class GenerativeModule(LightningModule, ABC):
             spare = request._replace(indices=request.indices.new_zeros(1), labels=labels)
             return {
                 name: Samples(samples.x0[:0], samples.nfe)
-                for name, samples in self.draw(spare, samplers).items()
+                for name, samples in self.draw(spare, draws).items()
             }
         drawn = {}
-        for name, sampler in samplers.items():
+        for name, draw in draws.items():
             generators = sample_generators(request.indices.tolist(), request.seed)
             shape = (len(generators), *request.shape)
             noise = self.path.sigma_data * standard_normal(shape, generators, device=self.device)
-            x0 = sampler.draw(noise, request.labels, generators)
-            drawn[name] = Samples(x0, sampler.nfe)
+            with images_seen(self) as seen:
+                x0 = draw(noise, request.labels, generators)
+            drawn[name] = Samples(x0, sum(seen) // len(generators))
         return drawn
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -262,10 +333,6 @@ class GenerativeModule(LightningModule, ABC):
                 f"the checkpoint does not fit the model: {mismatch}; give the checkpoint that "
                 "belongs to this configuration"
             )
-
-    def _has_stepped(self) -> bool:
-        """Whether the last step changed weights: if not, `BadNumbers` took the gradients away."""
-        return any(each.grad is not None for each in self.trained_network().parameters())
 
     def _name_of(self, network: nn.Module) -> str:
         names = (name for name, each in self.named_modules() if each is network)

@@ -39,25 +39,21 @@ def check_times(times: Sequence[float], *, last: float) -> None:
 
 @torch.no_grad()
 def sample_consistency(
-    network: Callable[..., Tensor],
+    F: Callable[..., Tensor],
     noise: Tensor,
     times: Sequence[float],
     *,
     path: TrigFlow,
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
     generator: Generators = None,
 ) -> Tensor:
     """Draw samples with one network call per time.
 
     Args:
-        network: F(u, t, labels, guidance) of a consistency model; also, as a baseline, of a
+        F: F(u, t) of a consistency model; also, as a baseline, of a
             diffusion model, whose one step is the denoiser's blurred guess.
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in (0, pi/2], for example (path.t_max(), 1.1). Radians.
         path: owner of `sigma_data`.
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
         generator: source of the fresh noise of later steps; see `standard_normal`.
 
     Returns:
@@ -73,5 +69,5 @@ def sample_consistency(
     for index, time in enumerate(times):
         t = torch.full(noise.shape[:1], time, dtype=noise.dtype, device=noise.device)
         x_t = noise if index == 0 else path.add_noise(x0, t, generator)[0]
-        x0 = path.consistency(network(x_t / path.sigma_data, t, labels, guidance), x_t, t)
+        x0 = path.consistency(F(x_t / path.sigma_data, t), x_t, t)
     return x0

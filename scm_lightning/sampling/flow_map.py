@@ -20,26 +20,22 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def sample_flow_map(
-    network: Callable[..., Tensor],
+    F: Callable[..., Tensor],
     noise: Tensor,
     times: Sequence[float],
     *,
     step: Step,
     path: TrigFlow,
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
 ) -> Tensor:
     """Go from time to time, with one network call each.
 
     Args:
-        network: F(u, t, labels, guidance, t_end).
+        F: F(u, t, t_end).
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in [0, pi/2]. Radians.
         step: what F means: `path.jump` for a consistency model of segments, `flow_step` for
             MeanFlow.
         path: owner of `sigma_data`.
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
 
     Returns:
         The state at `times[-1]`. (B, ...), data units.
@@ -51,5 +47,5 @@ def sample_flow_map(
     x = noise
     for time, end in itertools.pairwise(times):
         t, t_end = (torch.full(x.shape[:1], a, dtype=x.dtype, device=x.device) for a in (time, end))
-        x = step(network(x / path.sigma_data, t, labels, guidance, t_end), x, t, t_end)
+        x = step(F(x / path.sigma_data, t, t_end), x, t, t_end)
     return x

@@ -66,25 +66,21 @@ def num_evaluations(times: Sequence[float], solver: Solver) -> int:
 
 @torch.no_grad()
 def sample_ode(
-    network: Callable[..., Tensor],
+    F: Callable[..., Tensor],
     noise: Tensor,
     times: Sequence[float],
     *,
     path: TrigFlow,
     solver: Solver = "heun",
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
 ) -> Tensor:
     """Solve the probability-flow ODE of a diffusion network.
 
     Args:
-        network: F(u, t, labels, guidance).
+        F: F(u, t).
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in [0, pi/2], see `time_grid`. Radians.
         path: owner of `sigma_data`.
         solver: "ddim" (order 1), "heun" or "dpmpp_2m" (order 2).
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
 
     Returns:
         The solution at `times[-1]`. (B, ...), data units.
@@ -99,17 +95,17 @@ def sample_ode(
         raise ValueError(f"solver must be ddim, heun or dpmpp_2m, got {solver!r}")
 
     def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        F: Tensor = network(x / path.sigma_data, t.expand(x.shape[0]), labels, guidance)
-        return F
+        F_x: Tensor = F(x / path.sigma_data, t.expand(x.shape[0]))
+        return F_x
 
     grid = torch.tensor(times, dtype=noise.dtype, device=noise.device)
     x, previous = noise, None
     for s, t in itertools.pairwise(grid):
-        F = evaluate(x, s)
-        x_next = torch.cos(s - t) * x - torch.sin(s - t) * path.sigma_data * F
+        F_s = evaluate(x, s)
+        x_next = torch.cos(s - t) * x - torch.sin(s - t) * path.sigma_data * F_s
         if t > 0 and solver == "heun":
-            x_next = x_next + _heun_correction(evaluate, path, x, F, x_next, s, t)
-        denoised = path.consistency(F, x, s.expand(x.shape[0]))
+            x_next = x_next + _heun_correction(evaluate, path, x, F_s, x_next, s, t)
+        denoised = path.consistency(F_s, x, s.expand(x.shape[0]))
         if t > 0 and solver == "dpmpp_2m" and previous is not None:
             x_next = x_next + _multistep_correction(previous, denoised, s, t)
         x, previous = x_next, (s, denoised)
