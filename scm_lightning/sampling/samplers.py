@@ -2,17 +2,17 @@
 """Ways to draw samples that a run compares: a name, its cost, and the function that draws."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scm_lightning.core import TrigFlow, classifier_free_guidance
+from scm_lightning.core import Bound, Guided, TrigFlow
 from scm_lightning.core.noise import Generators
-from scm_lightning.sampling.consistency import check_times, sample_consistency
+from scm_lightning.sampling.consistency import sample_consistency
 from scm_lightning.sampling.flow_map import Step, sample_flow_map
-from scm_lightning.sampling.ode import num_evaluations, sample_ode, time_grid
+from scm_lightning.sampling.ode import num_evaluations, sample_ode
+from scm_lightning.sampling.times import check_times, time_grid
 
 Network = Callable[..., Tensor]
 
@@ -85,10 +85,8 @@ def consistency_sampler(
     check_times(times, last=1e-6)
 
     def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-        scales = _scales(guidance, noise)
-        return sample_consistency(
-            network, noise, times, path=path, labels=labels, guidance=scales, generator=generator
-        )
+        F = Bound(network, labels, _scales(guidance, noise))
+        return sample_consistency(F, noise, times, path=path, generator=generator)
 
     return Sampler(len(times), draw)
 
@@ -111,10 +109,8 @@ def flow_map_sampler(
     """
 
     def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-        scales = _scales(guidance, noise)
-        return sample_flow_map(
-            network, noise, times, step=step, path=path, labels=labels, guidance=scales
-        )
+        F = Bound(network, labels, _scales(guidance, noise))
+        return sample_flow_map(F, noise, times, step=step, path=path)
 
     return Sampler(len(times) - 1, draw)
 
@@ -133,19 +129,19 @@ def teacher_samplers(
         guidance: scale of classifier-free guidance; None for the plain model.
     """
     times = time_grid(num_steps, path)
-    guided = partial(classifier_free_guidance, network)
     calls = 1 if guidance is None else 2
 
-    def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-        scales = _scales(guidance, noise)
-        return sample_ode(
-            guided, noise, times, path=path, solver="heun", labels=labels, guidance=scales
-        )
+    def solve(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
+        F = Guided(network, labels, _scales(guidance, noise))
+        return sample_ode(F, noise, times, path=path, solver="heun")
 
-    denoiser = consistency_sampler(guided, path, (path.t_max(),), guidance)
+    def denoise(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
+        F = Guided(network, labels, _scales(guidance, noise))
+        return sample_consistency(F, noise, (path.t_max(),), path=path)
+
     return {
-        "teacher": Sampler(calls * num_evaluations(times, "heun"), draw),
-        "denoiser": Sampler(calls, denoiser.draw),
+        "teacher": Sampler(calls * num_evaluations(times, "heun"), solve),
+        "denoiser": Sampler(calls, denoise),
     }
 
 
