@@ -13,10 +13,12 @@ from torch import Tensor
 
 from scm_lightning.core import Bound, Guided, TrigFlow, check_num_steps
 from scm_lightning.core.noise import Generators
+from scm_lightning.sampling.churn import Churn
 from scm_lightning.sampling.consistency import sample_consistency
-from scm_lightning.sampling.ode import Solver, sample_ode, time_grid
+from scm_lightning.sampling.ode import Solver, check_solver, sample_ode
 from scm_lightning.sampling.steps import Network, Steps
 from scm_lightning.sampling.sweep import SamplerSweep
+from scm_lightning.sampling.times import time_grid
 
 Draw = Callable[[Tensor, Tensor | None, Generators], Tensor]
 """(noise, labels, generators) to samples. Noise, samples (B, ...), data units; labels (B,), None."""
@@ -42,18 +44,21 @@ class DiffusionSampling:
         num_steps: steps N of the solver, at least 2; Heun's costs 2 N - 1 network calls. The
             paper's 18 on CIFAR-10 by default.
         solver: which solver; see `sample_ode`.
+        churn: noise to renew before every step; None for the ODE itself.
         guidance: scale of classifier-free guidance, at twice the calls; None for none.
 
     Raises:
-        ValueError: if the number of steps has no grid.
+        ValueError: if the number of steps has no grid, or the solver cannot be churned.
     """
 
     num_steps: int = 18
     solver: Solver = "heun"
+    churn: Churn | None = None
     guidance: float | None = None
 
     def __post_init__(self) -> None:
         time_grid(self.num_steps, TrigFlow())
+        check_solver(self.solver, self.churn)
 
     def draws(self, network: Network, path: TrigFlow) -> dict[str, Draw]:
         """The solver as `teacher`, and the network's own single step as `denoiser`.
@@ -68,7 +73,13 @@ class DiffusionSampling:
 
         def solve(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
             F = Guided(network, labels, _scales(self.guidance, noise))
-            return sample_ode(F, noise, times, path=path, solver=self.solver)
+            return sample_ode(
+                *(F, noise, times),
+                path=path,
+                solver=self.solver,
+                churn=self.churn,
+                generator=generator,
+            )
 
         def denoise(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
             F = Guided(network, labels, _scales(self.guidance, noise))

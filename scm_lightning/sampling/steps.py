@@ -16,8 +16,9 @@ from torch import Tensor
 
 from scm_lightning.core import AVERAGE_VELOCITY, TRIGONOMETRIC, FlowMap, Segments, TrigFlow
 from scm_lightning.core.noise import Generators
-from scm_lightning.sampling.consistency import check_times, sample_consistency
+from scm_lightning.sampling.consistency import sample_consistency
 from scm_lightning.sampling.flow_map import sample_flow_map
+from scm_lightning.sampling.times import check_times
 
 Network = Callable[..., Tensor]
 """F(u, t), and F(u, t, t_end) of a flow map."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gaussian import DATA_STD, PATH, ExactStudent
 
-from scm_lightning.core import sample_generators
+from scm_lightning.core import Bound, sample_generators
 from scm_lightning.sampling import consistency_samplers, sample_consistency
 
 T_MAX = PATH.t_max()
@@ -56,7 +56,7 @@ def test_labels_and_guidance_reach_the_network(randn):
 
     labels, guidance = torch.arange(5), torch.full((5,), 0.5).double()
     noise = randn(5, 3)
-    found = sample_consistency(network, noise, (1.0,), path=PATH, labels=labels, guidance=guidance)
+    found = sample_consistency(Bound(network, labels, guidance), noise, (1.0,), path=PATH)
     torch.testing.assert_close(
         found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels.double())[:, None] * noise
     )

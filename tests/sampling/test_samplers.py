@@ -6,7 +6,7 @@ import torch
 from gaussian import PATH
 from torch import nn
 
-from scm_lightning.core import NULL_LABEL, flow_step, sample_generators
+from scm_lightning.core import NULL_LABEL, Bound, flow_step, sample_generators
 from scm_lightning.sampling import sample_consistency, sample_flow_map, sample_ode
 from scm_lightning.sampling.samplers import (
     consistency_sampler,
@@ -84,7 +84,7 @@ def test_samples_carry_no_graph(randn):
 
     for x0 in (
         sample_consistency(network, noise, TIMES, path=PATH),
-        sample_flow_map(network, noise, TIMES, step=step, path=PATH),
+        sample_flow_map(Bound(network), noise, TIMES, step=step, path=PATH),
         sample_ode(network, noise, TIMES, path=PATH),
     ):
         assert not x0.requires_grad
@@ -93,7 +93,7 @@ def test_samples_carry_no_graph(randn):
 def test_heun_is_the_solver_unless_asked_otherwise(randn):
     network, noise = Listener(), randn(5, 3)
     found = {
-        solver: sample_ode(network, noise, TIMES, path=PATH, labels=LABELS, **options)
+        solver: sample_ode(Bound(network, LABELS), noise, TIMES, path=PATH, **options)
         for solver, options in (
             ("default", {}),
             ("heun", {"solver": "heun"}),
