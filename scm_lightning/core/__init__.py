@@ -10,8 +10,8 @@ from scm_lightning.core.flow_maps import (
     adaptive_loss,
 )
 from scm_lightning.core.guidance import (
-    Guided,
     GuidanceProposal,
+    Guided,
     classifier_free_guidance,
     drop_labels,
 )
@@ -54,8 +54,8 @@ __all__ = [
     "Bound",
     "EDMProcess",
     "F_from_eps",
-    "GuidanceProposal",
     "FlowMap",
+    "GuidanceProposal",
     "Guided",
     "Process",
     "RectifiedFlowProcess",

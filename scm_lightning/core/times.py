@@ -70,7 +70,6 @@ class TimeProposal:
         t = path.t_from_sigma(tau.exp()).to(torch.float32)
         return t.clamp(max=MAX_TIME)
 
-
     def sample_pairs(
         self, num: int, share_of_intervals: float, path: TrigFlow, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:

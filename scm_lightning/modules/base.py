@@ -20,6 +20,7 @@ from scm_lightning.core import NULL_LABEL, TrigFlow, sample_generators, standard
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
+from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
 from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks.classes import check_labels, num_known_classes
@@ -144,6 +145,10 @@ class GenerativeModule(LightningModule, ABC):
         Args:
             t: times. (B,), radians.
         """
+
+    def parts_of_run(self) -> dict[str, str]:
+        """What else a checkpoint must agree in: kinds of parts, by a name for the message."""
+        return {}
 
     def averages(self) -> list[EMA]:
         """Every averaged copy, the one that is sampled from first."""
@@ -312,17 +317,21 @@ class GenerativeModule(LightningModule, ABC):
             "trained": self._name_of(self.trained_network()),
             "averages": [average.profile.short_name for average in self.averages()],
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
+            **self.parts_of_run(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.
 
         Raises:
-            ValueError: if the kind of run, `sigma_data` or a weight does not fit.
+            ValueError: if the kind of run, a part of it, `sigma_data` or a weight does not fit.
         """
+        update_names(checkpoint)
         metadata = checkpoint.get(METADATA_KEY, {})
         self._saved_optimizers = metadata.get("optimizers", [])
-        for key, own in (("module", self.module_kind), ("sigma_data", self.path.sigma_data)):
+        needed = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
+        known = {key: each for key, each in self.parts_of_run().items() if key in metadata}
+        for key, own in (needed | known).items():
             if metadata.get(key) != own:
                 raise ValueError(
                     f"the checkpoint must be of a run with {key} {own}, got {metadata.get(key)}; "

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import RAdam
 
-from scm_lightning.core import Bound, Guided, GuidanceProposal, TrigFlow
+from scm_lightning.core import Bound, GuidanceProposal, Guided, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.base import (
     GenerativeModule,
@@ -189,6 +189,10 @@ class ConsistencyModule(GenerativeModule):
                     f"{type(self.objective).__name__} is told where its step ends; take the term "
                     "out, or the objective Consistency"
                 )
+
+    def parts_of_run(self) -> dict[str, str]:
+        """The objective: a run does not change it."""
+        return {"objective": type(self.objective).__name__}
 
     def trained_network(self) -> nn.Module:
         """The student."""

@@ -99,7 +99,9 @@ class DiffusionModule(GenerativeModule):
         """The times themselves."""
         return t
 
-    def training_step(self, batch: Batch, batch_idx: int, times: Tensor | None = None) -> StepOutput:
+    def training_step(
+        self, batch: Batch, batch_idx: int, times: Tensor | None = None
+    ) -> StepOutput:
         """One batch.
 
         Args:

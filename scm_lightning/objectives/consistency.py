@@ -81,9 +81,7 @@ class ConsistencyObjective(Objective, ABC):
         return Losses(losses, tangent_norm(g))
 
     @abstractmethod
-    def tangent(
-        self, student: Bound, at: Point, path: TrigFlow, r: float
-    ) -> tuple[Tensor, Tensor]:
+    def tangent(self, student: Bound, at: Point, path: TrigFlow, r: float) -> tuple[Tensor, Tensor]:
         """The student's output and the tangent g, before it is bounded.
 
         Args:
@@ -156,9 +154,7 @@ class Consistency(ConsistencyObjective):
         """See `Objective`."""
         return t, None
 
-    def tangent(
-        self, student: Bound, at: Point, path: TrigFlow, r: float
-    ) -> tuple[Tensor, Tensor]:
+    def tangent(self, student: Bound, at: Point, path: TrigFlow, r: float) -> tuple[Tensor, Tensor]:
         """See `ConsistencyObjective`."""
         x_t, t, sigma_data = at.x_t, at.t, path.sigma_data
         F, cos_sin_dF_dt = self.tangents(student, x_t, t, at.dx_dt, sigma_data=sigma_data)

@@ -66,9 +66,7 @@ class Discrete(ConsistencyObjective):
         """The upper end of the interval that t lies in."""
         return self.grid.interval(t, path)[1], None
 
-    def tangent(
-        self, student: Bound, at: Point, path: TrigFlow, r: float
-    ) -> tuple[Tensor, Tensor]:
+    def tangent(self, student: Bound, at: Point, path: TrigFlow, r: float) -> tuple[Tensor, Tensor]:
         """See `ConsistencyObjective`; over the interval below t."""
         x_t, t, sigma_data = at.x_t, at.t, path.sigma_data
         before, _ = self.grid.interval(t, path)

@@ -73,9 +73,7 @@ class Segments(ConsistencyObjective):
         """Each time with the lower edge of its part."""
         return t, self.parts.lower_edge(t)
 
-    def tangent(
-        self, student: Bound, at: Point, path: TrigFlow, r: float
-    ) -> tuple[Tensor, Tensor]:
+    def tangent(self, student: Bound, at: Point, path: TrigFlow, r: float) -> tuple[Tensor, Tensor]:
         """See `ConsistencyObjective`."""
         assert at.t_end is not None
         x_t, dx_dt, sigma_data, duration = at.x_t, at.dx_dt, path.sigma_data, at.t - at.t_end

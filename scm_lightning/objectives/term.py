@@ -34,7 +34,7 @@ class Term(nn.Module, ABC):
     needs_teacher: bool = False
     takes_two_times: bool = False
 
-    def follow(self, student: nn.Module) -> None:  # noqa: B027  most need none
+    def follow(self, student: nn.Module) -> None:
         """Build what is made from the student: before training, once the student has its weights.
 
         Args:

@@ -21,7 +21,7 @@ from scm_lightning.sampling.sweep import SamplerSweep
 from scm_lightning.sampling.times import time_grid
 
 Draw = Callable[[Tensor, Tensor | None, Generators], Tensor]
-"""(noise, labels, generators) to samples. Noise, samples (B, ...), data units; labels (B,), None."""
+"""(noise, labels, generators) to samples. Both (B, ...), data units; labels (B,), or None."""
 
 
 class Samples(NamedTuple):
