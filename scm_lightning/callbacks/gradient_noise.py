@@ -27,9 +27,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from scm_lightning.autodiff import CompiledTangents, TangentComputer
+from scm_lightning.autodiff import TangentComputer
 from scm_lightning.callbacks.side_files import write_result
-from scm_lightning.core import TrigFlow, widen
+from scm_lightning.core import Bound, TrigFlow, widen
 from scm_lightning.core.times import MAX_TIME
 from scm_lightning.data import Batch
 
@@ -70,30 +70,27 @@ class TangentProbe:
             radian squared.
     """
 
-    def __init__(self, tangents: TangentComputer | CompiledTangents) -> None:
-        self.tangents = tangents.eager if isinstance(tangents, CompiledTangents) else tangents
+    def __init__(self, tangents: TangentComputer) -> None:
+        self.tangents = TangentComputer(tangents.method, check=False)
         self.squares: list[Tensor] = []
 
     def __call__(
         self,
-        network: nn.Module,
+        network: nn.Module | Bound,
         x_t: Tensor,
         t: Tensor,
         dx_dt: Tensor,
         *,
         sigma_data: float,
-        labels: Tensor | None = None,
-        guidance: Tensor | None = None,
         t_end: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the network and its derivative; see `TangentComputer`."""
-        conditions: dict[str, Any] = {"sigma_data": sigma_data, "labels": labels}
-        conditions |= {"guidance": guidance, "t_end": t_end, "scale": scale}
-        F, scaled_dF_dt = self.tangents(network, x_t, t, dx_dt, **conditions)
+        options: dict[str, Any] = {"sigma_data": sigma_data, "t_end": t_end, "scale": scale}
+        F, scaled_dF_dt = self.tangents(network, x_t, t, dx_dt, **options)
         with torch.no_grad():
             still = torch.zeros_like(dx_dt)
-            _, scaled_part = self.tangents(network, x_t, t, still, **conditions)
+            _, scaled_part = self.tangents(network, x_t, t, still, **options)
         factor = t.cos() * t.sin() if scale is None else scale
         both = widen(torch.stack([scaled_dF_dt, scaled_part]).flatten(2))
         self.squares.append((both / factor[:, None]).square().mean((1, 2)))

@@ -4,8 +4,8 @@
 from scm_lightning.core.conditions import NULL_LABEL, Bound
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
 from scm_lightning.core.guidance import (
-    Guided,
     GuidanceProposal,
+    Guided,
     classifier_free_guidance,
     drop_labels,
 )

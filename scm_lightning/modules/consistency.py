@@ -11,8 +11,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import RAdam
 
-from scm_lightning.autodiff import CompiledTangents, TangentComputer
+from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
+    Bound,
     GuidanceProposal,
     Segments,
     TimeGrid,
@@ -148,7 +149,9 @@ class ConsistencyModule(FewStepModule):
         self.weighting_head = WeightingHead().requires_grad_(weighting == "learned")
         self.velocity_source = velocity
         self.times = times
-        self.tangents = CompiledTangents(tangents) if compile else tangents
+        if compile:
+            tangents = TangentComputer(tangents.method, tangents.check, compile=True)
+        self.tangents = tangents
         self.tangent_bound = tangent_bound
         self.tangent_norm_constant = tangent_norm_constant
         self.tangent_warmup_steps = tangent_warmup_steps
@@ -232,13 +235,11 @@ class ConsistencyModule(FewStepModule):
         s = self.segments.lower_edge(t)  # 0, unless the path is cut into parts
         angle = t - s
         F, cos_sin_dF_dt = self.tangents(
-            self.student,
+            Bound(self.student, labels, guidance),
             x_t,
             t,
             dx_dt,
             sigma_data=sigma_data,
-            labels=labels,
-            guidance=guidance,
             t_end=s if self.segments.num > 1 else None,
             scale=angle.cos() * angle.sin(),
         )

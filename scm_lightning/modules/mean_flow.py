@@ -10,6 +10,7 @@ from torch.optim import Adam
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
+    Bound,
     TimeProposal,
     TrigFlow,
     check_num_steps,
@@ -118,12 +119,11 @@ class MeanFlowModule(FewStepModule):
             x_t, t, x0, z, labels, None, path=self.path, teacher=self.teacher
         )
         F, duration_dF_dt = self.tangents(
-            self.network,
+            Bound(self.network, labels),
             x_t,
             t,
             dx_dt,
             sigma_data=sigma_data,
-            labels=labels,
             t_end=t_end,
             scale=t - t_end,
         )
