@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run small enough for a test: Gaussian data of shape (3,), a network, a quiet trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from gaussian import DATA_STD, PATH
@@ -9,6 +10,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from scm_lightning.autodiff import TangentComputer, TangentMethod
+from scm_lightning.autodiff.methods import MethodName
+from scm_lightning.core import Bound
 from scm_lightning.data import Batch
 from scm_lightning.networks import MLP
 
@@ -53,6 +57,15 @@ def wake(network: nn.Module, seed: int = 0) -> nn.Module:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return network
+
+
+def derive(
+    method: TangentMethod | MethodName, network: Callable[..., Tensor], given: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """F and its derivative; labels and guidance among the arguments are bound to the network."""
+    rest = {name: x for name, x in given.items() if name not in ("labels", "guidance")}
+    bound = Bound(network, given.get("labels"), given.get("guidance"))
+    return TangentComputer(method)(bound, **rest)
 
 
 def rounding(network: nn.Module, dtype: torch.dtype) -> float:

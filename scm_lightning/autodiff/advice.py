@@ -7,22 +7,33 @@ differences, since forward mode loses the tangent in some operations without a w
 """
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from scm_lightning.autodiff.methods import METHODS, STEP, Function, Point, same_random_numbers
-from scm_lightning.core import at_least_float32
+from scm_lightning.autodiff.methods import (
+    DualArithmetic,
+    FiniteDifference,
+    ForwardMode,
+    Point,
+    TangentMethod,
+    TwoPasses,
+    name_of,
+    same_random_numbers,
+)
+from scm_lightning.core import Bound, at_least_float32
 
-EXACT = ("dual", "two_pass", "func")
-"""Methods to try, the cheaper ones in memory first; dual_checkpoint takes what dual takes."""
+EXACT = (DualArithmetic(), TwoPasses(), ForwardMode())
+"""Methods to try, the cheaper ones in memory first; checkpointing takes what dual numbers take."""
+DIFFERENCES = FiniteDifference()
 TOLERANCE = 0.1
 """Largest relative difference from finite differences, which are rough, under autocast."""
 
 
-def advice(f: Function, point: Point, refused: str) -> str:
+def advice(f: Bound, point: Point, refused: TangentMethod) -> str:
     """Say what to use in the place of a method.
 
     Nothing is changed: weights, buffers, gradients and the state of the random numbers stay.
@@ -50,28 +61,25 @@ def advice(f: Function, point: Point, refused: str) -> str:
     return f"; of the other tangent methods this network works with {', '.join(found)}"
 
 
-def _working_methods(f: Function, point: Point, refused: str) -> tuple[list[str], bool]:
+def _working_methods(f: Bound, point: Point, refused: TangentMethod) -> tuple[list[str], bool]:
     """Methods that agree with finite differences, and whether those work."""
     with warnings.catch_warnings(), same_random_numbers(point.u):
         warnings.simplefilter("ignore")
-        state, num = _noisy_state(f.network), len(point.t)
-        point = Point(*(x[:2].detach() for x in point))
-        conditions = tuple(
-            x[:2] if x is not None and x.ndim and len(x) == num else x for x in f.conditions
-        )
-        f = Function(f.network, conditions)
+        state = _noisy_state(f.network)
+        f, point = f.first(2), point.first(2)
         wide = {k: at_least_float32(x) if x.is_floating_point() else x for k, x in state.items()}
-        expected = _derivative("finite_difference", _with_state(f, wide), point)
-        again = _derivative("finite_difference", _with_state(f, wide), point, h=STEP / 2)
+        half = FiniteDifference(DIFFERENCES.h / 2)
+        expected = _derivative(DIFFERENCES, _with_state(f, wide), point)
+        again = _derivative(half, _with_state(f, wide), point)
         if expected is None or again is None or not _agree(again, expected):  # a staircase, say
             return [], False
         working = []
-        for name in EXACT:
+        for method in EXACT:
             found = None
-            if not refused.startswith(name):
-                found = _derivative(name, _with_state(f, state), point)
-            working += [name] if found is not None and _agree(found, expected) else []
-        return working, refused != "finite_difference"
+            if type(method) is not type(refused):
+                found = _derivative(method, _with_state(f, state), point)
+            working += [name_of(method)] if found is not None and _agree(found, expected) else []
+        return working, not isinstance(refused, FiniteDifference)
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:
@@ -89,7 +97,7 @@ def _noisy_state(network: Any) -> dict[str, Tensor]:
     return state
 
 
-def _with_state(f: Function, state: dict[str, Tensor]) -> Function:
+def _with_state(f: Bound, state: dict[str, Tensor]) -> Bound:
     """The same function, with other weights and buffers in the place of its own."""
     network = f.network
     if not isinstance(network, nn.Module):
@@ -99,15 +107,16 @@ def _with_state(f: Function, state: dict[str, Tensor]) -> Function:
         out: Tensor = torch.func.functional_call(network, state, args)
         return out
 
-    return Function(call, f.conditions)
+    return replace(f, network=call)
 
 
-def _derivative(name: str, f: Function, point: Point, **options: float) -> Tensor | None:
+def _derivative(method: TangentMethod, f: Bound, point: Point) -> Tensor | None:
     """A method's derivative, float64 on the CPU; None if it refuses or fails."""
     try:
         with same_random_numbers(point.u):  # dropout is the same for all
-            F, derivative = METHODS[name](f, point, **options)
+            F, scaled_dF_dt = method(f, point)
     except Exception:  # of any kind: the method does not work
         return None
-    is_good = derivative.shape == F.shape == point.u.shape and bool(derivative.isfinite().all())
-    return derivative.detach().cpu().double() if is_good else None
+    is_good = scaled_dF_dt.shape == F.shape == point.u.shape
+    is_good = is_good and bool(scaled_dF_dt.isfinite().all())
+    return scaled_dF_dt.detach().cpu().double() if is_good else None

@@ -22,13 +22,21 @@ from torch import Tensor
 from scm_lightning.autodiff.advice import advice
 from scm_lightning.autodiff.comparison import (
     Gradients,
+    derivatives,
     difference_in_gradients,
     first_difference,
-    tangents,
     values,
 )
 from scm_lightning.autodiff.differences import by_differences, in_precision
-from scm_lightning.autodiff.methods import Function, Point, evaluate
+from scm_lightning.autodiff.methods import (
+    DualArithmetic,
+    FiniteDifference,
+    ForwardMode,
+    Point,
+    TangentMethod,
+    TwoPasses,
+    name_of,
+)
 from scm_lightning.autodiff.readings import (
     Place,
     Reading,
@@ -44,7 +52,7 @@ from scm_lightning.autodiff.readings import (
     untouched,
 )
 from scm_lightning.autodiff.repaired_jvp import jvp
-from scm_lightning.core import widest_float
+from scm_lightning.core import Bound, widest_float
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +81,7 @@ class Pass:
     gradients: Gradients
 
 
-def check_tangents(method: str, f: Function, point: Point) -> None:
+def check_tangents(method: TangentMethod, f: Bound, point: Point) -> None:
     """Refuse a method whose value, gradients or derivative on a network are not right.
 
     Weights, buffers, gradients and random numbers are as before afterwards.
@@ -91,7 +99,7 @@ def check_tangents(method: str, f: Function, point: Point) -> None:
     # A flow map from t to t has scale 0, and would say nothing.
     still = point.scale.abs() < STILL
     point = point._replace(scale=point.scale.masked_fill(still, 1.0))
-    few, at = _first_samples(f, point, SAMPLES)
+    few, at = f.first(SAMPLES), point.first(SAMPLES)
     with untouched(network) as state:
         if not _takes(few, at, state):  # a network that takes the whole batch, or none
             few, at = f, point
@@ -118,16 +126,17 @@ def _difference_from_plain(ours: Pass, expected: Pass, limit: float) -> str | No
 
 
 def _difference_in_derivative(
-    method: str, ours: Pass, f: Function, point: Point, state: Untouched
+    method: TangentMethod, ours: Pass, f: Bound, point: Point, state: Untouched
 ) -> str | None:
     """Compare derivatives with torch's forward mode; if they differ, differences decide."""
-    limit = ROUGH_LIMIT if method == "finite_difference" else _limit(f, point)
-    expected = None if method in ("func", "two_pass") else _by_forward_mode(f, point, state)
+    limit = ROUGH_LIMIT if isinstance(method, FiniteDifference) else _limit(f, point)
+    is_torchs = isinstance(method, (ForwardMode, TwoPasses))
+    expected = None if is_torchs else _by_forward_mode(f, point, state)
     if expected is not None and first_difference(values, ours.readings, expected, limit):
         expected = None  # it draws another dropout mask, say
     first = None
     if expected is not None:
-        first = first_difference(tangents, ours.readings, expected, limit)
+        first = first_difference(derivatives, ours.readings, expected, limit)
         if first is None:
             return None
     if state.sharded and first is not None:  # what follows, all processes must do
@@ -141,18 +150,18 @@ def _difference_in_derivative(
     theirs = expected[place]
     if error > LOST or _rounds_worse(method, place, ours.readings[place], theirs, f, point, state):
         return (
-            f"in this precision the derivative of {place} by the tangent method {method} "
+            f"in this precision the derivative of {place} by the tangent method {name_of(method)} "
             f"differs by {error:.2g} from torch.func.jvp, limit {limit:g}"
         )
     return None
 
 
 def _rounds_worse(
-    method: str,
+    method: TangentMethod,
     place: Place,
     ours: Reading,
     theirs: Reading,
-    f: Function,
+    f: Bound,
     point: Point,
     state: Untouched,
 ) -> bool:
@@ -170,15 +179,15 @@ def _rounds_worse(
 
 
 def _difference_from_differences(
-    method: str, f: Function, point: Point, state: Untouched
+    method: TangentMethod, f: Bound, point: Point, state: Untouched
 ) -> str | None:
     """Compare derivatives with central differences, both in float64; sharded, in float32."""
-    limit = ROUGH_LIMIT if method == "finite_difference" or state.sharded else LIMIT
+    limit = ROUGH_LIMIT if isinstance(method, FiniteDifference) or state.sharded else LIMIT
     if not state.sharded and widest_float(point.u.device) != torch.float64:
         log.warning("the derivative could not be checked: %s has no float64", point.u.device)
         return None
     if len(point.t) <= SAMPLES:  # else a network that takes the whole batch
-        f, point = _first_samples(f, point, FEW)
+        f, point = f.first(FEW), point.first(FEW)
     dtype = torch.float32 if state.sharded else torch.float64
     with in_precision(state, point.u.device.type):
         wide, at = f.in_type(dtype), point.in_type(dtype)
@@ -192,20 +201,21 @@ def _difference_from_differences(
         ours = _by_method(method, wide, at, state)
     if place_of(state.network) not in expected:
         reason = "its output is not smooth along the path: differences at two steps do not agree"
-        if method == "finite_difference":
+        if isinstance(method, FiniteDifference):
             return f"the derivative of the network cannot be taken by differences: {reason}"
         log.warning("the derivative of the whole network could not be checked: %s", reason)
-    first = first_difference(tangents, ours.readings, expected, limit)
+    first = first_difference(derivatives, ours.readings, expected, limit)
     if first is None:
         return None
     place, error = first
+    precision = str(dtype).removeprefix("torch.")
     return (
-        f"the derivative of {place} by the tangent method {method} differs by {error:.2g} from "
-        f"central differences in {str(dtype).removeprefix('torch.')}, limit {limit:g}"
+        f"the derivative of {place} by the tangent method {name_of(method)} differs by "
+        f"{error:.2g} from central differences in {precision}, limit {limit:g}"
     )
 
 
-def _takes(f: Function, point: Point, state: Untouched) -> bool:
+def _takes(f: Bound, point: Point, state: Untouched) -> bool:
     """Whether the network runs on so few samples."""
     state.again()
     try:
@@ -218,13 +228,13 @@ def _takes(f: Function, point: Point, state: Untouched) -> bool:
     return True
 
 
-def _by_plain_forward(f: Function, point: Point, state: Untouched) -> Pass | None:
+def _by_plain_forward(f: Bound, point: Point, state: Untouched) -> Pass | None:
     """An ordinary forward and backward pass; None if the output is not one.
 
     Raises:
         ValueError: if the backward pass fails.
     """
-    with read_again(f.network, plain, state) as readings:
+    with read_again(plain, state) as readings:
         out = read_whole(f, plain, readings)(point.u, point.t)
     if not isinstance(out, Tensor) or out.shape != point.u.shape:
         return None
@@ -241,23 +251,23 @@ def _by_plain_forward(f: Function, point: Point, state: Untouched) -> Pass | Non
 
 
 def _by_method(
-    method: str, f: Function, point: Point, state: Untouched, with_gradients: bool = False
+    method: TangentMethod, f: Bound, point: Point, state: Untouched, with_gradients: bool = False
 ) -> Pass:
     """A pass by a tangent method; of methods other than dual numbers, the last output alone."""
-    inside = method.startswith("dual")
-    with read_again(f.network, of_dual_number, state) as readings:
-        F, derivative = evaluate(method, f, point)
-    if not inside:
+    with read_again(of_dual_number, state) as readings:
+        F, scaled_dF_dt = method(f, point)
+    if not isinstance(method, DualArithmetic):
         readings.clear()
-    readings.setdefault(place_of(f.network), Reading(F.detach(), derivative.detach()))
+    readings.setdefault(place_of(f.network), Reading(F.detach(), scaled_dF_dt.detach()))
     return Pass(readings, gradients_of(f.network, F) if with_gradients else {})
 
 
-def _by_forward_mode(f: Function, point: Point, state: Untouched) -> Readings | None:
+def _by_forward_mode(f: Bound, point: Point, state: Untouched) -> Readings | None:
     """A pass by `torch.func.jvp`; None if it raises."""
     try:
-        with torch.no_grad(), read_again(f.network, of_forward_mode, state) as readings:
-            jvp(read_whole(f, of_forward_mode, readings), (point.u, point.t), point.tangents())
+        with torch.no_grad(), read_again(of_forward_mode, state) as readings:
+            whole = read_whole(f, of_forward_mode, readings)
+            jvp(whole, (point.u, point.t), point.input_tangents())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of any kind: an in-place operation, a custom Function, an operation
@@ -278,17 +288,7 @@ def gradients_of(network: Any, out: Tensor) -> Gradients:
     return {name: x.grad for name, x in parameters.items()}
 
 
-def _first_samples(f: Function, point: Point, most: int) -> tuple[Function, Point]:
-    num = len(point.t)
-
-    def few(x: Tensor | None) -> Tensor | None:
-        return x[:most] if x is not None and x.ndim and len(x) == num else x
-
-    conditions = tuple(map(few, f.conditions))
-    return Function(f.network, conditions), Point(*(x[:most].detach() for x in point))
-
-
-def _limit(f: Function, point: Point) -> float:
+def _limit(f: Bound, point: Point) -> float:
     half = torch.is_autocast_enabled(point.u.device.type) or _half_weights(f.network)
     return HALF_LIMIT if half else LIMIT
 

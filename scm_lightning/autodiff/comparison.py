@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of two passes through a network: outputs, tangents, gradients.
+"""Comparison of two passes through a network: outputs, derivatives, gradients.
 
 Relative differences are L2, of the reading itself, or of a thousandth of the largest among all
 modules where that is more.
@@ -30,7 +30,7 @@ def first_difference(
     expected: Readings,
     limit: float,
 ) -> tuple[Place, float] | None:
-    """The first place where values, or tangents, differ, and by how much."""
+    """The first place where values, or derivatives, differ, and by how much."""
     pairs = _differences(what(ours), what(expected))
     return next(((place, error) for place, error in pairs if not error <= limit), None)
 
@@ -69,7 +69,7 @@ def values(readings: Readings) -> dict[Place, Tensor | None]:
     return {place: reading.value for place, reading in readings.items()}
 
 
-def tangents(readings: Readings) -> dict[Place, Tensor | None]:
+def derivatives(readings: Readings) -> dict[Place, Tensor | None]:
     """Derivatives of what the modules put out."""
     return {place: reading.tangent for place, reading in readings.items()}
 

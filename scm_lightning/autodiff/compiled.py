@@ -13,92 +13,76 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.fsdp import FSDPModule
 
 from scm_lightning.autodiff.check import HALF_LIMIT, LIMIT, gradients_of
 from scm_lightning.autodiff.comparison import difference_in_gradients
-from scm_lightning.autodiff.computer import TangentComputer
+from scm_lightning.autodiff.methods import DualArithmetic, Point, TangentMethod, name_of
 from scm_lightning.autodiff.readings import untouched
+from scm_lightning.core import Bound
 
 
-class CompiledTangents:
-    """A `TangentComputer` whose calls are compiled.
+class Compiled(TangentMethod):
+    """A tangent method whose calls are compiled.
 
     Args:
-        tangents: the computer to compile.
+        method: the method to compile.
+        check: whether it is compared with the eager one on its first call.
 
     Raises:
-        ValueError: if its method cannot be compiled with its derivative intact.
+        ValueError: if the method cannot be compiled with its derivative intact.
     """
 
-    def __init__(self, tangents: TangentComputer) -> None:
-        if tangents.method != "dual":
+    def __init__(self, method: TangentMethod, check: bool) -> None:
+        if method != DualArithmetic():
             raise ValueError(
-                f"only the tangent method dual is compiled, got {tangents.method}; the compiler "
+                f"only the tangent method dual is compiled, got {name_of(method)}; the compiler "
                 "may drop the derivative of the others silently"
             )
-        self.eager = tangents
+        self.eager = method
         # Eager random numbers: a run is the same compiled or not.
         options: Any = {"fallback_random": True}
-        self.compiled = torch.compile(tangents, fullgraph=True, options=options)
-        self.trusted = False
+        self.compiled = torch.compile(method, fullgraph=True, options=options)
+        self.trusted = not check
 
-    def __call__(
-        self,
-        network: nn.Module,
-        x_t: Tensor,
-        t: Tensor,
-        dx_dt: Tensor,
-        *,
-        sigma_data: float,
-        labels: Tensor | None = None,
-        guidance: Tensor | None = None,
-        t_end: Tensor | None = None,
-        scale: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Evaluate the network and its derivative; see `TangentComputer`.
+    def __call__(self, f: Bound, point: Point) -> tuple[Tensor, Tensor]:
+        """See `TangentMethod`; of fake tensors, without a graph.
 
         Raises:
             ValueError: if the network is sharded, or the first call's compiled results differ from
                 the eager ones.
         """
-        conditions: dict[str, Any] = {
-            "sigma_data": sigma_data,
-            "labels": labels,
-            "guidance": guidance,
-            "t_end": t_end,
-            "scale": scale,
-        }
+        if is_fake(point.u):
+            return self.eager(f, point)
+        network: Any = f.network
         if any(isinstance(each, FSDPModule) for each in network.modules()):
             raise ValueError(
                 "the graph of a sharded network cannot be whole, since its weights are gathered "
                 "outside of it; train with compile: false, or with another strategy than fsdp2"
             )
-        if not self.trusted and self.eager.check and torch.is_grad_enabled():
-            self._compare(network, x_t, t, dx_dt, conditions)
-        F, scaled_dF_dt = self.compiled(network, x_t, t, dx_dt, **conditions)
+        if not self.trusted and torch.is_grad_enabled():
+            self._compare(network, f, point)
+        F, scaled_dF_dt = self.compiled(f, point)
         return F, scaled_dF_dt
 
-    def _compare(
-        self, network: nn.Module, x_t: Tensor, t: Tensor, dx_dt: Tensor, conditions: dict[str, Any]
-    ) -> None:
+    def _compare(self, network: nn.Module, f: Bound, point: Point) -> None:
         """Compare value, derivative and gradients of the first batch."""
-        half = torch.is_autocast_enabled(x_t.device.type)
+        half = torch.is_autocast_enabled(point.u.device.type)
         limit = HALF_LIMIT if half else LIMIT
         with untouched(network) as state:
-            self.eager(network, x_t, t, dx_dt, **conditions)  # is checked itself
             outs, gradients = [], []
-            for computer in (self.eager, self.compiled):
+            for method in (self.eager, self.compiled):
                 state.again()
                 try:
-                    F, derivative = computer(network, x_t, t, dx_dt, **conditions)
+                    F, scaled_dF_dt = method(f, point)
                 except TorchDynamoException as error:
                     reason = str(error).strip().partition("\n")[0]
                     raise ValueError(
                         f"value and derivative of {type(network).__name__} cannot be one compiled "
                         f"graph: {reason}; train with compile: false"
                     ) from error
-                outs.append((F.detach(), derivative))
+                outs.append((F.detach(), scaled_dF_dt))
                 gradients.append(gradients_of(network, F))
         for name, one, other in zip(("F", "its derivative"), *outs, strict=True):
             difference = float((one - other).norm() / one.norm().clamp_min(1e-12))

@@ -13,7 +13,8 @@ A flow map that ends at another time than 0 takes another factor in its place, `
 Axes: B batch, ... data axes.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -22,70 +23,68 @@ from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.advice import advice
 from scm_lightning.autodiff.check import check_tangents
+from scm_lightning.autodiff.compiled import Compiled
 from scm_lightning.autodiff.dual import TangentError
-from scm_lightning.autodiff.methods import METHODS, Function, Point, evaluate
-from scm_lightning.core import at_least_float32
+from scm_lightning.autodiff.methods import BY_NAME, MethodName, Point, TangentMethod
+from scm_lightning.core import Bound, at_least_float32
 
 
 class TangentComputer:
-    """Computes F and cos(t) sin(t) dF/dt of any network with the call (u, t, labels, guidance).
+    """Computes F and cos(t) sin(t) dF/dt of any network.
 
     Args:
-        method: "dual" carries value and derivative through the network in one pass, by rules of our
-            own: the fastest, at the memory of an ordinary step. "dual_checkpoint" does the same,
-            keeps of every block its input alone, and computes the block's values, not its tangents,
-            again for the backward pass. "func" is one `torch.func.jvp` in grad mode, whose value is
-            trained; the derivative's graph lives until it is cut off at the end, at several times
-            the memory. "two_pass" runs `torch.func.jvp` without grad and then a second forward.
-            "finite_difference" needs no forward derivative of the network, three forwards, two of
-            them in float32, and is accurate to about 5e-3. All others agree to rounding.
-
+        method: how; or a short name. "dual", `DualArithmetic()`, is fastest, at the memory of an
+            ordinary step; "dual_checkpoint" keeps of every block its input alone. "func",
+            `ForwardMode()`, takes several times the memory; "two_pass", `TwoPasses()`, a second
+            forward. "finite_difference", `FiniteDifference()`, needs no forward derivative of the
+            network and is accurate to about 5e-3. All others agree to rounding.
         check: whether the method is checked on every network that is trained, before its first
             step; see `check_tangents`. By dual numbers it costs less than five steps.
+        compile: whether value and derivative are compiled, as one graph; with `check`, its results
+            on the first batch are compared with those without, see `Compiled`.
 
     Raises:
-        ValueError: if the method is unknown.
+        ValueError: if the method is unknown, or cannot be compiled.
     """
 
     def __init__(
         self,
-        method: Literal[
-            "dual", "dual_checkpoint", "func", "two_pass", "finite_difference"
-        ] = "dual",
+        method: MethodName | TangentMethod = "dual",
         check: bool = True,
+        compile: bool = False,  # noqa: A002  Lightning's and torch's word for it
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(
-                f"tangent method must be one of {', '.join(METHODS)}, got {method!r}; the default "
-                "is dual"
-            )
+        if not isinstance(method, TangentMethod):
+            if method not in BY_NAME:
+                raise ValueError(
+                    f"tangent method must be one of {', '.join(BY_NAME)}, or an object of class "
+                    f"TangentMethod, got {method!r}; the default is dual"
+                )
+            method = BY_NAME[method]
         self.method = method
         self.check = check
+        self.evaluate = Compiled(method, check) if compile else method
         self._checked: WeakSet[nn.Module] = WeakSet()
 
     def __call__(
         self,
-        network: nn.Module,
+        network: nn.Module | Bound,
         x_t: Tensor,
         t: Tensor,
         dx_dt: Tensor,
         *,
         sigma_data: float,
-        labels: Tensor | None = None,
-        guidance: Tensor | None = None,
         t_end: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Evaluate the network and its derivative along the ODE.
 
         Args:
-            network: F(u, t, labels, guidance), called once to three times.
+            network: F(u, t, labels, guidance), called once to three times, with neither labels nor
+                guidance; or with those that are bound to it, constant along the ODE.
             x_t: noisy data. (B, ...), data units.
             t: times. (B,), radians.
             dx_dt: velocity of the ODE. (B, ...), data units per radian.
             sigma_data: standard deviation of the data, in data units.
-            labels: class labels, constant along the ODE. (B,) or None.
-            guidance: guidance scales, constant along the ODE. (B,) or None.
             t_end: times that a two-time flow map leads to, constant along the ODE. (B,), radians,
                 or None for a network without.
             scale: factor of the derivative. (B,), or None for cos(t) sin(t).
@@ -107,35 +106,36 @@ class TangentComputer:
                 f"{tuple(dx_dt.shape)}; return one velocity per element"
             )
 
-        ends = () if t_end is None else (t_end,)  # foreign networks need not know of it
-        f = Function(network, (labels, guidance, *ends))
+        f = network if isinstance(network, Bound) else Bound(network)
+        f = f if t_end is None else replace(f, t_end=t_end)
         scale = t.cos() * t.sin() if scale is None else scale
         point = Point(x_t / sigma_data, t, dx_dt / sigma_data, scale)
         try:
             self._check_once(f, point)
-            F, scaled_dF_dt = evaluate(self.method, f, point)
+            F, scaled_dF_dt = self.evaluate(f, point)
         except TangentError as error:
             others = advice(f, point, self.method)
-            raise ValueError(f"in {_innermost_module(network, error)}: {error}{others}") from error
+            place = _innermost_module(f.network, error)
+            raise ValueError(f"in {place}: {error}{others}") from error
         if F.shape != x_t.shape:
             raise ValueError(
                 f"the network must return the shape of its input, {tuple(x_t.shape)}, got "
-                f"{tuple(F.shape)} from {type(network).__name__}"
+                f"{tuple(F.shape)} from {type(f.network).__name__}"
             )
         return at_least_float32(F), at_least_float32(scaled_dF_dt)
 
-    def _check_once(self, f: Function, point: Point) -> None:
+    def _check_once(self, f: Bound, point: Point) -> None:
         """Check the method on a network that is trained, before it is used."""
         if not self.check or torch.compiler.is_compiling() or is_fake(point.u):
             return  # a graph and fake tensors have no numbers
-        network = f.network
+        network: Any = f.network
         is_trained = isinstance(network, nn.Module) and network.training
         if is_trained and torch.is_grad_enabled() and network not in self._checked:
             check_tangents(self.method, f, point)
             self._checked.add(network)
 
 
-def _innermost_module(network: nn.Module, error: Exception) -> str:
+def _innermost_module(network: Any, error: Exception) -> str:
     """Name the module of a network in whose forward an error arose."""
     names = {id(module): name for name, module in network.named_modules()}
     found, trace = network, error.__traceback__

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scm_lightning.autodiff.methods import Function, Point
+from scm_lightning.autodiff.methods import Point
 from scm_lightning.autodiff.readings import (
     Reading,
     Readings,
@@ -21,6 +21,7 @@ from scm_lightning.autodiff.readings import (
     read_again,
     read_whole,
 )
+from scm_lightning.core import Bound
 
 STEP = 1e-4
 """Step h of the differences. Of frequencies up to 1000, the extrapolated error is h^4 w^4 / 480."""
@@ -28,12 +29,12 @@ AGREE = 1e-2
 """Relative difference of the two steps' derivatives, above which neither is believed."""
 
 
-def by_differences(f: Function, point: Point, state: Untouched) -> Readings:
+def by_differences(f: Bound, point: Point, state: Untouched) -> Readings:
     """Derivatives by central differences, extrapolated, where two steps agree."""
 
     def at(h: float) -> Readings:
-        tu, tt = point.tangents()
-        with torch.no_grad(), read_again(f.network, plain, state) as readings:
+        tu, tt = point.input_tangents()
+        with torch.no_grad(), read_again(plain, state) as readings:
             read_whole(f, plain, readings)(point.u + h * tu, point.t + h * tt)
         return readings
 

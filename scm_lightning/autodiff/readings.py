@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from scm_lightning.autodiff.attributes import Attributes, put_numbers_back
 from scm_lightning.autodiff.dual import tangent_of
+from scm_lightning.autodiff.dual.carriers import leaves
+from scm_lightning.autodiff.dual.forward_mode import differentiable
 
 functorch = torch._C._functorch
 
@@ -88,7 +90,7 @@ def read(network: nn.Module, split: Split) -> Iterator[Readings]:
     def listen(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             with torch._C.DisableTorchFunction():
-                for part, x in enumerate(_floats(out)):
+                for part, x in enumerate(filter(differentiable, leaves(out))):
                     place = Place(name, type(module).__name__, calls[name], part)
                     readings[place] = split(x)
             calls[name] += 1
@@ -119,18 +121,6 @@ def read_whole(f: Any, split: Split, readings: Readings) -> Callable[[Tensor, Te
         return out
 
     return call
-
-
-def _floats(out: Any) -> Iterator[Tensor]:
-    """Floating and complex tensors among a module's outputs."""
-    if isinstance(out, Tensor):
-        if out.is_floating_point() or out.is_complex():
-            yield out
-    elif isinstance(out, dict):
-        yield from _floats(list(out.values()))
-    elif isinstance(out, (tuple, list)):
-        for each in out:
-            yield from _floats(each)
 
 
 class Untouched:
@@ -270,9 +260,7 @@ def in_double_precision(network: nn.Module) -> Iterator[None]:
             x.data = single
 
 
-def read_again(
-    network: nn.Module, split: Split, state: Untouched
-) -> AbstractContextManager[Readings]:
+def read_again(split: Split, state: Untouched) -> AbstractContextManager[Readings]:
     """Put the network's state back, and read another pass."""
     state.again()
-    return read(network, split)
+    return read(state.network, split)

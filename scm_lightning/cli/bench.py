@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from scm_lightning.autodiff import CompiledTangents, TangentComputer
-from scm_lightning.autodiff.methods import METHODS
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff.methods import BY_NAME
 from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.bench_attention import FORWARD, attention_steps
 from scm_lightning.cli.costs import Cost, measure
@@ -32,6 +32,7 @@ from scm_lightning.cli.plan import GPU
 from scm_lightning.cli.plan import report as report_plan
 from scm_lightning.core import (
     NULL_LABEL,
+    Bound,
     TrigFlow,
     at_least_float32,
     consistency_loss,
@@ -75,8 +76,8 @@ def training_steps(
         F = network(x_t / sigma_data, t, labels)
         diffusion_loss(F, pair, sigma_data=sigma_data).mean().backward()  # type: ignore[no-untyped-call]
 
-    def consistency(tangents: TangentComputer | CompiledTangents, dx_dt: Tensor) -> None:
-        F, J = tangents(network, x_t, t, dx_dt, sigma_data=sigma_data, labels=labels)
+    def consistency(tangents: TangentComputer, dx_dt: Tensor) -> None:
+        F, J = tangents(Bound(network, labels), x_t, t, dx_dt, sigma_data=sigma_data)
         g = tangent(F.detach(), J, x_t, dx_dt, t, sigma_data=sigma_data, r=1.0)
         consistency_loss(F, normalize_tangent(g), torch.zeros_like(t)).mean().backward()  # type: ignore[no-untyped-call]
 
@@ -86,11 +87,11 @@ def training_steps(
         consistency(TangentComputer("dual", check=False), sigma_data * at_least_float32(F))
 
     steps: dict[str, Callable[[], None]] = {PLAIN: partial(diffusion, network)}
-    for method in METHODS:
-        steps[f"sCT, {method}"] = partial(consistency, TangentComputer(method, check=False), pair)  # type: ignore[arg-type]
+    for name in BY_NAME:
+        steps[f"sCT, {name}"] = partial(consistency, TangentComputer(name, check=False), pair)
     steps["sCD, dual"] = distillation
     if compiled:
-        whole = CompiledTangents(TangentComputer("dual", check=False))
+        whole = TangentComputer("dual", check=False, compile=True)
         steps["diffusion, compiled"] = partial(diffusion, torch.compile(network))
         steps["sCT, dual, compiled"] = partial(consistency, whole, pair)
     return steps

@@ -107,8 +107,8 @@ class _OneLine(ArgumentParser):
 
 
 def _takes_text(kind: Any) -> bool:
-    """Whether a type is text, or has it among its alternatives or elements."""
-    return kind is str or any(_takes_text(each) for each in get_args(kind))
+    """Whether a type is text or a word, or has one among its alternatives or elements."""
+    return kind is str or isinstance(kind, str) or any(_takes_text(each) for each in get_args(kind))
 
 
 class CommandParser(_OneLine):

@@ -7,7 +7,7 @@ Axes: B batch, ... data axes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ class Bound:
             one: foreign networks need not know of it.
         labels: classes, -1 for none. (B,) int64, or None.
         guidance: guidance scales that the network takes as an input. (B,), or None.
+        t_end: times that a flow map leads to, where they are bound too. (B,), radians, or None.
     """
 
     network: Callable[..., Tensor]
     labels: Tensor | None = None
     guidance: Tensor | None = None
+    t_end: Tensor | None = None
 
     def __call__(self, u: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
         """Evaluate the network.
@@ -37,14 +39,23 @@ class Bound:
         Args:
             u: x_t / sigma_data. (B, ...), unit variance.
             t: times. (B,), radians.
-            t_end: times that a flow map leads to. (B,), radians, or None.
+            t_end: times that a flow map leads to. (B,), radians, or None for the bound ones.
 
         Returns:
             F. (B, ...), unit variance.
         """
+        t_end = self.t_end if t_end is None else t_end
         ends = () if t_end is None else (t_end,)
         return self.network(u, t, self.labels, self.guidance, *ends)
 
+    def first(self, num: int) -> "Bound":
+        """The same function of the first samples of a batch."""
+        return self._changed(lambda x: x[:num])
+
     def in_type(self, dtype: torch.dtype) -> "Bound":
-        """The same function with guidance scales of another type."""
-        return self if self.guidance is None else replace(self, guidance=self.guidance.to(dtype))
+        """The same function with floating conditions of another type."""
+        return self._changed(lambda x: x.to(dtype) if x.is_floating_point() else x)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> "Bound":
+        conditions = (self.labels, self.guidance, self.t_end)
+        return Bound(self.network, *(x if x is None else change(x) for x in conditions))

@@ -20,18 +20,15 @@ from scm_lightning.networks import MLP, DiT, EDM2UNet, UNet
 SIGMA_DATA = 0.7
 
 
-def point(shape, batch=6, num_classes=0):
+def point(shape, batch=6):
     """Arguments of a tangent computer. Batch 6, more than the check looks at."""
     generator = torch.Generator().manual_seed(2)
-    given = {
+    return {
         "x_t": SIGMA_DATA * torch.randn(batch, *shape, generator=generator),
         "t": torch.linspace(0.1, 1.5, batch),
         "dx_dt": SIGMA_DATA * torch.randn(batch, *shape, generator=generator),
         "sigma_data": SIGMA_DATA,
     }
-    if num_classes:
-        given["labels"] = torch.arange(batch) % num_classes
-    return given
 
 
 class Block(nn.Module):

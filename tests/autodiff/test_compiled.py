@@ -5,8 +5,10 @@ import copy
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scm_lightning.autodiff import CompiledTangents, TangentComputer
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.core import Bound
 from scm_lightning.networks import MLP, DiT
 
 
@@ -22,9 +24,9 @@ def agree(network, randn):
     x_t, dx_dt = randn(5, 1, 4, 6).float(), randn(5, 1, 4, 6).float()
     t, labels = torch.linspace(0.1, 1.5, 5), torch.tensor([0, 1, 2, 0, 1])
     results = []
-    for computer in (TangentComputer("dual"), CompiledTangents(TangentComputer("dual"))):
+    for computer in (TangentComputer("dual"), TangentComputer("dual", compile=True)):
         network.zero_grad()
-        F, J = computer(network, x_t, t, dx_dt, sigma_data=0.7, labels=labels)
+        F, J = computer(Bound(network, labels), x_t, t, dx_dt, sigma_data=0.7)
         F.square().sum().backward()
         results.append([F.detach(), J, *(p.grad.clone() for p in network.parameters())])
     for eager, compiled in zip(*results, strict=True):
@@ -73,10 +75,10 @@ def bent_gradient(network, F, J):
 )
 def test_results_that_differ_are_refused(randn, fault, message):
     """A compiled computer that loses something, as compilers do, on a network that says zero."""
-    computer = CompiledTangents(TangentComputer("dual"))
-    eager = computer.eager
+    computer = TangentComputer("dual", compile=True)
+    method = computer.evaluate
     network = MLP((3,), 16, 1, emb_channels=8, dropout=0.2).train()
-    computer.compiled = lambda *a, **k: fault(network, *eager(*a, **k))
+    method.compiled = lambda f, point: fault(network, *method.eager(f, point))
     before = copy.deepcopy(network.state_dict())
     x = randn(5, 3).float()
     with pytest.raises(ValueError, match=message):
@@ -86,20 +88,20 @@ def test_results_that_differ_are_refused(randn, fault, message):
 
 def test_dropout_draws_the_same_numbers_compiled(randn):
     """In train mode, from a fresh network; the first call is compared on the way."""
-    computer = CompiledTangents(TangentComputer("dual"))
     network = wake(MLP((3,), 16, 1, emb_channels=8, dropout=0.4)).train()
     x, t = randn(5, 3).float(), torch.linspace(0.1, 1.5, 5)
     results = []
-    for each in (computer.eager, computer):
+    for compiled in (False, True):
         torch.manual_seed(4)
-        results.append(each(network, x, t, x, sigma_data=0.7))
+        computer = TangentComputer("dual", compile=compiled)
+        results.append(computer(network, x, t, x, sigma_data=0.7))
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_methods_whose_derivative_the_compiler_drops_are_refused():
     with pytest.raises(ValueError, match="only the tangent method dual is compiled, got two_pass"):
-        CompiledTangents(TangentComputer("two_pass"))
+        TangentComputer("two_pass", compile=True)
 
 
 class AsksForTheType(torch.nn.Module):
@@ -112,7 +114,18 @@ class AsksForTheType(torch.nn.Module):
 
 
 def test_what_cannot_be_compiled_is_refused_in_one_line(randn):
-    x, computer = randn(5, 3).float(), CompiledTangents(TangentComputer("dual"))
+    x, computer = randn(5, 3).float(), TangentComputer("dual", compile=True)
     with pytest.raises(ValueError, match="AsksForTheType cannot be one compiled graph") as caught:
         computer(AsksForTheType(), x, torch.linspace(0.1, 1.5, 5), x, sigma_data=0.7)
     assert "\n" not in str(caught.value)
+
+
+def test_fake_tensors_are_not_compiled():
+    """As of a dry run: the network is checked when there are numbers."""
+    computer = TangentComputer("dual", compile=True)
+    computer.evaluate.compiled = None
+    with FakeTensorMode():
+        x, t = torch.zeros(5, 3), torch.ones(5)
+        F, J = computer(MLP((3,), 16, 1, emb_channels=8).train(), x, t, x, sigma_data=0.7)
+    assert F.shape == J.shape == (5, 3)
+    assert not computer.evaluate.trusted

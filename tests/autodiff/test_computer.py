@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from tiny import rounding
+from tiny import derive, rounding
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.checkpointing import outermost_blocks
@@ -70,7 +70,7 @@ def run(method, network, inputs):
     """F, derivative and the gradients of sum(F * weights), all from the same random state."""
     torch.manual_seed(7)
     network.zero_grad()
-    F, J = TangentComputer(method)(network, **inputs)
+    F, J = derive(method, network, inputs)
     (F * torch.linspace(-1, 1, F.numel(), dtype=F.dtype).reshape(F.shape)).sum().backward()
     return [F, J, *(parameter.grad.clone() for parameter in network.parameters())]
 
@@ -102,7 +102,7 @@ def test_derivative_is_the_one_along_the_ode(randn, build, method):
         return network(u, t + h, given["labels"], given["guidance"])
 
     expected = expand_time(t.cos() * t.sin(), x_t) * (F(h) - F(-h)) / (2 * h)
-    _, J = TangentComputer(method)(network, **given)
+    _, J = derive(method, network, given)
     tolerance = 1e-4 if method == "finite_difference" else 1e-6
     torch.testing.assert_close(J, expected, rtol=tolerance, atol=0.1 * tolerance)
     assert float(J.abs().max()) > 1e-3
@@ -117,14 +117,14 @@ def test_derivative_sees_the_dropout_mask_of_the_output(randn, method):
         return torch.nn.functional.dropout(u * expand_time(t, u).cos(), p=0.5)
 
     torch.manual_seed(3)
-    F, J = TangentComputer(method)(network, **given)
+    F, J = derive(method, network, given)
     assert torch.equal(F == 0, J == 0)
     assert 0.2 < float((F == 0).double().mean()) < 0.8
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_derivative_carries_no_graph_and_output_does(randn, method):
-    F, J = TangentComputer(method)(wake(mlp(0.0)), **inputs(randn))
+    F, J = derive(method, wake(mlp(0.0)), inputs(randn))
     assert F.requires_grad
     assert not J.requires_grad
 
@@ -139,7 +139,7 @@ def test_both_prescriptions_of_the_input_tangent_agree(randn):
         (u, t),
         (expand_time(cos_sin, u) * given["dx_dt"], cos_sin * SIGMA_DATA),
     )
-    _, J = TangentComputer()(network, **given)
+    _, J = derive("dual", network, given)
     torch.testing.assert_close(SIGMA_DATA * J, as_printed)
 
 
@@ -149,14 +149,14 @@ def test_half_precision_keeps_time_and_results_in_float32(randn, build, precisio
     """The derivative stays as near to float64's as bfloat16 lets it: 3 to 9 %, by the depth."""
     network = wake(build(0.0)).eval()
     given = inputs(randn)
-    _, expected = TangentComputer()(network, **given)
+    _, expected = derive("dual", network, given)
     half = {
         name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
         for name, value in given.items()
     }
     network = network.float() if precision == "autocast" else network.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-        F, J = TangentComputer()(network, **half)
+        F, J = derive("dual", network, half)
         emb = network.conditioning(half["t"], half["labels"], half["guidance"])
     assert {F.dtype, J.dtype, emb.dtype} == {torch.float32}
     error = (J.double() - expected).norm() / expected.norm()
@@ -170,9 +170,9 @@ def test_misfits_are_refused(randn):
     ):
         TangentComputer("reverse")
     with pytest.raises(ValueError, match=r"must return the shape of its input, \(5, 2, 4, 6\)"):
-        TangentComputer()(lambda u, t, labels, guidance: u[:, :1] * t.sum(), **given)
+        derive("dual", lambda u, t, labels, guidance: u[:, :1] * t.sum(), given)
     with pytest.raises(ValueError, match="velocity must have the shape of x_t"):
-        TangentComputer()(mlp(0.0), **{**given, "dx_dt": given["x_t"][:1]})
+        derive("dual", mlp(0.0), {**given, "dx_dt": given["x_t"][:1]})
 
 
 def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
@@ -187,7 +187,7 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            TangentComputer(method)(network, **given)
+            derive(method, network, given)
         saved[method] = sum(kept.values()) - sum(p.numel() for p in network.parameters())
     assert saved["dual_checkpoint"] < 0.7 * saved["dual"]
     assert "forward" not in vars(network.blocks[0])
@@ -195,7 +195,7 @@ def test_checkpointing_keeps_the_inputs_of_blocks_alone(randn):
 
 def test_checkpointing_needs_blocks(randn):
     with pytest.raises(ValueError, match="found none in Linear; keep the blocks in one"):
-        TangentComputer("dual_checkpoint")(torch.nn.Linear(3, 3).eval(), **inputs(randn))
+        derive("dual_checkpoint", torch.nn.Linear(3, 3).eval(), inputs(randn))
 
 
 class Chained(torch.nn.Module):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from test_computer import SIGMA_DATA, dit, inputs, mlp, unet, wake
 from test_repaired_jvp import edm2, single
-
-from scm_lightning.autodiff import TangentComputer
+from tiny import derive
 
 
 class Timed(torch.nn.Module):
@@ -32,7 +31,7 @@ def test_differences_leave_autocast_and_half_weights(randn, build, unit):
 
     def derivative(method, network, given):
         torch.manual_seed(5)
-        return TangentComputer(method)(network, **given)
+        return derive(method, network, given)
 
     for kind in ("64", "64, times 32", "32", "bf16 autocast", "fp16 autocast", "bf16 weights"):
         of_kind = copy.deepcopy(network).to(torch.float64 if "64" in kind else torch.float32)

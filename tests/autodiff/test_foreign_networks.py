@@ -18,7 +18,7 @@ from foreign_checks import (
 from foreign_networks import NETWORKS
 from foreign_torch import TORCH, perceptrons
 
-from scm_lightning.autodiff import methods
+from scm_lightning.autodiff import TangentMethod, TwoPasses
 
 CASES = [
     pytest.param(name, mode, id=f"{name}, {mode}", marks=[pytest.mark.slow] * network.slow)
@@ -86,18 +86,22 @@ def test_nothing_is_tested_at_zero(name, mode):
     assert len(awake) > 0.5 * len(reached)
 
 
-def plant(monkeypatch, change):
-    """Let the dual method be two passes, with a fault."""
+class Faulty(TangentMethod):
+    """Two passes, with a fault."""
 
-    def faulty(f, at):
-        return change(f, at, *methods.by_two_passes(f, at))
+    def __init__(self, change):
+        self.change = change
 
-    monkeypatch.setitem(methods.METHODS, "dual", faulty)
-    return judge(PERCEPTRON, "dual", "float64")
+    def __call__(self, f, point):
+        return self.change(f, point, *TwoPasses()(f, point))
 
 
-def test_the_harness_passes_what_is_right(monkeypatch):
-    assert plant(monkeypatch, lambda f, at, F, dF: (F, dF)).answer == "exact"
+def plant(change):
+    return judge(PERCEPTRON, Faulty(change), "float64")
+
+
+def test_the_harness_passes_what_is_right():
+    assert plant(lambda f, at, F, dF: (F, dF)).answer == "exact"
 
 
 @pytest.mark.parametrize(
@@ -110,8 +114,8 @@ def test_the_harness_passes_what_is_right(monkeypatch):
     ],
     ids=["tangent", "value", "gradient", "random numbers"],
 )
-def test_the_harness_sees_planted_faults(monkeypatch, change, answer):
-    assert plant(monkeypatch, change).answer == answer
+def test_the_harness_sees_planted_faults(change, answer):
+    assert plant(change).answer == answer
 
 
 def test_the_harness_sees_a_lost_gradient():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_computer import inputs
 from test_repaired_jvp import single
+from tiny import derive
 
-from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import expand_time
 
 
@@ -82,10 +82,10 @@ def test_what_breaks_the_tangent_and_what_works_is_named(randn, inner, message, 
     """Module, operation, and the methods that take the network; they do."""
     given, network = inputs(randn), Wrapped(inner)
     with pytest.raises(ValueError, match=message) as caught:
-        TangentComputer(method)(network, **given)
+        derive(method, network, given)
     assert str(caught.value).endswith(working)
     found = {
-        name: TangentComputer(name)(network, **given)[1]
+        name: derive(name, network, given)[1]
         for name in ("two_pass", "func", "finite_difference")
         if name in working
     }
@@ -113,7 +113,7 @@ def test_finding_the_methods_that_work_leaves_no_trace(randn, precision, is_coun
             torch.autocast("cpu", torch.bfloat16, enabled=half),
             pytest.raises(ValueError, match=message),
         ):
-            TangentComputer("dual")(ours, **given)
+            derive("dual", ours, given)
         assert ours.gain.requires_grad
         return [*ours.state_dict().values(), ours.gain.grad, torch.get_rng_state()]
 
@@ -126,12 +126,12 @@ def test_finding_the_methods_that_work_leaves_no_trace(randn, precision, is_coun
 
 def test_a_network_that_no_method_takes_is_refused_all_the_same(randn):
     with pytest.raises(ValueError, match=r"opaque .* of the other tangent methods none takes this"):
-        TangentComputer()(Broken(), **inputs(randn))
+        derive("dual", Broken(), inputs(randn))
 
 
 def test_an_output_without_a_tangent_is_refused(randn):
     with pytest.raises(ValueError, match=r"in Lost: the network lost the tangent"):
-        TangentComputer()(Lost(), **inputs(randn))
+        derive("dual", Lost(), inputs(randn))
 
 
 class Lost(torch.nn.Module):

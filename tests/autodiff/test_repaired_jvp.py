@@ -4,8 +4,8 @@
 import pytest
 import torch
 from test_computer import METHODS, SHAPE, SIGMA_DATA, dit, inputs, mlp, unet, wake
+from tiny import derive
 
-from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import expand_time
 from scm_lightning.networks import EDM2UNet
@@ -48,11 +48,11 @@ def test_value_is_a_plain_forward_and_the_derivative_belongs_to_it(
     """
     network, given = wake(build(0.4)).train(), inputs(randn)
     torch.manual_seed(7)
-    _, expected = TangentComputer("two_pass")(network, **given)
+    _, expected = derive("two_pass", network, given)
     network, given = network.float().to(memory_format=layout), single(given, layout)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.manual_seed(7)
-        F, J = TangentComputer(method)(network, **given)
+        F, J = derive(method, network, given)
         torch.manual_seed(7)
         plain = network(given["x_t"] / SIGMA_DATA, given["t"], given["labels"], given["guidance"])
     assert float((F - plain).detach().norm() / plain.detach().norm()) < (0.03 if autocast else 2e-6)
@@ -73,7 +73,7 @@ def test_all_methods_drop_what_a_plain_forward_drops(randn, layout, drop, method
         return drop(u * expand_time(t, u).cos(), p=0.5)
 
     torch.manual_seed(3)
-    F, J = TangentComputer(method)(network, **given)
+    F, J = derive(method, network, given)
     torch.manual_seed(3)
     plain = network(given["x_t"] / SIGMA_DATA, given["t"], None, None)
     torch.testing.assert_close(F, plain, rtol=0, atol=0)

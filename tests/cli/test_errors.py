@@ -37,7 +37,10 @@ def refused(capsys, *args):
         (["--nonsense", "3"], "nonsense"),
         (["--trainer.max_steps", "many"], "trainer.max_steps: Expected a <class 'int'>. Got value"),
         (["--model.init_args.tangent_bound", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
-        (["--model.init_args.tangents.method", "slow"], "'finite_difference']. Got value: slow"),
+        (
+            ["--model.init_args.tangents.method", "slow"],
+            "'finite_difference'] - Expected a dot import path string: slow",
+        ),
         (
             ["--model.init_args.student.class_path", "scm_lightning.networks.MPL"],
             "module 'scm_lightning.networks' has no attribute 'MPL'",

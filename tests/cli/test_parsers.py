@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an option takes as text is never read as a file; what takes objects alone, still is."""
 
+from typing import Literal
+
 import pytest
 from torch import nn
 
+from scm_lightning.autodiff import FiniteDifference, TangentComputer, TwoPasses
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.networks import MLP
 
@@ -18,6 +21,7 @@ class Takes:
         only: an object.
         text: or an object, or nothing.
         texts: or an object.
+        word: one of few, or an object.
     """
 
     def __init__(
@@ -25,8 +29,9 @@ class Takes:
         only: nn.Module,
         text: str | nn.Module | None = None,
         texts: nn.Module | list[str | nn.Module] | None = None,
+        word: Literal["spec.ckpt", "none", "list"] | nn.Module = "none",
     ) -> None:
-        self.only, self.text, self.texts = only, text, texts
+        self.only, self.text, self.texts, self.word = only, text, texts, word
 
 
 class Holds:
@@ -58,8 +63,8 @@ def parse(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_text_that_names_a_file_is_that_text(name, parse):
-    for each in parse("only=spec.ckpt", f"text={name}"):
-        assert each.text == name
+    for each in parse("only=spec.ckpt", f"text={name}", f"word={name}"):
+        assert each.text == each.word == name
 
 
 def test_an_object_may_be_in_a_file(parse):
@@ -73,3 +78,17 @@ def test_a_list_of_texts_is_in_no_file(parse):
         parse("only=spec.ckpt", "texts=list")
     for each in parse("only=spec.ckpt", "texts=[spec.ckpt]"):
         assert each.texts == ["spec.ckpt"]
+
+
+def test_a_tangent_method_is_a_short_name_or_an_object():
+    parser = OneLineParser(exit_on_error=False)
+    parser.add_argument("--tangents", type=TangentComputer)
+
+    def method(*options):
+        return parser.instantiate_classes(parser.parse_args(options)).tangents.method
+
+    assert method('--tangents={"method": "two_pass", "check": true}') == TwoPasses()
+    path = "scm_lightning.autodiff.FiniteDifference"
+    given = f'{{"method": {{"class_path": "{path}", "init_args": {{"h": 1.0e-3}}}}}}'
+    assert method(f"--tangents={given}") == FiniteDifference(1e-3)
+    assert method("--tangents.method=FiniteDifference", "--tangents.method.h=1e-3").h == 1e-3

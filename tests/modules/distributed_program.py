@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.autodiff import CompiledTangents
+from scm_lightning.autodiff import TangentComputer
 from scm_lightning.modules import base
 from scm_lightning.modules.sharding import shard
 
@@ -80,7 +80,7 @@ def mistakes(place, module):
     place.run("scd_dual", stop=4, name="careless", module=careless)
     found["whole_head"] = careless.weighting_head.linear.weight.detach()
     compiled = consistency(SCD(), "dual")
-    compiled.tangents = CompiledTangents(compiled.tangents)
+    compiled.tangents = TangentComputer("dual", compile=True)
     found["compiled"] = refusal(place.run, "scd_dual", name="x", module=compiled)
     found["start"] = sharded_start(module.device_mesh["data_parallel"], place.rank)
     module.bare = nn.Parameter(torch.ones(2))

@@ -7,6 +7,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from scm_lightning.autodiff import TangentComputer
+from scm_lightning.core import Bound
 from scm_lightning.networks import DiffusersNetwork
 
 SIGMA_DATA = 0.7
@@ -55,7 +56,7 @@ def test_derivative_matches_differences(build, randn):
     network = wake(DiffusersNetwork(model))
     x_t, dx_dt = randn(5, 2, 8, 8), randn(5, 2, 8, 8)
     t, labels = torch.linspace(0.2, 1.5, 5).double(), torch.tensor([0, 1, 2, 0, 1])
-    F, J = TangentComputer("dual")(network, x_t, t, dx_dt, sigma_data=SIGMA_DATA, labels=labels)
+    F, J = TangentComputer("dual")(Bound(network, labels), x_t, t, dx_dt, sigma_data=SIGMA_DATA)
 
     def difference(h):
         after = network((x_t + h * dx_dt) / SIGMA_DATA, t + h, labels)
@@ -81,8 +82,11 @@ def test_stock_forward_mode_fails_on_the_unet_and_ours_does_not(randn):
     labels = torch.tensor([0, 1, 2, 0, 1])
     with pytest.raises((RuntimeError, NotImplementedError)):
         torch.func.jvp(lambda u, t: network(u, t, labels), (x_t, t), (x_t, t))
-    given = {"sigma_data": SIGMA_DATA, "labels": labels}
-    found = [TangentComputer(method)(network, x_t, t, x_t, **given) for method in ("func", "dual")]
+    bound = Bound(network, labels)
+    found = [
+        TangentComputer(method)(bound, x_t, t, x_t, sigma_data=SIGMA_DATA)
+        for method in ("func", "dual")
+    ]
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # time in float32
 

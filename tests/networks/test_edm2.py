@@ -3,12 +3,11 @@
 
 import pytest
 import torch
-from tiny import rounding
+from tiny import derive, rounding
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.dual import fallback_calls
 from scm_lightning.core import NULL_LABEL, consistency_loss, normalize_tangent, tangent
 from scm_lightning.networks import (
@@ -59,7 +58,7 @@ def step(method, network, given):
     """One sCD step: loss, output, derivative and gradients, from the same random state."""
     torch.manual_seed(7)
     network.zero_grad()
-    F, J = TangentComputer(method)(network, **given)
+    F, J = derive(method, network, given)
     x_t, t, dx_dt = given["x_t"], given["t"], given["dx_dt"]
     g = tangent(F.detach(), J, x_t, dx_dt, t, sigma_data=SIGMA_DATA, r=1.0)
     loss = consistency_loss(F, normalize_tangent(g), torch.zeros_like(t)).mean()
@@ -235,7 +234,7 @@ def test_dropout_acts_at_few_pixels_and_in_training_only(randn):
 def test_half_precision_keeps_time_and_results_in_float32(randn, dtype):
     """Autocast: the embedding is float32's own, output and derivative finite and close to it."""
     network, given = wake(build(guided=True)).eval(), inputs(randn)
-    exact = TangentComputer()(network, **given)
+    exact = derive("dual", network, given)
     network = network.float()
     half = {
         name: value.float() if torch.is_tensor(value) and value.is_floating_point() else value
@@ -243,7 +242,7 @@ def test_half_precision_keeps_time_and_results_in_float32(randn, dtype):
     }
     conditions = half["t"], half["labels"], half["guidance"], None
     with torch.autocast("cpu", dtype), torch.no_grad():
-        found = TangentComputer()(network, **half)
+        found = derive("dual", network, half)
         emb = network.conditioning(*conditions)
     assert {found[0].dtype, found[1].dtype, emb.dtype} == {torch.float32}
     torch.testing.assert_close(emb, network.conditioning(*conditions).detach(), rtol=0, atol=0)

@@ -10,6 +10,7 @@ from torch import nn
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.dual import fallback_calls
+from scm_lightning.core import Bound
 from scm_lightning.networks import TimeEmbedding, UNet, pixel_norm
 from scm_lightning.networks.unet_blocks import PixelAttention, ResidualBlock
 
@@ -228,13 +229,11 @@ def derivative(method, network, randn_seed=0):
     torch.manual_seed(7)
     network.zero_grad()
     F, J = TangentComputer(method)(
-        network,
+        Bound(network, torch.tensor([0, 1, -1, 1, 2]), guidance=t + 1.0),
         x_t,
         t,
         dx_dt,
         sigma_data=SIGMA_DATA,
-        labels=torch.tensor([0, 1, -1, 1, 2]),
-        guidance=t + 1.0,
         t_end=t / 2,
     )
     (F * torch.linspace(-1, 1, F.numel(), dtype=F.dtype).reshape(F.shape)).sum().backward()
