@@ -17,15 +17,9 @@ from scm_lightning.core import (
     clip_tangent,
     normalize_tangent,
 )
-from scm_lightning.modules import (
-    AdaptiveVSD,
-    FlatCosine,
-    HalfLife,
-    InverseSqrt,
-    MeanFlowModule,
-    PowerFunction,
-)
+from scm_lightning.modules import FlatCosine, HalfLife, InverseSqrt, MeanFlowModule, PowerFunction
 from scm_lightning.networks import EDM2UNet, UNet
+from scm_lightning.objectives import AdaptiveVSD
 from scm_lightning.sampling import time_grid
 
 EDM_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
 
-import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import torch
@@ -16,27 +13,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import NULL_LABEL, TrigFlow, sample_generators, standard_normal
+from scm_lightning.core import NULL_LABEL, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
+from scm_lightning.modules.batch_checks import BatchChecks
+from scm_lightning.modules.drawing import draw_samples
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
 from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
-from scm_lightning.modules.statistics import check_scale, sample_moments
-from scm_lightning.networks.classes import check_labels, num_known_classes
 from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.sampling import Draw, Samples
-from scm_lightning.teachers import FrozenTeacher, weights_mismatch
+from scm_lightning.teachers import weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
-
-STATISTICS_SAMPLES = 256
-"""Samples that the scale of the data is measured on, at the start of training; of a smaller set,
-all."""
-
-logger = logging.getLogger(__name__)
 
 
 class StepOutput(TypedDict, total=False):
@@ -55,31 +46,6 @@ class StepOutput(TypedDict, total=False):
     sample_loss: Tensor
     tangent_norm: Tensor
     logs: dict[str, Tensor]
-
-
-@contextmanager
-def images_seen(module: nn.Module) -> Iterator[list[int]]:
-    """Count what the networks of a module are given, inside the context.
-
-    Args:
-        module: owner of networks that are called with a batch.
-
-    Returns:
-        Number of images of every call of an average or a teacher.
-    """
-    seen: list[int] = []
-    networks = [each for each in module.modules() if isinstance(each, EMA | FrozenTeacher)]
-    hooks = [
-        getattr(each, "network", each).register_forward_pre_hook(
-            lambda _, args: seen.append(len(args[0]))
-        )
-        for each in networks
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:
@@ -121,10 +87,9 @@ class GenerativeModule(LightningModule, ABC):
         self.further_emas = nn.ModuleList(EMA(network, profile) for profile in others)
         self._images_in_step = 0
         self._is_left_out = False
-        self._first_samples: list[Tensor] | None = []
+        self.batch_checks = BatchChecks(path.sigma_data)
         self._saved_optimizers: list[str] = []  # classes, in the checkpoint that is gone on from
         self._kept_schedules: list[KeptSchedule] = []
-        self._num_known_classes: int | None = None
 
     @abstractmethod
     def trained_network(self) -> nn.Module:
@@ -234,10 +199,9 @@ class GenerativeModule(LightningModule, ABC):
             ValueError: if their scale is another, or they are of classes that a network does not
                 know.
         """
-        self._check_labels(batch, NULL_LABEL)
+        self.batch_checks.check_classes(self, batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
-        if self._first_samples is not None:
-            self._check_statistics(batch.x0)
+        self.batch_checks.check_scale(self, batch.x0)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
@@ -263,7 +227,7 @@ class GenerativeModule(LightningModule, ABC):
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Refuse to draw samples of classes that a network does not know."""
-        self._check_labels(batch)
+        self.batch_checks.check_classes(self, batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
@@ -280,7 +244,7 @@ class GenerativeModule(LightningModule, ABC):
         draws = self.reference_draws() | self.draws()
         return self.draw(request, {"noise": lambda noise, labels, generators: noise} | draws)
 
-    def draw(self, request: SampleRequest, draws: dict[str, Draw]) -> dict[str, Samples]:
+    def draw(self, request: SampleRequest, draws: Mapping[str, Draw]) -> dict[str, Samples]:
         """Draw the same samples, from the same noise, in several ways.
 
         Args:
@@ -290,23 +254,7 @@ class GenerativeModule(LightningModule, ABC):
         Returns:
             Samples by name, (B, *request.shape) each.
         """
-        if not len(request.indices):
-            # Sharded weights are gathered by all processes, with samples to draw or without.
-            labels = None if request.labels is None else request.labels.new_zeros(1)
-            spare = request._replace(indices=request.indices.new_zeros(1), labels=labels)
-            return {
-                name: Samples(samples.x0[:0], samples.nfe)
-                for name, samples in self.draw(spare, draws).items()
-            }
-        drawn = {}
-        for name, draw in draws.items():
-            generators = sample_generators(request.indices.tolist(), request.seed)
-            shape = (len(generators), *request.shape)
-            noise = self.path.sigma_data * standard_normal(shape, generators, device=self.device)
-            with images_seen(self) as seen:
-                x0 = draw(noise, request.labels, generators)
-            drawn[name] = Samples(x0, sum(seen) // len(generators))
-        return drawn
+        return draw_samples(self, request, draws, self.path.sigma_data, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint holds."""
@@ -346,34 +294,3 @@ class GenerativeModule(LightningModule, ABC):
     def _name_of(self, network: nn.Module) -> str:
         names = (name for name, each in self.named_modules() if each is network)
         return str(next(names))
-
-    def _check_labels(self, batch: Any, least: int = 0) -> None:
-        """Refuse classes that a network does not know: by their number, or label by label."""
-        labels = getattr(batch, "labels", None)
-        if labels is None:
-            return
-        num_classes: int = getattr(getattr(self.trainer, "datamodule", None), "num_classes", 0)
-        if self._num_known_classes is None:
-            self._num_known_classes = num_known_classes(self)
-        if 0 < self._num_known_classes < num_classes:
-            raise ValueError(
-                f"the data have {num_classes} classes, the network has {self._num_known_classes}; "
-                f"set num_classes of the network to {num_classes}, or give data of its classes"
-            )
-        if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
-            check_labels(labels, self._num_known_classes, least)
-
-    def _check_statistics(self, x0: Tensor) -> None:
-        """Collect the first samples, or all of a smaller set; refuse those of another scale."""
-        assert self._first_samples is not None
-        self._first_samples.append(sample_moments(x0))
-        world_size, num_batches = self.trainer.world_size, self.trainer.num_training_batches
-        num_samples = sum(each.shape[1] for each in self._first_samples) * world_size
-        if num_samples < min(STATISTICS_SAMPLES, num_batches * len(x0) * world_size):
-            return
-        moments, self._first_samples = torch.cat(self._first_samples, 1), None
-        # All processes must come to the same end, or those that go on wait for ever.
-        total = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        warning = check_scale(moments, self.path.sigma_data, total)
-        if warning is not None and self.trainer.is_global_zero:
-            logger.warning(warning)

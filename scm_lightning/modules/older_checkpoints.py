@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of version 0.3.0, under the names of 0.4.0.
 
-    weights   weighting_head.*, vsd.*, and of MeanFlow network.*     were the module's own
-    kind      mean_flow                                              was a module, not an objective
+weights   weighting_head.*, vsd.*, and of MeanFlow network.*     were the module's own
+kind      mean_flow                                              was a module, not an objective
 """
 
 from typing import Any

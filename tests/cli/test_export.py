@@ -10,7 +10,8 @@ from tiny import loader, mlp, trainer, wake
 from scm_lightning import ConsistencyModule, DiffusionModule, TrigFlow
 from scm_lightning.cli import main
 from scm_lightning.data import SampleRequest
-from scm_lightning.modules import HalfLife, PowerFunction, TeacherVelocity
+from scm_lightning.modules import HalfLife, PowerFunction
+from scm_lightning.objectives import TeacherVelocity
 from scm_lightning.teachers import load_teacher, read_checkpoint
 from scm_lightning.teachers.exports import Export, read_export
 

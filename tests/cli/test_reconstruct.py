@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from scm_lightning import ConsistencyModule, TrigFlow
 from scm_lightning.cli import main
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients
-from scm_lightning.modules import TeacherVelocity
 from scm_lightning.networks import MLP
+from scm_lightning.objectives import TeacherVelocity
 from scm_lightning.teachers import load_teacher, read_checkpoint
 from scm_lightning.teachers.exports import read_export
 from scm_lightning.teachers.snapshots import read_snapshots

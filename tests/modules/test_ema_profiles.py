@@ -17,7 +17,8 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.callbacks import EMASnapshots
 from scm_lightning.callbacks.ema_snapshots import whole_weights
 from scm_lightning.core import power_function_decay
-from scm_lightning.modules import EMA, HalfLife, PairVelocity, PowerFunction
+from scm_lightning.modules import EMA, HalfLife, PowerFunction
+from scm_lightning.objectives import PairVelocity
 
 PROFILES = [PowerFunction(0.05), PowerFunction(0.10)]
 

@@ -98,7 +98,7 @@ def test_it_learns_gaussian_data_in_closed_form():
         optimizer=lambda groups: torch.optim.Adam(groups, lr=2e-3),
         lr_schedule=lambda optimizer: FlatCosine(optimizer, total_steps=3000),
     )
-    module._first_samples = None  # the data's own scale is 0.3 here, on purpose
+    module.batch_checks.first_samples = None  # the data's own scale is 0.3 here, on purpose
     trainer(3000).fit(module, loader(batch_size=256, scale=1.0))
     noise = PATH.sigma_data * torch.randn(2000, 3)
     found = module.draws()["1_step"](noise, None, None)
