@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 5: the LightningModules."""
+"""Floor 6: the LightningModules."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 from scm_lightning.modules.adaptive_vsd import AdaptiveVSD
