@@ -8,12 +8,7 @@ import torch
 from gaussian import DATA_STD, PATH, ExactStudent, std
 
 from scm_lightning.core import Bound, sample_generators
-from scm_lightning.sampling import (
-    consistency_samplers,
-    sample_consistency,
-    sample_flow_map,
-    sample_ode,
-)
+from scm_lightning.sampling import sample_consistency, sample_flow_map, sample_ode
 
 T_MAX = PATH.t_max()
 
@@ -106,15 +101,6 @@ def test_labels_and_guidance_reach_the_network(randn):
     torch.testing.assert_close(
         found, (math.cos(1.0) - math.sin(1.0) * 0.5 * labels.double())[:, None] * noise
     )
-
-
-def test_samplers_are_named_by_their_steps():
-    samplers = consistency_samplers(ExactStudent(), PATH, (1.3, 0.6))
-    assert {name: sampler.nfe for name, sampler in samplers.items()} == {
-        "1_step": 1,
-        "2_step": 2,
-        "3_step": 3,
-    }
 
 
 @pytest.mark.parametrize(

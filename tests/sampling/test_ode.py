@@ -9,7 +9,7 @@ import torch
 from gaussian import DATA_STD, PATH, ExactTeacher, std
 
 from scm_lightning.core import TrigFlow
-from scm_lightning.sampling import num_evaluations, sample_ode, time_grid
+from scm_lightning.sampling import sample_ode, time_grid
 
 SOLVERS = [("ddim", 1), ("heun", 2), ("dpm-2s", 2), ("dpm++", 2)]
 
@@ -125,7 +125,7 @@ def test_cost_is_counted_as_it_is_spent(randn, start):
             return ExactTeacher()(u, t)
 
         sample_ode(F, randn(5, 3), times, path=PATH, solver=solver)
-        assert len(calls) == expected == num_evaluations(times, solver)
+        assert len(calls) == expected
 
 
 def test_dpm_2s_looks_ahead_to_the_middle_in_log_snr(randn):

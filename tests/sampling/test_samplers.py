@@ -10,6 +10,7 @@ from scm_lightning.core import NULL_LABEL, Bound, flow_step, sample_generators
 from scm_lightning.sampling import sample_consistency, sample_flow_map, sample_ode
 from scm_lightning.sampling.samplers import (
     consistency_sampler,
+    consistency_samplers,
     flow_map_sampler,
     teacher_samplers,
 )
@@ -63,6 +64,15 @@ def test_the_teacher_s_samplers_are_guided_by_its_labels(randn, scale):
         assert samplers[name].nfe == halves * calls == halves * len(network.labels)
         if scale is not None:
             assert network.labels[0].tolist() == [*LABELS.tolist(), *[NULL_LABEL] * 5]
+
+
+def test_samplers_are_named_by_their_steps():
+    samplers = consistency_samplers(Listener(), PATH, (1.3, 0.6))
+    assert {name: sampler.nfe for name, sampler in samplers.items()} == {
+        "1_step": 1,
+        "2_step": 2,
+        "3_step": 3,
+    }
 
 
 def test_fresh_noise_is_of_the_generators_handed_in(randn):
