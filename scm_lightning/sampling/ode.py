@@ -13,7 +13,7 @@ the middle of the step in half log-SNR, the midpoint method. A step to t = 0 is 
 
 (ours) So is a step from s = pi/2, and DPM-Solver++ forgets it: 1 / cos s and log tan s are infinite
 there, as is EDM's noise level, and a DDIM step is the one that has a limit. One such step has an
-error of second order, as the whole solution of the others has.
+error of second order, as the whole solution of the others has up to a logarithm.
 Source: arXiv 2410.11081, Section 3.1 and Appendix D; Heun: arXiv 2206.00364, Algorithm 1;
 multistep: arXiv 2211.01095, Algorithm 2.
 Axes: B batch, ... data axes.

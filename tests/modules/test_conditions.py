@@ -216,7 +216,7 @@ def test_an_average_takes_over_buffers_and_never_trains():
 def test_a_half_life_ramps_up_by_its_own_share():
     """At most that share of the images before the step; without a ramp, the half-life alone."""
     for ramp_up, half_life in ((0.2, 400), (0.05, 100), (None, 5000)):
-        decay = HalfLife(5000, ramp_up).decay(step=21, images_seen=2000, images_in_step=100)
+        decay = HalfLife(5000, ramp_up).decay(images_seen=2000, images_in_step=100)
         assert decay == pytest.approx(0.5 ** (100 / half_life))
     ema, network = EMA(nn.Linear(1, 1), HalfLife(5000, 0.2)), nn.Linear(1, 1)
     nn.init.ones_(network.weight), nn.init.zeros_(ema.network.weight)
