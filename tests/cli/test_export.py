@@ -81,8 +81,8 @@ def test_the_average_is_exported_and_draws_the_same_samples(kind, request, tmp_p
     else:
         other = ConsistencyModule(network, TeacherVelocity(), mlp(), False, path=PATH)
     with torch.no_grad():
-        expected = module.draw(REQUEST, module.samplers())
-        drawn = other.draw(REQUEST, other.samplers())
+        expected = module.draw(REQUEST, module.draws())
+        drawn = other.draw(REQUEST, other.draws())
     for name, samples in expected.items():
         assert samples.x0.std() > 0.1
         assert torch.equal(drawn[name].x0, samples.x0)

@@ -78,7 +78,7 @@ def mistakes(place, module):
     found = {"shares": local_shares(module)}
     careless = consistency(SCD(), "dual", LeavesHeadWhole)
     place.run("scd_dual", stop=4, name="careless", module=careless)
-    found["whole_head"] = careless.weighting_head.linear.weight.detach()
+    found["whole_head"] = careless.objective.weighting_head.linear.weight.detach()
     compiled = consistency(SCD(), "dual")
     compiled.tangents = TangentComputer("dual", compile=True)
     found["compiled"] = refusal(place.run, "scd_dual", name="x", module=compiled)
