@@ -9,6 +9,14 @@ from scm_lightning.modules.ema import EMA, EMAProfile, HalfLife, PowerFunction
 from scm_lightning.modules.fsdp2 import FSDP2Strategy
 from scm_lightning.modules.schedules import FlatCosine, InverseSqrt
 
+# Where version 0.3.0 had them.
+from scm_lightning.objectives import (  # noqa: F401
+    AdaptiveVSD,
+    PairVelocity,
+    TeacherVelocity,
+    Velocity,
+)
+
 __all__ = [
     "EMA",
     "ConsistencyModule",

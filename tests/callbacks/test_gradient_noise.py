@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gaussian import PATH, ExactStudent, ExactTeacher, velocity
+from lightning.pytorch.demos.boring_classes import BoringModel
 from tiny import loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -38,7 +39,13 @@ class Linear(DiffusionModule):
         return {"loss": loss}
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
+        return torch.optim.SGD(self.network.parameters(), lr=0.0)
+
+
+def linear():
+    module = Linear(Theta(), PATH)
+    module.batch_checks.first_samples = None  # data of another scale, on purpose
+    return module
 
 
 def fit(module, batches, tmp_path, **options):
@@ -52,9 +59,7 @@ def test_a_linear_loss_has_the_noise_of_its_data(tmp_path):
     """Trace of the covariance of the last four batches' means, of their first five samples."""
     x0 = torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(0)) + 0.5
     batches = DataLoader([Batch(each, None) for each in x0], batch_size=None)
-    module = Linear(Theta(), PATH)
-    module.batch_checks.first_samples = None  # of another scale, on purpose
-    found = fit(module, batches, tmp_path)
+    found = fit(linear(), batches, tmp_path)
     means = x0[2:, :5].double().mean(1).numpy()
     variance, mean_square = means.var(0, ddof=1).sum(), np.square(means.mean(0)).sum()
     cos = np.cos(TIMES)
@@ -127,10 +132,8 @@ def test_impossible_measurements_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 2 batches"):
         GradientNoise(num_batches=1)
     with pytest.raises(ValueError, match="at least 7 steps"):
-        fit(Linear(), loader(), tmp_path, num_batches=7)
+        fit(linear(), loader(), tmp_path, num_batches=7)
     with pytest.raises(ValueError, match="the 9 samples"):
-        fit(Linear(), loader(), tmp_path, num_samples=9)
-    module = Linear()
-    del module.times
-    with pytest.raises(ValueError, match="a module with `times`"):
-        fit(module, loader(), tmp_path)
+        fit(linear(), loader(), tmp_path, num_samples=9)
+    with pytest.raises(ValueError, match="a GenerativeModule, one process and at least 4"):
+        fit(BoringModel(), loader(), tmp_path)

@@ -18,6 +18,7 @@ SCT = [
     "scm_lightning.modules.PairVelocity",
 ]
 
+SAMPLING = "model.init_args.sampling"
 OBJECTIVE = "model.init_args.objective.init_args"
 
 
@@ -52,11 +53,11 @@ def refused(capsys, *args):
         (["--model.init_args.path.sigma_data", "-1"], "sigma_data must be a positive number"),
         ([f"--{OBJECTIVE}.times.P_std", "0"], "P_std a positive one, got"),
         (
-            [*SCT, "--model.init_args.sampling.intermediate_times", "[2.0]"],
+            [*SCT, f"--{SAMPLING}.intermediate_times", "[2.0]"],
             "sampling times must be angles in [1e-06, pi/2], got [1.5645464081731977, 2.0]",
         ),
         (
-            [*SCT, "--model.init_args.sampling.intermediate_times", "[0.5, 1.1]"],
+            [*SCT, f"--{SAMPLING}.intermediate_times", "[0.5, 1.1]"],
             "times must descend",
         ),
         ([*SCT[:2]], "TeacherVelocity needs a teacher, got none; set teacher"),

@@ -79,7 +79,7 @@ def test_the_average_is_exported_and_draws_the_same_samples(kind, request, tmp_p
     if kind == "teacher":
         other = DiffusionModule(network, PATH)
     else:
-        other = ConsistencyModule(network, TeacherVelocity(), mlp(), False, path=PATH)
+        other = ConsistencyModule(network, path=PATH)
     with torch.no_grad():
         expected = module.draw(REQUEST, module.draws())
         drawn = other.draw(REQUEST, other.draws())

@@ -145,6 +145,6 @@ def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="at least 2 solver steps"):
         DiffusionSampling(1)
     with pytest.raises(ValueError, match="churn needs a solver of single steps"):
-        DiffusionSampling(solver="dpm++", churn=Churn())
+        DiffusionSampling(solver="dpm++", churn=Churn(10.0))
     with pytest.raises(ValueError, match="P_std a positive one"):
         DiffusionModule(Linear(), times=TimeProposal(0.0, -1.0))
