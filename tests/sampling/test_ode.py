@@ -72,6 +72,18 @@ def test_float32_suffices_from_pi_half(solver, randn):
     torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
 
 
+def test_dpm_plus_plus_does_not_look_back_at_pi_half(randn):
+    """r is infinite there: two DDIM steps, and from the third on it corrects."""
+    x, times = PATH.sigma_data * randn(5, 3), [math.pi / 2, 1.2, 0.6, 0.2]
+    found, plain = [], []
+    for solver, states in (("dpm++", found), ("ddim", plain)):
+        on_step = lambda _, state, states=states: states.append(state)  # noqa: E731
+        sample_ode(ExactTeacher(), x, times, path=PATH, solver=solver, on_step=on_step)
+    assert torch.equal(found[0], plain[0])
+    assert torch.equal(found[1], plain[1])
+    assert not torch.allclose(found[2], plain[2], rtol=1e-3)
+
+
 def test_heun_is_edms_sampler(randn):
     """EDM's Algorithm 1 without churn, in noise levels: the same samples to rounding."""
     times = time_grid(18, PATH)
