@@ -21,8 +21,8 @@ from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_p
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
 from scm_lightning.modules.sharding import shard
 from scm_lightning.modules.statistics import check_scale, sample_moments
+from scm_lightning.networks import check_time_embeddings, normalize_weights
 from scm_lightning.networks.classes import check_labels, num_known_classes
-from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.sampling import Sampler, Samples
 from scm_lightning.teachers import weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
@@ -68,6 +68,7 @@ class GenerativeModule(LightningModule, ABC):
         ema: EMAProfile | Sequence[EMAProfile],
     ) -> None:
         super().__init__()
+        check_time_embeddings(network, path.sigma_data)
         self.path = path
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
