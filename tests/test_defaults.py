@@ -10,6 +10,8 @@ from torch import nn
 from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.core import (
     GuidanceProposal,
+    TangentBound,
+    TangentWarmup,
     TimeGrid,
     TimeProposal,
     TrigFlow,
@@ -17,16 +19,17 @@ from scm_lightning.core import (
     clip_tangent,
     normalize_tangent,
 )
-from scm_lightning.modules import (
-    AdaptiveVSD,
-    FlatCosine,
-    HalfLife,
-    InverseSqrt,
-    MeanFlowModule,
-    PowerFunction,
-)
+from scm_lightning.modules import FlatCosine, HalfLife, InverseSqrt, PowerFunction
 from scm_lightning.networks import EDM2UNet, UNet
-from scm_lightning.sampling import time_grid
+from scm_lightning.objectives import (
+    AdaptiveVSD,
+    AlphaFlow,
+    AlphaSchedule,
+    Consistency,
+    Discrete,
+    MeanFlow,
+)
+from scm_lightning.sampling import DiffusionSampling, FewStepSampling, time_grid
 
 EDM_GRID = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
 DEFAULTS = [
@@ -34,23 +37,30 @@ DEFAULTS = [
     (
         ConsistencyModule,
         {
-            "times": TimeProposal(-1.0, 1.4),
-            "tangent_bound": "l2",
-            "tangent_norm_constant": 0.1,
-            "tangent_warmup_steps": 10_000,
-            "weighting": "learned",
-            "prior": "folded",
+            "objective": None,  # Consistency()
             "start_from_teacher": True,
             "guidance": None,
-            "num_segments": 1,
-            "num_intervals": None,
             "lr_schedule": None,
             "ema": HalfLife(500_000, 0.05),
-            "intermediate_times": (1.1,),
-            "num_teacher_steps": 18,
-            "sampling_guidance": 1.0,
+            "sampling": FewStepSampling(),
         },
     ),
+    (
+        Consistency,
+        {
+            "times": TimeProposal(-1.0, 1.4),
+            "bound": TangentBound("l2", 0.1),
+            "warmup": TangentWarmup(10_000, "scm"),
+            "weighting": "learned",
+            "prior": "folded",
+        },
+    ),
+    (Discrete, {"num_intervals": 1024, "times": TimeProposal(-1.0, 1.4)}),
+    (
+        FewStepSampling,
+        {"num_steps": None, "intermediate_times": (1.1,), "guidance": 1.0},
+    ),
+    (DiffusionSampling, {"num_steps": 18, "solver": "heun", "churn": None, "guidance": None}),
     (
         DiffusionModule,
         {
@@ -59,8 +69,7 @@ DEFAULTS = [
             "label_dropout": 0.0,
             "lr_schedule": None,
             "ema": HalfLife(500_000, 0.05),
-            "num_sampling_steps": 18,
-            "sampling_guidance": None,
+            "sampling": DiffusionSampling(),
         },
     ),
     (
@@ -93,14 +102,12 @@ DEFAULTS = [
     (VPProcess, {"beta_min": 0.1, "beta_max": 20.0}),
     # arXiv 2505.13447, Algorithm 1
     (
-        MeanFlowModule,
-        {
-            "share_of_intervals": 0.25,
-            "weight_power": 1.0,
-            "weight_constant": 1e-3,
-            "sampling_steps": (1, 2),
-        },
+        MeanFlow,
+        {"share_of_intervals": 0.25, "p": 1.0, "c": 1e-3},
     ),
+    # arXiv 2510.20771, its largest model
+    (AlphaFlow, {"share_of_intervals": 0.75, "c": 1e-3}),
+    (AlphaSchedule, {"start": 600_000, "end": 1_000_000, "gamma": 25.0, "cut": 5e-3}),
     (FlatCosine, {"ramp_steps": 0, "flat_share": 0.4, "last_factor": 0.02}),  # ours
 ]
 

@@ -20,9 +20,10 @@ FLOORS = {
     "teachers": 3,
     "data": 4,
     "metrics": 4,
-    "callbacks": 5,
-    "modules": 5,
-    "cli": 7,
+    "objectives": 5,
+    "modules": 6,
+    "callbacks": 7,
+    "cli": 8,
 }
 TORCH_ONLY = {"core", "autodiff", "networks"}
 

@@ -14,8 +14,8 @@ from gaussian import PATH
 from tiny import loader, trainer
 
 from scm_lightning.cli import main
-from scm_lightning.modules import TeacherVelocity
 from scm_lightning.networks import MLP
+from scm_lightning.objectives import TeacherVelocity
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 5: what happens beside the training step."""
+"""Floor 7: what happens beside the training step."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 from scm_lightning.callbacks.bad_numbers import BadNumbers

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from scm_lightning.callbacks.side_files import make_way, say_unwritten
 from scm_lightning.callbacks.stop_signals import StopSignals
+from scm_lightning.modules import GenerativeModule
 
 FILE = "bad_numbers.jsonl"
 PRINTED_STEPS = 10
@@ -92,6 +93,8 @@ class BadNumbers(Callback):
         self._bad_parameter = _first_bad(pl_module)
         for parameter in parameters:
             parameter.grad = None
+        if isinstance(pl_module, GenerativeModule):
+            pl_module.leave_out_step()
         loop: Any = trainer.fit_loop.epoch_loop
         step = loop.automatic_optimization.optim_progress.optimizer.step
         for progress in (step.total, step.current):

@@ -18,7 +18,7 @@ Source: EDM2 (arXiv 2312.02696), Section 3.2.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,33 +27,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from scm_lightning.callbacks.side_files import move_together
-from scm_lightning.core import TrigFlow
+from scm_lightning.modules import EMA, GenerativeModule
 from scm_lightning.teachers.snapshots import (
     SNAPSHOT_FOLDER,
     Snapshot,
     read_snapshot,
     write_snapshot,
 )
-
-
-class Average(Protocol):
-    """What is needed of an average."""
-
-    network: nn.Module
-
-    def counts(self) -> tuple[int, int]:
-        """Optimizer steps and images taken in."""
-
-
-@runtime_checkable
-class AveragedModule(Protocol):
-    """What is needed of a module."""
-
-    module_kind: str
-    path: TrigFlow
-
-    def power_function_averages(self) -> Mapping[float, Average]:
-        """The averages with a power-function profile, by sigma_rel."""
 
 
 class EMASnapshots(Callback):
@@ -130,14 +110,14 @@ class EMASnapshots(Callback):
         """Write all averages if a multiple of `every` steps has been taken, and not yet written."""
         module, averages = _averages(pl_module)
         for sigma_rel, average in averages.items():
-            step, _ = average.counts()
+            step, images = average.counts()
             if step % every or step <= self._written:
                 return
             weights = whole_weights(average.network, self.dtype, trainer.is_global_zero)
             if trainer.is_global_zero:
                 buffers = tuple(name for name, _ in average.network.named_buffers())
                 sigma_data, kind = module.path.sigma_data, module.module_kind
-                snapshot = Snapshot(step, sigma_rel, sigma_data, kind, buffers)
+                snapshot = Snapshot(step, images, sigma_rel, sigma_data, kind, buffers)
                 write_snapshot(_folder(trainer), snapshot, weights)
         self._written = step
 
@@ -161,12 +141,11 @@ def whole_weights(network: nn.Module, dtype: torch.dtype, keep: bool) -> dict[st
     return weights
 
 
-def _averages(pl_module: LightningModule) -> tuple[AveragedModule, Mapping[float, Average]]:
+def _averages(module: LightningModule) -> tuple[GenerativeModule, dict[float, EMA]]:
     """The module as one with averages, and those."""
-    module = cast("object", pl_module)
-    if not isinstance(module, AveragedModule) or not module.power_function_averages():
+    if not isinstance(module, GenerativeModule) or not module.power_function_averages():
         raise ValueError(
-            f"snapshots need averages with a power-function profile, {type(pl_module).__name__} "
+            f"snapshots need averages with a power-function profile, {type(module).__name__} "
             "has none; set ema to scm_lightning.modules.PowerFunction, or to a list of them"
         )
     return module, module.power_function_averages()

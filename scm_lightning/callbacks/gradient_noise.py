@@ -19,82 +19,23 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
-from scm_lightning.autodiff import TangentComputer
 from scm_lightning.callbacks.side_files import write_result
-from scm_lightning.core import Bound, TrigFlow, widen
+from scm_lightning.core import Bound, widen
 from scm_lightning.core.times import MAX_TIME
 from scm_lightning.data import Batch
+from scm_lightning.modules import ConsistencyModule, GenerativeModule
+from scm_lightning.objectives import Consistency
 
 FILE = "gradient_noise.json"
 TIMES = (0.01, 0.03, 0.1, 0.3, 0.7, 1.1, 1.4, 1.5, 1.55, 1.5645)
 """The last is atan(80 / sigma_data) with a sigma_data of 0.5, where sampling starts. Radians."""
-
-
-@dataclass(frozen=True)
-class FixedTime:
-    """A proposal that knows one time only; stands in for `TimeProposal`.
-
-    Args:
-        t: the time, in radians.
-    """
-
-    t: float
-
-    def sample(
-        self,
-        num: int,
-        path: TrigFlow,
-        generator: torch.Generator | None = None,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """The time, `num` times. (B,), radians, float32; see `TimeProposal`."""
-        return torch.full((num,), self.t, device=device, dtype=torch.float32)
-
-
-class TangentProbe:
-    """Stands in for a module's computer of tangents, and keeps the size of what it computes.
-
-    Args:
-        tangents: the module's own.
-
-    Attributes:
-        squares: mean squares of dF/dt and of its part in t alone, one row per call. (N, 2), per
-            radian squared.
-    """
-
-    def __init__(self, tangents: TangentComputer) -> None:
-        self.tangents = TangentComputer(tangents.method, check=False)
-        self.squares: list[Tensor] = []
-
-    def __call__(
-        self,
-        network: nn.Module | Bound,
-        x_t: Tensor,
-        t: Tensor,
-        dx_dt: Tensor,
-        *,
-        sigma_data: float,
-        t_end: Tensor | None = None,
-        scale: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Evaluate the network and its derivative; see `TangentComputer`."""
-        options: dict[str, Any] = {"sigma_data": sigma_data, "t_end": t_end, "scale": scale}
-        F, scaled_dF_dt = self.tangents(network, x_t, t, dx_dt, **options)
-        with torch.no_grad():
-            still = torch.zeros_like(dx_dt)
-            _, scaled_part = self.tangents(network, x_t, t, still, **options)
-        factor = t.cos() * t.sin() if scale is None else scale
-        both = widen(torch.stack([scaled_dF_dt, scaled_part]).flatten(2))
-        self.squares.append((both / factor[:, None]).square().mean((1, 2)))
-        return F, scaled_dF_dt
 
 
 class GradientNoise(Callback):
@@ -132,12 +73,13 @@ class GradientNoise(Callback):
         """Refuse at once what cannot be measured at the end.
 
         Raises:
-            ValueError: if the run is too short, has several processes or no `times`.
+            ValueError: if the run is too short, has several processes or another module.
         """
         steps, needed = trainer.max_steps - trainer.global_step, self._batches.maxlen or 0
-        if not hasattr(pl_module, "times") or trainer.world_size > 1 or 0 <= steps < needed:
+        is_ours = isinstance(pl_module, GenerativeModule)
+        if not is_ours or trainer.world_size > 1 or 0 <= steps < needed:
             raise ValueError(
-                f"gradient noise needs a module with `times`, one process and at least {needed} "
+                f"gradient noise needs a GenerativeModule, one process and at least {needed} "
                 f"steps, got {type(pl_module).__name__}, {trainer.world_size} and {steps}; leave "
                 "the callback out, or lower num_batches"
             )
@@ -172,37 +114,39 @@ class GradientNoise(Callback):
             "t": list(self.times),
             "tan_t": [math.tan(t) for t in self.times],
         }
+        assert isinstance(pl_module, GenerativeModule), "checked when training began"
         rows = [self.measure(trainer, pl_module, t) for t in self.times]
         content |= {name: [row[name] for row in rows] for name in rows[0]}
         file = Path(trainer.default_root_dir) / FILE
         write_result(file, json.dumps(content, indent=2) + "\n")
         self._batches.clear()
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule, t: float) -> dict[str, float]:
+    def measure(self, trainer: Trainer, module: GenerativeModule, t: float) -> dict[str, float]:
         """Measure at one time, on the batches kept.
 
         Args:
             trainer: whose first parameter group is the trained network.
-            pl_module: a module whose `training_step` draws its times from `times`.
+            module: the module that was trained.
             t: the time, in radians.
 
         Returns:
             By name, see above; without the tangents' where the module computes none.
         """
         parameters = trainer.optimizers[0].param_groups[0]["params"]
-        total, squares, norms = torch.zeros(()), 0.0, []
-        with _measured_at(pl_module, t) as probe:
-            for number, batch in enumerate(self._batches):
-                with trainer.precision_plugin.train_step_context():
-                    outputs: Any = pl_module.training_step(batch, number)
-                if not isinstance(outputs, Mapping):
-                    outputs = {"loss": outputs}
-                if "tangent_norm" in outputs:
-                    norms.append(float(outputs["tangent_norm"].mean()))
-                gradients = torch.autograd.grad(outputs["loss"], parameters, materialize_grads=True)
-                gradient = torch.cat([widen(each.flatten()) for each in gradients])
-                total = total + gradient
-                squares += float(gradient.square().sum())
+        total, squares, norms, derivatives = torch.zeros(()), 0.0, [], []
+        for number, batch in enumerate(self._batches):
+            times = module.times_at(torch.full((self.num_samples,), t, device=module.device))
+            with _same_noise(module.device, number), trainer.precision_plugin.train_step_context():
+                outputs: Any = module.training_step(batch, number, times)
+            gradients = torch.autograd.grad(outputs["loss"], parameters, materialize_grads=True)
+            gradient = torch.cat([widen(each.flatten()) for each in gradients])
+            total = total + gradient
+            squares += float(gradient.square().sum())
+            if "tangent_norm" in outputs:
+                norms.append(float(outputs["tangent_norm"].mean()))
+            if isinstance(module, ConsistencyModule) and isinstance(module.objective, Consistency):
+                with _same_noise(module.device, number), torch.no_grad():
+                    derivatives.append(_mean_squares(module, module.objective, batch, times[0]))
         count = len(self._batches)
         mean_square = float((total / count).square().sum())
         variance = (squares - count * mean_square) / (count - 1)
@@ -210,29 +154,32 @@ class GradientNoise(Callback):
         found = {"gradient_noise": noise, "gradient_variance": variance}
         if norms:
             found["tangent_norm"] = sum(norms) / count
-        if probe is not None and probe.squares:
-            rms = torch.stack(probe.squares).mean(0).sqrt().tolist()
+        if derivatives:
+            rms = torch.stack(derivatives).mean(0).sqrt().tolist()
             found |= {"dF_dt": rms[0], "partial_F_partial_t": rms[1]}
         return found
 
 
 @contextmanager
-def _measured_at(pl_module: LightningModule, t: float) -> Iterator[TangentProbe | None]:
-    """A module that trains at one time, logs nothing, and draws the same noise at any time."""
-    module: Any = pl_module
-    times, tangents = module.times, getattr(module, "tangents", None)
-    probe = None if tangents is None else TangentProbe(tangents)
-    device = pl_module.device
+def _same_noise(device: torch.device, number: int) -> Iterator[None]:
+    """Draw the same for a batch whatever the time, and leave the random numbers as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        module.times = FixedTime(t)
-        module.log = lambda *args, **options: None  # Lightning refuses to log when training ends
-        if probe is not None:
-            module.tangents = probe
-        try:
-            yield probe
-        finally:
-            module.times = times
-            del module.log
-            if probe is not None:
-                module.tangents = tangents
+        torch.manual_seed(number)
+        yield
+
+
+def _mean_squares(
+    module: ConsistencyModule, objective: Consistency, batch: Batch, t: Tensor
+) -> Tensor:
+    """Mean squares of dF/dt along the ODE, and of its part in t alone. (2,), per radian squared."""
+    x_t, z = module.path.add_noise(batch.x0, t)
+    guidance = module.sample_guidance(len(t))
+    teacher = module.guided(batch.labels, guidance)
+    dx_dt = module.velocity(x_t, t, batch.x0, z, teacher)
+    student = Bound(module.student, batch.labels, guidance)
+    factor = t.cos() * t.sin()
+    squares = []
+    for velocity in (dx_dt, torch.zeros_like(dx_dt)):
+        _, scaled = objective.tangents(student, x_t, t, velocity, sigma_data=module.path.sigma_data)
+        squares.append((widen(scaled.flatten(1)) / factor[:, None]).square().mean())
+    return torch.stack(squares)

@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
 from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.metrics import Score
+from scm_lightning.modules import ConsistencyModule
 from scm_lightning.sampling import SweepPoint
 
 if TYPE_CHECKING:
@@ -25,21 +26,11 @@ if TYPE_CHECKING:
 
 AXES = {"t_mid": "t_mid, radians", "guidance": "guidance scale", "num_steps": "steps"}
 """What the distance is drawn against, first choice first, in words."""
+FILE = "sweep.json"
 FLOOR = "floor"
 STYLES = ("-", ":", "-.")
 """Of ten lines each; the floor is dashed."""
 Scores = Mapping[str, Mapping[str, Score]]
-
-
-@runtime_checkable
-class SweptModule(Protocol):
-    """What is needed of a module."""
-
-    def sweep_points(self) -> Mapping[str, SweepPoint]:
-        """Points of its sweep, by row."""
-
-    def sweep_options(self, point: SweepPoint) -> str:
-        """What to type to sample as a point does."""
 
 
 def report_sweep(
@@ -59,21 +50,19 @@ def report_sweep(
         distance: kind of score that decides, such as `fid`.
 
     Returns:
-        Lines to print: the best row, and what to type to get it.
+        Lines to print: the best row, and where the others are.
     """
-    module = cast("object", pl_module)
-    if not isinstance(module, SweptModule) or not module.sweep_points():
+    if not isinstance(pl_module, ConsistencyModule) or not pl_module.sweep_points():
         return []
-    points = module.sweep_points()
+    points = pl_module.sweep_points()
     best = best_row(points, scores, distance)
-    options = module.sweep_options(points[best])
     content = {
         "best": best,
         "chosen_by": distance,
-        "options": options,
+        "options": sampling_options(pl_module, points[best]),
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
-    write_result(folder / "sweep.json", json.dumps(content, indent=2) + "\n")
+    write_result(folder / FILE, json.dumps(content, indent=2) + "\n")
     is_drawn = write_picture(
         folder / "sweep.png",
         lambda to: sweep_plot(points, scores, distance).savefig(to, format="png", dpi=120),
@@ -83,9 +72,28 @@ def report_sweep(
     return [
         f"best: {best}, {distance} {score.value:.3f} over {score.num_samples:,} samples; "
         "confirm it with another --data.init_args.sample_seed",
-        f"to sample so: {options}",
-        f"sweep {drawn}written to {folder / 'sweep.json'}",
+        f"sweep {drawn}written to {folder / FILE}",
     ]
+
+
+def sampling_options(module: ConsistencyModule, point: SweepPoint) -> dict[str, Any]:
+    """Options of a module's `sampling` that make a point its own way to sample.
+
+    Another average than the first is reached by a sweep of one point, in `scm test`.
+
+    Args:
+        module: the module.
+        point: a point of its sweep.
+    """
+    if point.average:
+        values = {"t_mid": point.t_mid, "guidance": point.guidance, "ema": point.average}
+        of_sweep = {f"sweep.{key}": [] if x is None else [x] for key, x in values.items()}
+        return {"sweep.num_steps": [point.num_steps], **of_sweep}
+    options: dict[str, Any] = {"num_steps": [point.num_steps]}
+    if point.t_mid is not None:
+        times = module.objective.steps.times(point.num_steps, point.t_mid, (), module.path)
+        options["intermediate_times"] = [float(f"{time:.6g}") for time in times[1:]]
+    return options if point.guidance is None else {**options, "guidance": point.guidance}
 
 
 def best_row(points: Mapping[str, SweepPoint], scores: Scores, distance: str) -> str:

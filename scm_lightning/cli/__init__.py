@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 7: the command line. Imports torch only when it has something to do."""
+"""Floor 8: the command line. Imports torch only when it has something to do."""
 
 from scm_lightning.cli.main import main
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind `scm`: LightningCLI with this project's callbacks, links and errors."""
 
+import json
 import logging
+import shlex
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +23,8 @@ from rich.console import Console
 
 import scm_lightning.data
 import scm_lightning.modules
-import scm_lightning.networks  # noqa: F401  class names resolve once they are imported
+import scm_lightning.networks
+import scm_lightning.objectives  # noqa: F401  class names resolve once they are imported
 from scm_lightning.callbacks import (
     BadNumbers,
     Checkpoints,
@@ -34,6 +37,7 @@ from scm_lightning.callbacks import (
     SampleMetrics,
     StopSignals,
 )
+from scm_lightning.callbacks.sweep import FILE as SWEEP_FILE
 from scm_lightning.cli.bench import BenchTrainer
 from scm_lightning.cli.dry_run import prepare
 from scm_lightning.cli.launch_checks import check_launch
@@ -41,7 +45,8 @@ from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
-from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
+from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_out, typed
+from scm_lightning.modules import ConsistencyModule
 from scm_lightning.teachers import read_checkpoint
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -188,6 +193,15 @@ class SCMCommandLine(LightningCLI):
         elif given.logger is None or _writes_the_log_of(root, given.logger):
             filled["logger"] = False  # a new logger would remove the log of the training
         return filled
+
+    def after_test(self) -> None:
+        """Say what to type to sample as the best point of a sweep does."""
+        module, file = self.model, Path(self.trainer.default_root_dir) / SWEEP_FILE
+        is_swept = isinstance(module, ConsistencyModule) and module.sampling.sweep is not None
+        if is_swept and self.trainer.is_global_zero and file.exists():
+            options = json.loads(file.read_text())["options"].items()
+            words = [f"--model.init_args.sampling.{key}={json.dumps(x)}" for key, x in options]
+            say(f"to sample so: {shlex.join(word.replace(' ', '') for word in words)}")
 
     def _is_dry_run(self) -> bool:
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)

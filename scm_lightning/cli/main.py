@@ -87,9 +87,10 @@ def _run_in_one_line(words: list[str]) -> None:
     """Run a subcommand; what the user can mend is said in one line."""
     from scm_lightning.cli.app import USER_ERRORS  # slow: imports torch and lightning
     from scm_lightning.cli.parsers import ArgumentError, deny_dangerous_names
+    from scm_lightning.cli.renamed import renamed
     from scm_lightning.cli.strict_yaml import install
 
-    install()
+    install(renamed)
     deny_dangerous_names()
     try:
         _run(words)

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
+from scm_lightning.cli.renamed import place_of_old
 from scm_lightning.cli.run_config import of_its_folder
 
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
@@ -92,6 +93,8 @@ class _OneLine(ArgumentParser):
         unknown = UNKNOWN.search(message)
         if unknown is None or "did you mean" in message:
             return ""
+        if place := place_of_old(unknown[1]):
+            return f"; since 0.4.0 it is {place}"
         parsers: list[Any] = [self]
         for action in self._actions:
             if isinstance(action.choices, dict):  # of a parser of subcommands

@@ -30,6 +30,7 @@ from scm_lightning.teachers.checkpoint_files import write_checkpoint
 from scm_lightning.teachers.snapshots import (
     SNAPSHOT_FOLDER,
     Snapshot,
+    ends_of_profiles,
     read_snapshots,
     sum_of_snapshots,
 )
@@ -68,7 +69,7 @@ def reconstruct(
         run: folder of the run, its trainer.default_root_dir, with snapshots by EMASnapshots.
         sigma_rel: relative width of the power-function profile.
         out: file to write.
-        step: optimizer step at which the profile ends; the last snapshot's by default.
+        step: optimizer step of the snapshots that the profile ends with; the last by default.
         checkpoint: checkpoint of the run to take everything else from; its last by default.
 
     Raises:
@@ -78,22 +79,21 @@ def reconstruct(
     run, out = given_path(run), given_path(out)
     gamma = gamma_from_sigma_rel(sigma_rel)
     snapshots = _snapshots_until(Path(run), step)
-    step = snapshots[-1].step if step is None else step
+    step = snapshots[-1].step
     file = Path(given_path(checkpoint)) if checkpoint else Path(run) / LAST_CHECKPOINT
     if Path(out).resolve() == file.resolve():
         raise ValueError(f"out must be another file than the checkpoint {file}; give a new name")
     content = read_checkpoint(file)
     _check_origin(content, file, snapshots)
-    steps = [each.step for each in snapshots]
+    ends = ends_of_profiles(snapshots)
     gammas = [gamma_from_sigma_rel(each.sigma_rel) for each in snapshots]
-    c = post_hoc_coefficients(steps, gammas, step, gamma)
-    residual = post_hoc_residual(c, steps, gammas, step, gamma)
+    c = post_hoc_coefficients(ends, gammas, ends[-1], gamma)
+    residual = post_hoc_residual(c, ends, gammas, ends[-1], gamma)
     if residual > RESIDUAL_REFUSED:
         raise ValueError(
             f"the snapshots must span the profile, a residual of {residual:.1%} remains of "
-            f"sigma_rel {sigma_rel} at step {step}; they end at step {steps[-1]}, the widths are "
-            f"{_widths(snapshots)}: take a step that has a snapshot, a width nearer to these, or "
-            "snapshots oftener"
+            f"sigma_rel {sigma_rel} at step {step}; the widths are {_widths(snapshots)}: take a "
+            "width nearer to these, or snapshots oftener"
         )
     terms = list(zip(c.tolist(), snapshots, strict=True))
     # Closed at once: rich waits for itself if its own thread collects a bar that was left half-way.
@@ -115,9 +115,13 @@ def _snapshots_until(run: Path, step: int | None) -> list[Snapshot]:
             f"there are no snapshots of averages in {run / SNAPSHOT_FOLDER}; train with "
             "scm_lightning.callbacks.EMASnapshots in trainer.callbacks"
         )
-    first, last = snapshots[0].step, snapshots[-1].step
-    if step is not None and not first <= step <= last:
-        raise ValueError(f"step must be one of those with snapshots, {first} to {last}, got {step}")
+    steps = [each.step for each in snapshots]
+    if step is not None and step not in steps:
+        nearest = min(steps, key=lambda each: abs(each - step))
+        raise ValueError(
+            f"step must be one of those with snapshots, {steps[0]} to {steps[-1]}, got {step}; the "
+            f"nearest is {nearest}"
+        )
     # Later snapshots would add next to nothing; without them the result is the same whenever the
     # command is run.
     return [each for each in snapshots if step is None or each.step <= step]

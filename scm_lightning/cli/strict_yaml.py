@@ -5,6 +5,7 @@ PyYAML takes the last of two equal keys silently, and anchors that contain each 
 length. The parsers' own way to read a file waits for a pipe, and takes whatever is in it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ MAX_NODES = 100_000
 """Values of a configuration with all its anchors written out; the largest has some hundred."""
 
 
-def install() -> None:
-    """Let the parsers read YAML so, from now on; more often than once is no matter."""
+def install(translate: Callable[[Any], Any]) -> None:
+    """Let the parsers read YAML so, from now on; more often than once is no matter.
+
+    Args:
+        translate: changes what was read, such as names of an older version.
+    """
     load, read_text = get_loader("yaml"), GivenPath.read_text
     if getattr(load, "is_strict", False):
         return
@@ -34,10 +39,11 @@ def install() -> None:
         if ":" in text:
             check_keys(text)
         try:
-            return load(text)
+            content = load(text)
         # Of a value that is not what its tag says: !!timestamp x.
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+        return translate(content)
 
     strict.is_strict = True  # type: ignore[attr-defined]
     set_loader("yaml", strict, (yaml.YAMLError,))

@@ -3,6 +3,12 @@
 
 from scm_lightning.core.conditions import NULL_LABEL, Bound
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
+from scm_lightning.core.flow_maps import (
+    AVERAGE_VELOCITY,
+    TRIGONOMETRIC,
+    FlowMap,
+    adaptive_loss,
+)
 from scm_lightning.core.guidance import (
     GuidanceProposal,
     Guided,
@@ -10,7 +16,6 @@ from scm_lightning.core.guidance import (
     drop_labels,
 )
 from scm_lightning.core.losses import consistency_loss, diffusion_loss
-from scm_lightning.core.mean_flow import flow_step, mean_flow_loss, mean_flow_target
 from scm_lightning.core.noise import sample_generators, standard_normal
 from scm_lightning.core.posthoc import (
     post_hoc_coefficients,
@@ -25,12 +30,13 @@ from scm_lightning.core.processes import (
     VPProcess,
 )
 from scm_lightning.core.tangents import (
+    TangentBound,
+    TangentWarmup,
     clip_tangent,
     discrete_tangent,
     normalize_tangent,
     tangent,
     tangent_norm,
-    tangent_warmup,
 )
 from scm_lightning.core.times import Segments, TimeGrid, TimeProposal, check_num_steps, edm_levels
 from scm_lightning.core.trigflow import (
@@ -42,19 +48,25 @@ from scm_lightning.core.trigflow import (
 )
 
 __all__ = [
+    "AVERAGE_VELOCITY",
     "NULL_LABEL",
+    "TRIGONOMETRIC",
     "Bound",
     "EDMProcess",
     "F_from_eps",
+    "FlowMap",
     "GuidanceProposal",
     "Guided",
     "Process",
     "RectifiedFlowProcess",
     "Segments",
+    "TangentBound",
+    "TangentWarmup",
     "TimeGrid",
     "TimeProposal",
     "TrigFlow",
     "VPProcess",
+    "adaptive_loss",
     "at_least_float32",
     "check_num_steps",
     "classifier_free_guidance",
@@ -65,11 +77,8 @@ __all__ = [
     "drop_labels",
     "edm_levels",
     "expand_time",
-    "flow_step",
     "gamma_from_sigma_rel",
     "half_life_decay",
-    "mean_flow_loss",
-    "mean_flow_target",
     "normalize_tangent",
     "post_hoc_coefficients",
     "post_hoc_residual",
@@ -79,7 +88,6 @@ __all__ = [
     "standard_normal",
     "tangent",
     "tangent_norm",
-    "tangent_warmup",
     "widen",
     "widest_float",
 ]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Decay factors of exponential moving averages of the weights.
 
-    half-life:       beta = 0.5^(images per step / half-life)
-    power function:  beta = (1 - 1 / step)^(gamma + 1)
+    half-life:       beta = 0.5^(images in this step / half-life)
+    power function:  beta = (1 - images in this step / images after it)^(gamma + 1)
 
-The power function's profile is a fixed share of the run, however long it is: its relative width is
+Both count images, so that a change of the batch size changes no profile. While it does not change,
+the second is (1 - 1 / step)^(gamma + 1). The power function's profile is a fixed share of the run,
+however long it is: its relative width is
 sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
 Source: Karras et al., EDM (arXiv 2206.00364) for the half-life, EDM2 (arXiv 2312.02696, Section 3)
 for the power function; both used by arXiv 2410.11081, Section 5.
@@ -16,12 +18,12 @@ import numpy as np
 
 
 def half_life_decay(
-    images_per_step: int, half_life: float, images_seen: int, ramp_up: float | None = 0.05
+    images_in_step: int, half_life: float, images_seen: int, ramp_up: float | None = 0.05
 ) -> float:
     """Decay of one step for an average with a half-life counted in images.
 
     Args:
-        images_per_step: images in this optimizer step, over all processes.
+        images_in_step: images in this optimizer step, over all processes.
         half_life: images after which a weight counts half.
         images_seen: images before this step.
         ramp_up: the half-life is at most this share of the images seen, so that the average forgets
@@ -39,27 +41,31 @@ def half_life_decay(
         raise ValueError(f"EMA half-life must be a positive number of images, got {half_life}")
     if ramp_up is not None:
         half_life = min(half_life, ramp_up * images_seen)
-    return float(0.5 ** (images_per_step / max(half_life, 1e-8)))
+    return float(0.5 ** (images_in_step / max(half_life, 1e-8)))
 
 
-def power_function_decay(step: int, gamma: float) -> float:
+def power_function_decay(images_in_step: int, images_seen: int, gamma: float) -> float:
     """Decay of one step for a power-function average.
 
     Args:
-        step: number of this optimizer step, the first being 1.
+        images_in_step: images in this optimizer step, over all processes.
+        images_seen: images before this step.
         gamma: exponent of the profile; see `gamma_from_sigma_rel`.
 
     Returns:
         beta in [0, 1): average <- beta average + (1 - beta) weights.
 
     Raises:
-        ValueError: if `step` is below 1.
+        ValueError: if there is no image in the step, or a negative number before it.
 
-    Source: EDM2, Section 3.1.
+    Source: EDM2, Section 3.1; in images as in its training loop.
     """
-    if step < 1:
-        raise ValueError(f"optimizer steps of an EMA count from 1, got {step}")
-    return float((1.0 - 1.0 / step) ** (gamma + 1.0))
+    if images_in_step < 1 or images_seen < 0:
+        raise ValueError(
+            f"an EMA counts at least 1 image in a step, and 0 before it, got {images_in_step} and "
+            f"{images_seen}"
+        )
+    return float((1.0 - images_in_step / (images_seen + images_in_step)) ** (gamma + 1.0))
 
 
 @cache  # asked for at every optimizer step

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Any power-function average of the weights, from snapshots of a few that were tracked.
 
-A power-function average at step t is the integral of the weights, constant within a step, against
+After t images, a power-function average is the integral of the weights, constant within a step,
+against
 
     p_{t,gamma}(s) = (gamma + 1) s^gamma / t^(gamma + 1)      for 0 <= s <= t, and 0 after t.
 
-This is exact, not a limit: over step i the profile integrates to (i^(gamma+1) - (i-1)^(gamma+1)) /
-t^(gamma+1), which is the factor that decays of (1 - 1/step)^(gamma+1) leave to the weights of step
-i. So a sum of averages is the average by the sum of their profiles, and to reconstruct a profile p*
-that nobody tracked is to find the nearest sum of profiles p_i that were:
+This is exact, not a limit, whatever the batches: over a step from a to b images the profile
+integrates to (b^(gamma+1) - a^(gamma+1)) / t^(gamma+1), which is the factor that decays of
+(a / b)^(gamma+1) leave to its weights. In another unit than images, t is scaled, and the result is
+the same. So a sum of averages is the average by the sum of their profiles, and to reconstruct a
+profile p* that nobody tracked is to find the nearest sum of profiles p_i that were:
 
     minimize || sum_i c_i p_i - p* ||^2   over c with sum_i c_i = 1,
     || p ||^2 = <p, p>,    <p_a, p_b> = integral of p_a(s) p_b(s) ds.
@@ -36,29 +38,29 @@ Array = NDArray[np.float64]
 
 
 def profile_inner_products(
-    steps_a: Sequence[float],
+    ends_a: Sequence[float],
     gammas_a: Sequence[float],
-    steps_b: Sequence[float],
+    ends_b: Sequence[float],
     gammas_b: Sequence[float],
 ) -> Array:
     """Inner products of power-function profiles, every one of `a` with every one of `b`.
 
     Args:
-        steps_a: last steps t of the profiles. (A,), optimizer steps.
+        ends_a: where the profiles end, t. (A,), images.
         gammas_a: their exponents. (A,).
-        steps_b: the same of the other profiles. (B,), optimizer steps.
+        ends_b: the same of the other profiles. (B,), images.
         gammas_b: the same of the other profiles. (B,).
 
     Returns:
-        Integrals of the products over all steps. (A, B), float64, per optimizer step.
+        Integrals of the products over all images. (A, B), float64, per image.
 
     Raises:
-        ValueError: if a step is not positive or an exponent negative.
+        ValueError: if an end is not positive or an exponent negative.
 
     Source: the formula at the head of this file; EDM2, Appendix C.
     """
-    t_a, gamma_a = _profiles(steps_a, gammas_a)
-    t_b, gamma_b = _profiles(steps_b, gammas_b)
+    t_a, gamma_a = _profiles(ends_a, gammas_a)
+    t_b, gamma_b = _profiles(ends_b, gammas_b)
     t_a, gamma_a, t_b, gamma_b = t_a[:, None], gamma_a[:, None], t_b[None], gamma_b[None]
     m, M = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     gamma_M = np.where(t_a >= t_b, gamma_a, gamma_b)
@@ -68,14 +70,14 @@ def profile_inner_products(
 
 
 def post_hoc_coefficients(
-    steps: Sequence[float], gammas: Sequence[float], target_step: float, target_gamma: float
+    ends: Sequence[float], gammas: Sequence[float], target_end: float, target_gamma: float
 ) -> Array:
     """Coefficients with which snapshots of averages add up to another average.
 
     Args:
-        steps: steps at which the snapshots were taken. (N,), optimizer steps.
+        ends: where the snapshots were taken. (N,), images.
         gammas: exponents of the averages that they are of. (N,).
-        target_step: step at which the other average ends.
+        target_end: where the other average ends. Images.
         target_gamma: its exponent; see `gamma_from_sigma_rel`.
 
     Returns:
@@ -83,11 +85,11 @@ def post_hoc_coefficients(
         `post_hoc_residual`. Negative ones are normal.
 
     Raises:
-        ValueError: if there are no snapshots, a step is not positive or an exponent negative.
+        ValueError: if there are no snapshots, an end is not positive or an exponent negative.
 
     Source: EDM2, Section 3.2 and Appendix C; the condition on the sum is (ours).
     """
-    products, with_target, norm = _system(steps, gammas, [target_step], [target_gamma])
+    products, with_target, norm = _system(ends, gammas, [target_end], [target_gamma])
     # Everything in units of the norms, which spread over orders of magnitude: 1 on the diagonal.
     norms = np.sqrt(np.diag(products))
     matrix = products / np.outer(norms, norms)
@@ -103,9 +105,9 @@ def post_hoc_coefficients(
 
 def post_hoc_residual(
     coefficients: Sequence[float] | Array,
-    steps: Sequence[float],
+    ends: Sequence[float],
     gammas: Sequence[float],
-    target_step: float,
+    target_end: float,
     target_gamma: float,
 ) -> float:
     """Distance of the reconstructed profile from the target, relative to the target's norm.
@@ -115,9 +117,9 @@ def post_hoc_residual(
 
     Args:
         coefficients: from `post_hoc_coefficients`. (N,).
-        steps: as there.
+        ends: as there.
         gammas: as there.
-        target_step: as there.
+        target_end: as there.
         target_gamma: as there.
 
     Returns:
@@ -129,33 +131,33 @@ def post_hoc_residual(
 
     Source: the formula at the head of this file.
     """
-    products, with_target, norm = _system(steps, gammas, [target_step], [target_gamma])
+    products, with_target, norm = _system(ends, gammas, [target_end], [target_gamma])
     c = np.asarray(coefficients, dtype=np.float64)
     square = float(c @ products @ c - 2 * c @ with_target) + norm**2
     return float(max(square, 0.0) ** 0.5 / norm)
 
 
 def _system(
-    steps: Sequence[float],
+    ends: Sequence[float],
     gammas: Sequence[float],
-    target_step: Sequence[float],
+    target_end: Sequence[float],
     target_gamma: Sequence[float],
 ) -> tuple[Array, Array, float]:
     """Products of the snapshots (N, N), those with the target (N,), and the target's norm."""
-    if not len(steps):
+    if not len(ends):
         raise ValueError("a reconstruction needs at least one snapshot, got none")
-    products = profile_inner_products(steps, gammas, steps, gammas)
-    with_target = profile_inner_products(steps, gammas, target_step, target_gamma)[:, 0]
-    square = profile_inner_products(target_step, target_gamma, target_step, target_gamma)
+    products = profile_inner_products(ends, gammas, ends, gammas)
+    with_target = profile_inner_products(ends, gammas, target_end, target_gamma)[:, 0]
+    square = profile_inner_products(target_end, target_gamma, target_end, target_gamma)
     return products, with_target, float(np.sqrt(square[0, 0]))
 
 
-def _profiles(steps: Sequence[float], gammas: Sequence[float]) -> tuple[Array, Array]:
+def _profiles(ends: Sequence[float], gammas: Sequence[float]) -> tuple[Array, Array]:
     """The two as arrays, refused unless they are profiles."""
-    t, gamma = np.asarray(steps, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
+    t, gamma = np.asarray(ends, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
     if t.shape != gamma.shape or not (np.all(t > 0) and np.all(gamma >= 0)):
         raise ValueError(
-            "profiles need as many positive steps as exponents of at least 0, got steps "
+            "profiles need as many positive ends as exponents of at least 0, got ends "
             f"{t.tolist()} and exponents {gamma.tolist()}"
         )
     return t, gamma

@@ -6,12 +6,15 @@ r"""Tangent of the consistency function: the direction in which the student is t
               = -cos^2(t) (sigma_data F - dx/dt) - r (cos sin x_t + sigma_data cos sin dF/dt)
     g        <- g / (||g|| + c)
 
+rCM's warm-up has -cos(t) sqrt(1 - r^2 sin^2(t)) in the place of -cos^2(t), and the same at r = 1.
+
 Source: Lu and Song, arXiv 2410.11081, Algorithm 1. The derivative is carried multiplied by
 cos(t) sin(t), as there, so that it stays in range at half precision. The cosine in front of df/dt
 is the prior weight 1 / (sigma_data tan t), folded in: nothing else is to be multiplied onto it.
 Axes: B batch, ... data axes.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,25 +23,37 @@ from torch import Tensor
 from scm_lightning.core.trigflow import expand_time, widen
 
 NormKind = Literal["l2", "rms"]
+WarmupKind = Literal["scm", "rcm"]
 
 
-def tangent_warmup(step: int, num_steps: int) -> float:
-    """Warm-up factor r = min(1, step / num_steps), 1 where `num_steps` is 0.
+@dataclass(frozen=True)
+class TangentWarmup:
+    """How the unstable second term of g comes in: r = min(1, step / steps), 1 without a warm-up.
 
     Args:
-        step: optimizer steps taken so far: not micro-batches, not batches.
-        num_steps: length of the warm-up H, in optimizer steps.
+        steps: length of the warm-up H, in optimizer steps; 0 for none.
+        kind: "scm" is Algorithm 1. "rcm" begins with -cos(t) (sigma_data F - dx/dt), which weighs
+            velocities at t near pi/2 more, as rCM does; both are the same once r is 1.
 
     Raises:
-        ValueError: if `num_steps` is negative.
+        ValueError: if `steps` is negative or `kind` unknown.
 
-    Source: arXiv 2410.11081, Algorithm 1, with H = 10,000.
+    Source: arXiv 2410.11081, Algorithm 1, with H = 10,000; "rcm": arXiv 2510.08431, Algorithm 1.
     """
-    if num_steps < 0:
-        raise ValueError(
-            f"tangent_warmup_steps must be at least 0, got {num_steps}; the paper takes 10000"
-        )
-    return 1.0 if num_steps == 0 else min(1.0, step / num_steps)
+
+    steps: int = 10_000
+    kind: WarmupKind = "scm"
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.kind not in ("scm", "rcm"):
+            raise ValueError(
+                f"a tangent warm-up takes at least 0 steps, and is scm or rcm, got {self.steps} "
+                f"and {self.kind!r}; the paper takes 10000"
+            )
+
+    def r(self, step: int) -> float:
+        """The factor r after so many optimizer steps: not micro-batches, not batches."""
+        return 1.0 if self.steps == 0 else min(1.0, step / self.steps)
 
 
 def tangent(
@@ -50,6 +65,7 @@ def tangent(
     *,
     sigma_data: float,
     r: float,
+    warmup: WarmupKind = "scm",
 ) -> Tensor:
     """Compute the tangent g = cos(t) df/dt with warm-up, before normalization.
 
@@ -63,6 +79,7 @@ def tangent(
         t: times in [0, pi/2]. (B,), radians.
         sigma_data: standard deviation of the data, in data units.
         r: tangent warm-up in [0, 1]; 0 leaves out the second, unstable term.
+        warmup: "scm" for the paper's, "rcm" for rCM's; see `TangentWarmup`.
 
     Returns:
         g, in float64 where the device has it. (B, ...), data units per radian.
@@ -73,11 +90,12 @@ def tangent(
     Source: arXiv 2410.11081, Algorithm 1.
     """
     if not 0.0 <= r <= 1.0:
-        raise ValueError(f"tangent warm-up r must be in [0, 1], got {r}; see tangent_warmup")
+        raise ValueError(f"tangent warm-up r must be in [0, 1], got {r}; see TangentWarmup")
     # Both brackets are differences of nearly equal terms once the student is good.
     F, cos_sin_dF_dt, x_t, dx_dt, t = map(widen, (F, cos_sin_dF_dt, x_t, dx_dt, t))
     cos, sin = expand_time(t, x_t).cos(), expand_time(t, x_t).sin()
-    return -(cos**2) * (sigma_data * F - dx_dt) - r * (cos * sin * x_t + sigma_data * cos_sin_dF_dt)
+    cos_cos = cos**2 if warmup == "scm" else cos * (1 - (r * sin) ** 2).sqrt()
+    return -cos_cos * (sigma_data * F - dx_dt) - r * (cos * sin * x_t + sigma_data * cos_sin_dF_dt)
 
 
 def discrete_tangent(
@@ -156,6 +174,38 @@ def normalize_tangent(g: Tensor, c: float = 0.1, norm: NormKind = "l2") -> Tenso
     if norm not in ("l2", "rms"):
         raise ValueError(f"tangent norm must be l2 or rms, got {norm!r}; the default is l2")
     return g / expand_time(tangent_norm(g, norm) + c, g)
+
+
+@dataclass(frozen=True)
+class TangentBound:
+    """What keeps a single tangent from dominating the step.
+
+    Args:
+        kind: "l2" divides g by its norm plus c, per sample; "rms" by the root mean square plus c;
+            "clip" clips its elements to [-1, 1]; "none" leaves it, which the paper finds unstable.
+        c: the constant in g / (||g|| + c), in units of the norm.
+
+    Raises:
+        ValueError: if the kind is unknown or `c` is negative.
+
+    Source: arXiv 2410.11081, Section 4.1 and Algorithm 1.
+    """
+
+    kind: Literal["l2", "rms", "clip", "none"] = "l2"
+    c: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("l2", "rms", "clip", "none") or not self.c >= 0:
+            raise ValueError(
+                f"a tangent is bounded by l2, rms, clip or none, with c >= 0, got {self.kind!r} "
+                f"and {self.c}; the paper takes l2 and 0.1"
+            )
+
+    def __call__(self, g: Tensor) -> Tensor:
+        """Bound every sample's tangent. (B, ...) to (B, ...)."""
+        if self.kind == "clip":
+            return clip_tangent(g)
+        return g if self.kind == "none" else normalize_tangent(g, self.c, self.kind)
 
 
 def clip_tangent(df_dt: Tensor, limit: float = 1.0) -> Tensor:

@@ -70,6 +70,26 @@ class TimeProposal:
         t = path.t_from_sigma(tau.exp()).to(torch.float32)
         return t.clamp(max=MAX_TIME)
 
+    def sample_pairs(
+        self, num: int, share_of_intervals: float, path: TrigFlow, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        """Draw times and ends for flow maps: of two times the later and the earlier one.
+
+        Args:
+            num: number of samples B.
+            share_of_intervals: probability that the two differ.
+            path: owner of `sigma_data`.
+            device: device of the result.
+
+        Returns:
+            t and s <= t. (B,) each, radians.
+        """
+        one = self.sample(num, path, device=device)
+        other = self.sample(num, path, device=device)
+        apart = torch.rand(num, device=device) < share_of_intervals
+        t = torch.maximum(one, other)
+        return t, torch.where(apart, torch.minimum(one, other), t)
+
 
 def check_num_steps(num: int) -> None:
     """Refuse a number of steps, or of parts of a path, whose list of times no memory holds.

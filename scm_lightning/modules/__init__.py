@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 5: the LightningModules."""
+"""Floor 6: the LightningModules."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
-from scm_lightning.modules.adaptive_vsd import AdaptiveVSD
-from scm_lightning.modules.base import GenerativeModule
+from scm_lightning.modules.base import GenerativeModule, StepOutput
 from scm_lightning.modules.consistency import ConsistencyModule
 from scm_lightning.modules.diffusion import DiffusionModule
 from scm_lightning.modules.ema import EMA, EMAProfile, HalfLife, PowerFunction
 from scm_lightning.modules.fsdp2 import FSDP2Strategy
-from scm_lightning.modules.mean_flow import MeanFlowModule
 from scm_lightning.modules.schedules import FlatCosine, InverseSqrt
-from scm_lightning.modules.velocity import PairVelocity, TeacherVelocity, Velocity
 
 __all__ = [
     "EMA",
-    "AdaptiveVSD",
     "ConsistencyModule",
     "DiffusionModule",
     "EMAProfile",
@@ -23,9 +19,6 @@ __all__ = [
     "GenerativeModule",
     "HalfLife",
     "InverseSqrt",
-    "MeanFlowModule",
-    "PairVelocity",
     "PowerFunction",
-    "TeacherVelocity",
-    "Velocity",
+    "StepOutput",
 ]

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
 
-import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,26 +13,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import NULL_LABEL, TrigFlow, sample_generators, standard_normal
+from scm_lightning.core import NULL_LABEL, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
+from scm_lightning.modules.batch_checks import BatchChecks
+from scm_lightning.modules.drawing import draw_samples
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
+from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
-from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks import check_time_embeddings, normalize_weights
-from scm_lightning.networks.classes import check_labels, num_known_classes
-from scm_lightning.sampling import Sampler, Samples
+from scm_lightning.sampling import Draw, Samples
 from scm_lightning.teachers import weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
-STATISTICS_SAMPLES = 256
-"""Samples that the scale of the data is measured on, at the start of training; of a smaller set,
-all."""
 
-logger = logging.getLogger(__name__)
+class StepOutput(TypedDict, total=False):
+    """What a training step returns, to Lightning and to callbacks.
+
+    Attributes:
+        loss: what is differentiated. ().
+        t: times. (B,), radians.
+        sample_loss: loss of every sample. (B,).
+        tangent_norm: L2 norm of what every sample is pulled by; not of a diffusion model. (B,).
+        logs: numbers for the log, by name. () each.
+    """
+
+    loss: Tensor
+    t: Tensor
+    sample_loss: Tensor
+    tangent_norm: Tensor
+    logs: dict[str, Tensor]
 
 
 def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:
@@ -76,10 +87,10 @@ class GenerativeModule(LightningModule, ABC):
         self.ema = EMA(network, first)
         self.further_emas = nn.ModuleList(EMA(network, profile) for profile in others)
         self._images_in_step = 0
-        self._first_samples: list[Tensor] | None = []
+        self._is_left_out = False
+        self.batch_checks = BatchChecks(path.sigma_data)
         self._saved_optimizers: list[str] = []  # classes, in the checkpoint that is gone on from
         self._kept_schedules: list[KeptSchedule] = []
-        self._num_known_classes: int | None = None
 
     @abstractmethod
     def trained_network(self) -> nn.Module:
@@ -90,8 +101,20 @@ class GenerativeModule(LightningModule, ABC):
         """Parameter groups of the optimizer."""
 
     @abstractmethod
-    def samplers(self) -> dict[str, Sampler]:
+    def draws(self) -> dict[str, Draw]:
         """The run's own ways to draw samples, compared at every validation."""
+
+    @abstractmethod
+    def times_at(self, t: Tensor) -> Any:
+        """What `training_step` takes as `times` to train at chosen ones.
+
+        Args:
+            t: times. (B,), radians.
+        """
+
+    def parts_of_run(self) -> dict[str, str]:
+        """What else a checkpoint must agree in: kinds of parts, by a name for the message."""
+        return {}
 
     def averages(self) -> list[EMA]:
         """Every averaged copy, the one that is sampled from first."""
@@ -105,7 +128,7 @@ class GenerativeModule(LightningModule, ABC):
             if isinstance(average.profile, PowerFunction)
         }
 
-    def reference_samplers(self) -> dict[str, Sampler]:
+    def reference_draws(self) -> dict[str, Draw]:
         """Further ways, compared in test and predict only: the teacher's, for a student."""
         return {}
 
@@ -158,6 +181,18 @@ class GenerativeModule(LightningModule, ABC):
             if position := config.scheduler.last_epoch or done:  # a new one is at 0
                 kept.go_on(position)
 
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps so far; 0 outside of a run."""
+        return 0 if self._trainer is None else self.trainer.global_step
+
+    def leave_out_step(self) -> None:
+        """Take the step that comes as not made: averages and learning rates stay where they are.
+
+        For callbacks that take its gradients away, in `on_before_optimizer_step`.
+        """
+        self._is_left_out = True
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Count images; measure the first ones against `sigma_data`.
 
@@ -165,15 +200,14 @@ class GenerativeModule(LightningModule, ABC):
             ValueError: if their scale is another, or they are of classes that a network does not
                 know.
         """
-        self._check_labels(batch, NULL_LABEL)
+        self.batch_checks.check_classes(self, batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
-        if self._first_samples is not None:
-            self._check_statistics(batch.x0)
+        self.batch_checks.check_scale(self, batch.x0)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
         super().optimizer_step(*args, **kwargs)
-        if self._has_stepped():
+        if not self._is_left_out:
             normalize_weights(self.trained_network())
             for average in self.averages():
                 average.update(self.trained_network(), self._images_in_step)
@@ -181,57 +215,47 @@ class GenerativeModule(LightningModule, ABC):
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Move the learning rate, if there was a step."""
-        if self._has_stepped():
+        if not self._is_left_out:
             super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log what the step says of itself; it logs nothing, so that anyone may call it."""
+        self._is_left_out = False
+        if isinstance(outputs, dict):
+            self.log_dict(outputs.get("logs", {}))
 
     def on_validation_batch_start(
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Refuse to draw samples of classes that a network does not know."""
-        self._check_labels(batch)
+        self.batch_checks.check_classes(self, batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def validation_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with the run's own samplers."""
-        return self.draw(request, self.samplers())
+        return self.draw(request, self.draws())
 
     def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers."""
-        return self.draw(request, self.reference_samplers() | self.samplers())
+        return self.draw(request, self.reference_draws() | self.draws())
 
     def predict_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers, and show the noise they start from."""
-        samplers = self.reference_samplers() | self.samplers()
-        noise = Sampler(0, lambda noise, labels, generators: noise)
-        return self.draw(request, {"noise": noise} | samplers)
+        draws = self.reference_draws() | self.draws()
+        return self.draw(request, {"noise": lambda noise, labels, generators: noise} | draws)
 
-    def draw(self, request: SampleRequest, samplers: dict[str, Sampler]) -> dict[str, Samples]:
+    def draw(self, request: SampleRequest, draws: Mapping[str, Draw]) -> dict[str, Samples]:
         """Draw the same samples, from the same noise, in several ways.
 
         Args:
             request: which samples, of which class.
-            samplers: the ways, by name.
+            draws: the ways, by name.
 
         Returns:
             Samples by name, (B, *request.shape) each.
         """
-        if not len(request.indices):
-            # Sharded weights are gathered by all processes, with samples to draw or without.
-            labels = None if request.labels is None else request.labels.new_zeros(1)
-            spare = request._replace(indices=request.indices.new_zeros(1), labels=labels)
-            return {
-                name: Samples(samples.x0[:0], samples.nfe)
-                for name, samples in self.draw(spare, samplers).items()
-            }
-        drawn = {}
-        for name, sampler in samplers.items():
-            generators = sample_generators(request.indices.tolist(), request.seed)
-            shape = (len(generators), *request.shape)
-            noise = self.path.sigma_data * standard_normal(shape, generators, device=self.device)
-            x0 = sampler.draw(noise, request.labels, generators)
-            drawn[name] = Samples(x0, sampler.nfe)
-        return drawn
+        return draw_samples(self, request, draws, self.path.sigma_data, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint holds."""
@@ -242,17 +266,21 @@ class GenerativeModule(LightningModule, ABC):
             "trained": self._name_of(self.trained_network()),
             "averages": [average.profile.short_name for average in self.averages()],
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
+            **self.parts_of_run(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.
 
         Raises:
-            ValueError: if the kind of run, `sigma_data` or a weight does not fit.
+            ValueError: if the kind of run, a part of it, `sigma_data` or a weight does not fit.
         """
+        update_names(checkpoint)
         metadata = checkpoint.get(METADATA_KEY, {})
         self._saved_optimizers = metadata.get("optimizers", [])
-        for key, own in (("module", self.module_kind), ("sigma_data", self.path.sigma_data)):
+        needed = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
+        known = {key: each for key, each in self.parts_of_run().items() if key in metadata}
+        for key, own in (needed | known).items():
             if metadata.get(key) != own:
                 raise ValueError(
                     f"the checkpoint must be of a run with {key} {own}, got {metadata.get(key)}; "
@@ -264,41 +292,6 @@ class GenerativeModule(LightningModule, ABC):
                 "belongs to this configuration"
             )
 
-    def _has_stepped(self) -> bool:
-        """Whether the last step changed weights: if not, `BadNumbers` took the gradients away."""
-        return any(each.grad is not None for each in self.trained_network().parameters())
-
     def _name_of(self, network: nn.Module) -> str:
         names = (name for name, each in self.named_modules() if each is network)
         return str(next(names))
-
-    def _check_labels(self, batch: Any, least: int = 0) -> None:
-        """Refuse classes that a network does not know: by their number, or label by label."""
-        labels = getattr(batch, "labels", None)
-        if labels is None:
-            return
-        num_classes: int = getattr(getattr(self.trainer, "datamodule", None), "num_classes", 0)
-        if self._num_known_classes is None:
-            self._num_known_classes = num_known_classes(self)
-        if 0 < self._num_known_classes < num_classes:
-            raise ValueError(
-                f"the data have {num_classes} classes, the network has {self._num_known_classes}; "
-                f"set num_classes of the network to {num_classes}, or give data of its classes"
-            )
-        if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
-            check_labels(labels, self._num_known_classes, least)
-
-    def _check_statistics(self, x0: Tensor) -> None:
-        """Collect the first samples, or all of a smaller set; refuse those of another scale."""
-        assert self._first_samples is not None
-        self._first_samples.append(sample_moments(x0))
-        world_size, num_batches = self.trainer.world_size, self.trainer.num_training_batches
-        num_samples = sum(each.shape[1] for each in self._first_samples) * world_size
-        if num_samples < min(STATISTICS_SAMPLES, num_batches * len(x0) * world_size):
-            return
-        moments, self._first_samples = torch.cat(self._first_samples, 1), None
-        # All processes must come to the same end, or those that go on wait for ever.
-        total = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        warning = check_scale(moments, self.path.sigma_data, total)
-        if warning is not None and self.trainer.is_global_zero:
-            logger.warning(warning)

@@ -13,11 +13,12 @@ from scm_lightning.modules.base import (
     GenerativeModule,
     OptimizerFactory,
     ScheduleFactory,
+    StepOutput,
     parameter_group,
 )
 from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.networks import WeightingHead
-from scm_lightning.sampling import Sampler, teacher_samplers
+from scm_lightning.sampling import DiffusionSampling, Draw
 
 Augmentation = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Data (B, ...) to augmented data and what was done to them, (B, augment_channels), or None."""
@@ -42,10 +43,7 @@ class DiffusionModule(GenerativeModule):
             constant rate.
         ema: profile of the averaged copy that is sampled from and that students start from; or
             several profiles, of which the first is that one; see `GenerativeModule`.
-        num_sampling_steps: steps N of Heun's solver in validation, test and predict, costing
-            2 N - 1 network calls; the paper's 18 on CIFAR-10 by default.
-        sampling_guidance: scale of classifier-free guidance in sampling, with twice the calls; None
-            for none.
+        sampling: how it is sampled in validation, test and predict.
 
     Raises:
         ValueError: if an option is unknown or out of range.
@@ -67,8 +65,7 @@ class DiffusionModule(GenerativeModule):
         optimizer: OptimizerFactory = lambda groups: Adam(groups, lr=1e-3),
         lr_schedule: ScheduleFactory | None = None,
         ema: EMAProfile | list[EMAProfile] = HalfLife(),
-        num_sampling_steps: int = 18,
-        sampling_guidance: float | None = None,
+        sampling: DiffusionSampling = DiffusionSampling(),
     ) -> None:
         if not 0.0 <= label_dropout < 1.0:
             raise ValueError(
@@ -81,9 +78,7 @@ class DiffusionModule(GenerativeModule):
         self.times = times
         self.label_dropout = label_dropout
         self.augmentation = augmentation
-        self.num_sampling_steps = num_sampling_steps
-        self.sampling_guidance = sampling_guidance
-        self.samplers()  # refuses a number of steps that has no grid
+        self.sampling = sampling
 
     def trained_network(self) -> nn.Module:
         """The network."""
@@ -96,30 +91,42 @@ class DiffusionModule(GenerativeModule):
             return [network]
         return [network, parameter_group(self.weighting_head, self.weighting_lr)]
 
-    def samplers(self) -> dict[str, Sampler]:
-        """Heun's solver, and the network's own single step."""
-        steps, scale = self.num_sampling_steps, self.sampling_guidance
-        return teacher_samplers(self.ema.network, self.path, steps, scale)
+    def draws(self) -> dict[str, Draw]:
+        """The solver, and the network's own single step."""
+        return self.sampling.draws(self.ema.network, self.path)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def times_at(self, t: Tensor) -> Tensor:
+        """The times themselves."""
+        return t
+
+    def training_step(
+        self, batch: Batch, batch_idx: int, times: Tensor | None = None
+    ) -> StepOutput:
         """One batch.
 
+        Args:
+            batch: data.
+            batch_idx: number of the batch.
+            times: times to train at. (B,), radians; None draws them.
+
         Returns:
-            The loss; of every sample the time t and the loss, (B,) each.
+            See `StepOutput`.
         """
         x0, labels, _ = batch
         x0, conditions = self.augment(x0)
         if labels is not None and self.label_dropout:
             labels = drop_labels(labels, self.label_dropout)
-        t = self.times.sample(len(x0), self.path, device=self.device)
+        t = times
+        if t is None:
+            t = self.times.sample(len(x0), self.path, device=self.device)
         x_t, z = self.path.add_noise(x0, t)
         dx_dt = self.path.velocity(x0, z, t)
         F = self.network(x_t / self.path.sigma_data, t, labels, **conditions)
         w = None if self.weighting_head is None else self.weighting_head(t)
         losses = diffusion_loss(F, dx_dt, sigma_data=self.path.sigma_data, log_weight=w)
         loss = losses.mean()
-        self.log("train/loss", loss)
-        return {"loss": loss, "t": t, "sample_loss": losses.detach()}
+        logs = {"train/loss": loss}
+        return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
     def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment data; say how, in a condition that only such networks have.

@@ -21,11 +21,10 @@ class EMAProfile(ABC):
     """How fast an average forgets."""
 
     @abstractmethod
-    def decay(self, step: int, images_seen: int, images_in_step: int) -> float:
+    def decay(self, images_seen: int, images_in_step: int) -> float:
         """Decay of one optimizer step.
 
         Args:
-            step: number of this optimizer step, the first being 1.
             images_seen: images before this step, over all processes.
             images_in_step: images in this step, over all processes.
         """
@@ -55,7 +54,7 @@ class HalfLife(EMAProfile):
                 f"{self.ramp_up}; the paper uses 500000 on CIFAR-10, EDM a ramp-up of 0.05"
             )
 
-    def decay(self, step: int, images_seen: int, images_in_step: int) -> float:
+    def decay(self, images_seen: int, images_in_step: int) -> float:
         """See `EMAProfile`."""
         return half_life_decay(images_in_step, self.images, images_seen, self.ramp_up)
 
@@ -81,9 +80,11 @@ class PowerFunction(EMAProfile):
     def __post_init__(self) -> None:
         gamma_from_sigma_rel(self.sigma_rel)  # refuses a width that no profile has
 
-    def decay(self, step: int, images_seen: int, images_in_step: int) -> float:
+    def decay(self, images_seen: int, images_in_step: int) -> float:
         """See `EMAProfile`."""
-        return power_function_decay(step, gamma_from_sigma_rel(self.sigma_rel))
+        return power_function_decay(
+            images_in_step, images_seen, gamma_from_sigma_rel(self.sigma_rel)
+        )
 
     @property
     def short_name(self) -> str:
@@ -148,7 +149,7 @@ class EMA(nn.Module):
             images_in_step: images of the step, over all processes.
         """
         steps, images = self.counts()
-        beta = self.profile.decay(steps + 1, images, images_in_step)
+        beta = self.profile.decay(images, images_in_step)
         self._counted = steps + 1, images + images_in_step
         self.num_steps += 1
         self.num_images += images_in_step

@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a student comes by its teacher, and by its teacher's weights."""
 
-from typing import Protocol
-
 from torch import nn
 
 from scm_lightning.core import TrigFlow
 from scm_lightning.given_files import given_path
 from scm_lightning.networks import without_added_conditions
+from scm_lightning.objectives import Term, Velocity
 from scm_lightning.teachers import load_teacher, weights_mismatch
 
 
-class MayNeedTeacher(Protocol):
-    """A velocity or a loss."""
-
-    needs_teacher: bool
-
-
-def check_teacher(part: MayNeedTeacher, teacher: nn.Module | None) -> None:
+def check_teacher(part: Velocity | Term, teacher: nn.Module | None) -> None:
     """Refuse to train without a teacher what needs one.
 
     Raises:

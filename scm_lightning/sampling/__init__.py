@@ -1,41 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 3: pure functions of (network, noise, times)."""
+"""Floor 3: pure functions of (F, noise, times), and how a run uses them."""
 
+from scm_lightning.sampling.churn import Churn
 from scm_lightning.sampling.consistency import sample_consistency
-from scm_lightning.sampling.few_steps import (
-    ConsistencySteps,
-    FewSteps,
-    MeanFlowSteps,
-    SegmentSteps,
+from scm_lightning.sampling.draws import (
+    DiffusionSampling,
+    Draw,
+    FewStepSampling,
+    Samples,
+    few_step_draw,
 )
 from scm_lightning.sampling.flow_map import sample_flow_map
-from scm_lightning.sampling.ode import num_evaluations, sample_ode, time_grid
-from scm_lightning.sampling.samplers import (
-    Sampler,
-    Samples,
-    consistency_sampler,
-    consistency_samplers,
-    flow_map_sampler,
-    teacher_samplers,
-)
+from scm_lightning.sampling.ode import Solver, sample_ode
+from scm_lightning.sampling.steps import EqualJumps, FreshNoise, Jumps, SegmentJumps, Steps
 from scm_lightning.sampling.sweep import SamplerSweep, SweepPoint
+from scm_lightning.sampling.times import OnStep, time_grid
 
 __all__ = [
-    "ConsistencySteps",
-    "FewSteps",
-    "MeanFlowSteps",
-    "Sampler",
+    "Churn",
+    "DiffusionSampling",
+    "Draw",
+    "EqualJumps",
+    "FewStepSampling",
+    "FreshNoise",
+    "Jumps",
+    "OnStep",
     "SamplerSweep",
     "Samples",
-    "SegmentSteps",
+    "SegmentJumps",
+    "Solver",
+    "Steps",
     "SweepPoint",
-    "consistency_sampler",
-    "consistency_samplers",
-    "flow_map_sampler",
-    "num_evaluations",
+    "few_step_draw",
     "sample_consistency",
     "sample_flow_map",
     "sample_ode",
-    "teacher_samplers",
     "time_grid",
 ]

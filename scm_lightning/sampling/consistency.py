@@ -11,8 +11,6 @@ Algorithm 1.
 Axes: B batch, ... data axes.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,45 +18,29 @@ from torch import Tensor
 
 from scm_lightning.core import TrigFlow
 from scm_lightning.core.noise import Generators
-
-
-def check_times(times: Sequence[float], *, last: float) -> None:
-    """Refuse sampling times that do not descend from at most pi/2 to at least `last`.
-
-    Raises:
-        ValueError: if they do not.
-    """
-    if not times or any(not last <= time <= math.pi / 2 for time in times):
-        raise ValueError(
-            f"sampling times must be angles in [{last:g}, pi/2], got {list(times)}; a noise level "
-            "sigma is the angle atan(sigma / sigma_data)"
-        )
-    if any(later >= earlier for earlier, later in itertools.pairwise(times)):
-        raise ValueError(f"sampling times must descend, got {list(times)}; put the largest first")
+from scm_lightning.sampling.times import OnStep, check_times
 
 
 @torch.no_grad()
 def sample_consistency(
-    network: Callable[..., Tensor],
+    F: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     times: Sequence[float],
     *,
     path: TrigFlow,
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
     generator: Generators = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Draw samples with one network call per time.
 
     Args:
-        network: F(u, t, labels, guidance) of a consistency model; also, as a baseline, of a
-            diffusion model, whose one step is the denoiser's blurred guess.
+        F: F(u, t) of a consistency model, its conditions bound by `core.Bound`; also, as a
+            baseline, of a diffusion model, whose one step is the denoiser's blurred guess.
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in (0, pi/2], for example (path.t_max(), 1.1). Radians.
         path: owner of `sigma_data`.
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
         generator: source of the fresh noise of later steps; see `standard_normal`.
+        on_step: told of every x0, as the state at time 0, where every step leads.
 
     Returns:
         Samples. (B, ...), data units.
@@ -68,10 +50,11 @@ def sample_consistency(
 
     Source: arXiv 2410.11081, Section 4; t = 1.1 for every data set and size there.
     """
-    check_times(times, last=1e-6)
     x0 = torch.zeros_like(noise)
-    for index, time in enumerate(times):
+    for index, time in enumerate(check_times(times, last=1e-6)):
         t = torch.full(noise.shape[:1], time, dtype=noise.dtype, device=noise.device)
         x_t = noise if index == 0 else path.add_noise(x0, t, generator)[0]
-        x0 = path.consistency(network(x_t / path.sigma_data, t, labels, guidance), x_t, t)
+        x0 = path.consistency(F(x_t / path.sigma_data, t), x_t, t)
+        if on_step is not None:
+            on_step(0.0, x0)
     return x0

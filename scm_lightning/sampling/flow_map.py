@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scm_lightning.core import TrigFlow
-from scm_lightning.sampling.consistency import check_times
+from scm_lightning.sampling.times import OnStep, check_times
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(F, x_t, t, t_end) to the state at t_end; (B, ...), (B, ...), (B,), (B,)."""
@@ -20,26 +20,23 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def sample_flow_map(
-    network: Callable[..., Tensor],
+    F: Callable[[Tensor, Tensor, Tensor], Tensor],
     noise: Tensor,
     times: Sequence[float],
     *,
     step: Step,
     path: TrigFlow,
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Go from time to time, with one network call each.
 
     Args:
-        network: F(u, t, labels, guidance, t_end).
+        F: F(u, t, t_end), its conditions bound by `core.Bound`.
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in [0, pi/2]. Radians.
-        step: what F means: `path.jump` for a consistency model of segments, `flow_step` for
-            MeanFlow.
+        step: what F means: `FlowMap.jump`.
         path: owner of `sigma_data`.
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
+        on_step: told of every time after the first, and the state there.
 
     Returns:
         The state at `times[-1]`. (B, ...), data units.
@@ -47,9 +44,10 @@ def sample_flow_map(
     Raises:
         ValueError: if the times leave [0, pi/2] or do not descend.
     """
-    check_times(times, last=0.0)
     x = noise
-    for time, end in itertools.pairwise(times):
+    for time, end in itertools.pairwise(check_times(times, last=0.0)):
         t, t_end = (torch.full(x.shape[:1], a, dtype=x.dtype, device=x.device) for a in (time, end))
-        x = step(network(x / path.sigma_data, t, labels, guidance, t_end), x, t, t_end)
+        x = step(F(x / path.sigma_data, t, t_end), x, t, t_end)
+        if on_step is not None:
+            on_step(end, x)
     return x

@@ -2,134 +2,149 @@
 r"""Solvers of the probability-flow ODE dx/dt = sigma_data F(x / sigma_data, t), from s to t < s.
 
     DDIM            x_t = cos(s-t) x_s - sin(s-t) sigma_data F_s
-    Heun            DDIM - sin(s-t) / (2 cos s) (z_hat_t - z_hat_s),  z_hat_t at the DDIM result
-    DPM-Solver++ 2  DDIM + sin(s-t) / (2 r sin s) (D_{s'} - D_s),     s' the step before s
+    DPM-Solver-2S   DDIM - sin(s-t) / (2 r cos s) (z_hat_m - z_hat_s),  z_hat_m at a DDIM step to m
+                    log tan m = (1 - r) log tan s + r log tan t
+    Heun            the same with r = 1: m = t
+    DPM-Solver++    DDIM + sin(s-t) / (2 r sin s) (D_{s'} - D_s),     s' the step before s
                     r = (log tan s - log tan s') / (log tan s - log tan t)
 
-z_hat is the noise predictor and D the denoiser. Heun is EDM's sampler, written in angles; it is
-DPM-Solver-2S with the intermediate point at the end of the step. A step to t = 0 is a DDIM step.
-Source: arXiv 2410.11081, Section 3.1 and Appendix D; grid and Heun: arXiv 2206.00364, Table 1.
+z_hat is the noise predictor and D the denoiser. Heun is EDM's sampler, in angles; r = 1/2 is
+the middle of the step in half log-SNR, the midpoint method. A step to t = 0 is a DDIM step.
+
+(ours) So is a step from s = pi/2, and DPM-Solver++ forgets it: 1 / cos s and log tan s are infinite
+there, as is EDM's noise level, and a DDIM step is the one that has a limit. One such step has an
+error of second order, as the whole solution of the others has up to a logarithm.
+Source: arXiv 2410.11081, Section 3.1 and Appendix D; Heun: arXiv 2206.00364, Algorithm 1;
+multistep: arXiv 2211.01095, Algorithm 2.
 Axes: B batch, ... data axes.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from scm_lightning.core import TrigFlow, check_num_steps, edm_levels
-from scm_lightning.sampling.consistency import check_times
+from scm_lightning.core import TrigFlow, expand_time
+from scm_lightning.core.noise import Generators
+from scm_lightning.sampling.churn import Churn
+from scm_lightning.sampling.times import ROUNDING, OnStep, check_times
 
-Solver = Literal["ddim", "heun", "dpmpp_2m"]
-Evaluate = Callable[[Tensor, Tensor], Tensor]
+Solver = Literal["ddim", "heun", "dpm-2s", "dpm++"]
+Function = Callable[[Tensor, Tensor], Tensor]
 
-
-def time_grid(
-    num_steps: int,
-    path: TrigFlow,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-) -> list[float]:
-    """EDM's grid of noise levels, as angles, ending at 0.
-
-    Args:
-        num_steps: solver steps N, at least 2.
-        path: owner of `sigma_data`.
-        sigma_min: noise level of the last step before 0, in data units.
-        sigma_max: noise level of the start, in data units.
-        rho: exponent; larger values put more steps near the data.
-
-    Returns:
-        N + 1 descending angles, the last one 0. Radians.
-
-    Raises:
-        ValueError: if `num_steps` is below 2, or above a million.
-
-    Source: arXiv 2206.00364, Eq. 5; mapped by t = atan(sigma / sigma_data).
-    """
-    if num_steps < 2:
-        raise ValueError(f"an ODE needs at least 2 solver steps, got {num_steps}; EDM uses 18")
-    check_num_steps(num_steps)
-    levels = edm_levels(num_steps, sigma_max, sigma_min, rho)
-    times: list[float] = path.t_from_sigma(levels).tolist()
-    return [*times, 0.0]
-
-
-def num_evaluations(times: Sequence[float], solver: Solver) -> int:
-    """Network calls (NFE) of `sample_ode` on a grid."""
-    num_steps = len(times) - 1
-    return num_steps if solver != "heun" else 2 * num_steps - (times[-1] == 0.0)
+LOOK_AHEAD: dict[str, float] = {"heun": 1.0, "dpm-2s": 0.5}
+"""r of the solvers with a second network call in every step."""
 
 
 @torch.no_grad()
 def sample_ode(
-    network: Callable[..., Tensor],
+    F: Function,
     noise: Tensor,
     times: Sequence[float],
     *,
     path: TrigFlow,
     solver: Solver = "heun",
-    labels: Tensor | None = None,
-    guidance: Tensor | None = None,
+    churn: Churn | None = None,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Solve the probability-flow ODE of a diffusion network.
 
     Args:
-        network: F(u, t, labels, guidance).
+        F: F(u, t), its conditions bound by `core.Bound` or `core.Guided`.
         noise: start at `times[0]`. (B, ...), data units: standard deviation `sigma_data`.
         times: descending angles in [0, pi/2], see `time_grid`. Radians.
         path: owner of `sigma_data`.
-        solver: "ddim" (order 1), "heun" or "dpmpp_2m" (order 2).
-        labels: class labels. (B,) int64, or None.
-        guidance: guidance scales. (B,), or None.
+        solver: "ddim" (order 1); "heun" or "dpm-2s" (order 2, two network calls a step); "dpm++"
+            (order 2, one call, DPM-Solver++(2M)).
+        churn: noise to renew before every step; not for "dpm++", which looks back.
+        generator: source of that noise; see `standard_normal`.
+        on_step: told of every time after the first, and the state there.
 
     Returns:
         The solution at `times[-1]`. (B, ...), data units.
 
     Raises:
-        ValueError: if the times leave [0, pi/2] or do not descend, or the solver is unknown.
+        ValueError: if the times leave [0, pi/2] or do not descend, or the solver is unknown or
+            cannot be churned.
 
-    Source: arXiv 2410.11081, Section 3.1 and Appendix D.
+    Source: arXiv 2410.11081, Section 3.1 and Appendix D; churn: arXiv 2206.00364, Algorithm 2.
     """
-    check_times(times, last=0.0)
-    if solver not in ("ddim", "heun", "dpmpp_2m"):
-        raise ValueError(f"solver must be ddim, heun or dpmpp_2m, got {solver!r}")
-
-    def evaluate(x: Tensor, t: Tensor) -> Tensor:
-        F: Tensor = network(x / path.sigma_data, t.expand(x.shape[0]), labels, guidance)
-        return F
-
-    grid = torch.tensor(times, dtype=noise.dtype, device=noise.device)
-    x, previous = noise, None
-    for s, t in itertools.pairwise(grid):
-        F = evaluate(x, s)
-        x_next = torch.cos(s - t) * x - torch.sin(s - t) * path.sigma_data * F
-        if t > 0 and solver == "heun":
-            x_next = x_next + _heun_correction(evaluate, path, x, F, x_next, s, t)
-        denoised = path.consistency(F, x, s.expand(x.shape[0]))
-        if t > 0 and solver == "dpmpp_2m" and previous is not None:
-            x_next = x_next + _multistep_correction(previous, denoised, s, t)
-        x, previous = x_next, (s, denoised)
+    times = check_times(times, last=0.0)
+    check_solver(solver, churn)
+    x, before = noise, None
+    for time, end in itertools.pairwise(times):
+        if churn is not None:
+            x, time = churn.stir(x, time, len(times) - 1, path, generator)
+        s, t = _per_sample(time, x), _per_sample(end, x)
+        F_s = F(x / path.sigma_data, s)
+        x_next = path.jump(F_s, x, s, t)
+        if _has_second_order(time, end) and solver in LOOK_AHEAD:
+            m = _per_sample(_between(time, end, LOOK_AHEAD[solver]), x)
+            x_next = x_next + _look_ahead(F, path, x, F_s, s, m, t) / LOOK_AHEAD[solver]
+        if solver == "dpm++" and not _is_all_noise(time):
+            now = (s, path.consistency(F_s, x, s))
+            if end > 0 and before is not None:
+                x_next = x_next + _look_back(before, now, t)
+            before = now
+        x = x_next
+        if on_step is not None:
+            on_step(end, x)
     return x
 
 
-def _heun_correction(
-    evaluate: Evaluate, path: TrigFlow, x: Tensor, F: Tensor, x_next: Tensor, s: Tensor, t: Tensor
+def _look_ahead(
+    F: Function, path: TrigFlow, x: Tensor, F_s: Tensor, s: Tensor, m: Tensor, t: Tensor
 ) -> Tensor:
-    """Half the difference of the slopes at both ends of the step."""
-    noise_s = path.noise(F, x, s.expand(x.shape[0]))
-    noise_t = path.noise(evaluate(x_next, t), x_next, t.expand(x.shape[0]))
-    return -torch.sin(s - t) / (2 * torch.cos(s)) * (noise_t - noise_s)
+    """Correct a DDIM step by how the noise predictor changes until m, for r = 1."""
+    x_m = path.jump(F_s, x, s, m)
+    change = path.noise(F(x_m / path.sigma_data, m), x_m, m) - path.noise(F_s, x, s)
+    return expand_time(-torch.sin(s - t) / (2 * torch.cos(s)), x) * change
 
 
-def _multistep_correction(
-    previous: tuple[Tensor, Tensor], denoised: Tensor, s: Tensor, t: Tensor
-) -> Tensor:
-    """Extrapolate the denoiser from the step before."""
-    s_before, denoised_before = previous
+def _look_back(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor], t: Tensor) -> Tensor:
+    """Correct a DDIM step by how the denoiser changed in the step before."""
+    (s_before, D_before), (s, D) = before, now
     log_tan_s = torch.tan(s).log()
     r = (log_tan_s - torch.tan(s_before).log()) / (log_tan_s - torch.tan(t).log())
-    return torch.sin(s - t) / (2 * r * torch.sin(s)) * (denoised_before - denoised)
+    return expand_time(torch.sin(s - t) / (2 * r * torch.sin(s)), D) * (D_before - D)
+
+
+def _between(s: float, t: float, r: float) -> float:
+    """The time at a share r of the step from s to t, in half log-SNR. Radians."""
+    return t if r == 1 else math.atan(math.tan(s) ** (1 - r) * math.tan(t) ** r)
+
+
+def _is_all_noise(time: float) -> bool:
+    """Whether a time is pi/2, up to rounding."""
+    return math.cos(time) < ROUNDING
+
+
+def _has_second_order(time: float, end: float) -> bool:
+    """Whether a step is more than a DDIM step."""
+    return end > 0 and not _is_all_noise(time)
+
+
+def _per_sample(time: float, x: Tensor) -> Tensor:
+    """One time for every sample. (B,), radians."""
+    return torch.full(x.shape[:1], time, dtype=x.dtype, device=x.device)
+
+
+def check_solver(solver: str, churn: Churn | None) -> None:
+    """Refuse a solver that is not there, or cannot be churned.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if solver not in ("ddim", "heun", "dpm-2s", "dpm++"):
+        raise ValueError(
+            f"solver must be ddim, heun, dpm-2s or dpm++, got {solver!r}; dpmpp_2m is dpm++ now"
+        )
+    if churn is not None and solver == "dpm++":
+        raise ValueError(
+            "churn needs a solver of single steps, got dpm++, whose step looks back at the one "
+            "before; take heun"
+        )

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A sweep over the ways to sample a few-step model: step counts, times, guidance scales, averages.
 
-    t_k = t_max + k / (n - 1) (t_mid - t_max),    k = 0 .. n - 1        times of n steps
-
 Every combination is a point, and a point has a name, `2_step t_mid=0.8 guidance=1.5 ema=0.05`, in
 which a dimension stands if and only if the sweep sets it: a further value renames no point.
 One step has no t_mid, and is there once.
-Source: (t_max, t_mid) with t_mid = 1.1: arXiv 2410.11081, Section 4. Evenly spaced angles for more
-steps (ours): rCM's four, atan sigma_max, 1.3, 1.0 and 0.6, are nearly that.
 """
 
 import itertools
@@ -16,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from scm_lightning.core import TrigFlow, check_num_steps
+from scm_lightning.core import check_num_steps
 
 
 class SweepPoint(NamedTuple):
@@ -46,28 +42,6 @@ class SweepPoint(NamedTuple):
     def name(self) -> str:
         """For example `2_step t_mid=0.8 guidance=1.5 ema=0.05`."""
         return " ".join(self.words().values())
-
-    def times(self, path: TrigFlow, intermediate_times: Sequence[float]) -> tuple[float, ...]:
-        """Angles to sample a consistency model at. Radians.
-
-        Args:
-            path: owner of `t_max`.
-            intermediate_times: the run's own, for a point without t_mid. Radians.
-
-        Raises:
-            ValueError: if the point has no t_mid and the run not as many times.
-        """
-        start = path.t_max()
-        if self.t_mid is not None:
-            shares = [k / (self.num_steps - 1) for k in range(self.num_steps)]
-            return tuple((1 - share) * start + share * self.t_mid for share in shares)
-        own = (start, *intermediate_times)
-        if self.num_steps > len(own):
-            raise ValueError(
-                f"{self.num_steps} steps need {self.num_steps - 1} intermediate_times, got "
-                f"{list(intermediate_times)}; set t_mid of the sweep, or more times"
-            )
-        return own[: self.num_steps]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ never its name.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Snapshot:
 
     Args:
         step: optimizer steps that the average had taken in.
+        images: images that it had taken in; None in files of version 0.3.0, whose profiles counted
+            steps, in batches of one size.
         sigma_rel: relative width of its power-function profile.
         sigma_data: standard deviation of the data that the network is trained on. Data units.
         module: kind of the run.
@@ -39,6 +41,7 @@ class Snapshot:
     """
 
     step: int
+    images: int | None
     sigma_rel: float
     sigma_data: float
     module: str
@@ -64,6 +67,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tenso
     metadata = {
         "format_version": FORMAT_VERSION,
         "step": str(snapshot.step),
+        "images": str(snapshot.images),
         "sigma_rel": repr(snapshot.sigma_rel),
         "sigma_data": repr(snapshot.sigma_data),
         "module": snapshot.module,
@@ -107,18 +111,45 @@ def read_snapshot(file: Path) -> Snapshot:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-        return Snapshot(
+        found = Snapshot(
             int(metadata["step"]),
+            int(metadata["images"]) if "images" in metadata else None,
             float(metadata["sigma_rel"]),
             float(metadata["sigma_data"]),
             metadata["module"],
             tuple(json.loads(metadata["buffers"])),
             file,
         )
+        if found.step < 1 or (found.images is not None and found.images < 1):
+            raise ValueError("an average is of at least one step, of at least one image")
+        return found
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
         ) from error
+
+
+def ends_of_profiles(snapshots: Sequence[Snapshot]) -> list[float]:
+    """Where the profiles of a run's snapshots end.
+
+    Args:
+        snapshots: the snapshots.
+
+    Returns:
+        Images, in the order of the snapshots; where no file tells them, steps, which are as good:
+        batches had one size.
+
+    Raises:
+        ValueError: if files of version 0.3.0 are among others whose batches changed.
+    """
+    sizes = {each.images / each.step for each in snapshots if each.images is not None}
+    if len(sizes) > 1 and any(each.images is None for each in snapshots):
+        raise ValueError(
+            "snapshots must tell the images that they have taken in where the batch size changed, "
+            "those of version 0.3.0 tell steps alone; move these out of the folder"
+        )
+    size = max(sizes, default=1.0)
+    return [each.step * size if each.images is None else each.images for each in snapshots]
 
 
 def sum_of_snapshots(terms: Iterable[tuple[float, Snapshot]]) -> dict[str, Tensor]:

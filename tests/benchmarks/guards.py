@@ -38,8 +38,8 @@ from scm_lightning.callbacks import (
     StopSignals,
 )
 from scm_lightning.data import Batch
-from scm_lightning.modules import TeacherVelocity
 from scm_lightning.networks import MLP, DiT
+from scm_lightning.objectives import TeacherVelocity
 
 BLOCK, WARM_UP = 10, 20
 STEP_HOOKS = (
@@ -101,7 +101,7 @@ def student(network: str) -> ConsistencyModule:
     """The student, with a teacher of random weights."""
     networks = [NETWORKS[network]() for _ in range(2)]
     module = ConsistencyModule(networks[0], TeacherVelocity(), networks[1], path=TrigFlow(0.5))
-    module._first_samples = None  # random numbers are no images
+    module.batch_checks.first_samples = None  # random numbers are no images
     return module
 
 

@@ -25,9 +25,11 @@ from torch.utils.data import DataLoader
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import Checkpoints, RunLog
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
+from scm_lightning.core import TangentWarmup
 from scm_lightning.data import Batch, RequestStream
-from scm_lightning.modules import FlatCosine, HalfLife, PairVelocity, PowerFunction
+from scm_lightning.modules import FlatCosine, HalfLife, PowerFunction
 from scm_lightning.networks import MLP
+from scm_lightning.objectives import Consistency
 
 ACCUMULATED, EPOCH, BATCH_SIZE = 3, 17, 5
 
@@ -81,10 +83,8 @@ def module(num_classes: int = 0) -> ConsistencyModule:
     network = MLP((3,), 8, 1, emb_channels=8, dropout=0.2, num_classes=num_classes)
     return Noisy(
         network,
-        PairVelocity(),
-        None,
+        objective=Consistency(warmup=TangentWarmup(20)),
         path=PATH,
-        tangent_warmup_steps=20,
         optimizer=lambda groups: torch.optim.RAdam(groups, lr=0.01, betas=(0.9, 0.99)),
         lr_schedule=lambda optimizer: FlatCosine(optimizer, total_steps=60, ramp_steps=10),
         ema=[HalfLife(100.0), PowerFunction(0.1)],

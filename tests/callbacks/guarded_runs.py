@@ -77,7 +77,7 @@ class Guarded(DiffusionModule):
             lr_schedule=lambda optimizer: FlatCosine(optimizer, NUM_STEPS, 3),
         )
         self.reach, self.rank, self.job = reach, rank, job
-        self._first_samples = None
+        self.batch_checks.first_samples = None
 
     def configure_model(self):
         if self.job.get("mistake") == "head left whole":

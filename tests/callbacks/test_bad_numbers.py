@@ -15,7 +15,9 @@ from tiny import loader, mlp, trainer
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import BadNumbers
 from scm_lightning.callbacks.bad_numbers import FILE, _worst_sample
-from scm_lightning.modules import FlatCosine, PairVelocity
+from scm_lightning.core import TangentWarmup
+from scm_lightning.modules import FlatCosine
+from scm_lightning.objectives import Consistency
 
 BAD_BATCH = 6
 WAYS = ["loss", "sample", "gradient of the network", "gradient of the head"]
@@ -27,9 +29,8 @@ class Spoiled(ConsistencyModule):
     def __init__(self, way, bad_batches=(BAD_BATCH,)):
         super().__init__(
             mlp(),
-            PairVelocity(),
+            objective=Consistency(warmup=TangentWarmup(9)),
             path=PATH,
-            tangent_warmup_steps=9,
             optimizer=lambda groups: torch.optim.RAdam(groups, lr=0.01, weight_decay=0.1),
             lr_schedule=lambda optimizer: FlatCosine(optimizer, 9, 2),
         )
@@ -48,7 +49,7 @@ class Spoiled(ConsistencyModule):
         batch_idx = self.trainer.fit_loop.epoch_loop.batch_idx
         owner = {"gradient of the network": self.student, "gradient of the head": None}
         if batch_idx in self.bad_batches and self.way in owner:
-            parameters = list((owner[self.way] or self.weighting_head).parameters())
+            parameters = list((owner[self.way] or self.objective.weighting_head).parameters())
             parameters[-1].grad.view(-1)[0] = -math.inf
 
 

@@ -19,8 +19,8 @@ from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.report import metrics_content, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.metrics import FeatureExtractor, Features, Score
-from scm_lightning.modules import PairVelocity
 from scm_lightning.networks import MLP
+from scm_lightning.objectives import PairVelocity
 
 
 class Log:

@@ -15,7 +15,6 @@ from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_p
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import ImageSet, SampleRequest, Shards, prepare_shards
 from scm_lightning.metrics import DigitFeatures, Score
-from scm_lightning.sampling import SweepPoint
 
 SIGMA_DATA = 0.7
 SHAPES = {
@@ -158,13 +157,13 @@ def test_samples_that_cannot_be_written_are_an_error(tmp_path, monkeypatch):
 
 def test_a_plot_that_fails_leaves_the_numbers(tmp_path, capsys):
     """A folder is in the place of the picture."""
-    points = {"a": SweepPoint(1), "b": SweepPoint(2)}
-    module = SimpleNamespace(sweep_points=lambda: points, sweep_options=lambda point: "--so")
-    scores = {row: {"fd": Score(0.5, 20)} for row in points}
+    sampling = FewStepSampling(sweep=SamplerSweep((1, 2)))
+    module = ConsistencyModule(MLP((3,), 16, 1, 8), sampling=sampling)
+    scores = {row: {"fd": Score(0.5, 20)} for row in module.sweep_points()}
     (tmp_path / "sweep.png").mkdir()
-    lines = report_sweep(tmp_path, module, scores, {"a": 1, "b": 2}, "fd")
+    lines = report_sweep(tmp_path, module, scores, {"1_step": 1, "2_step": 2}, "fd")
     assert lines[-1] == f"sweep written to {tmp_path / 'sweep.json'}"
-    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == "a"
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == "1_step"
     assert "sweep.png could not be drawn: Is a directory" in capsys.readouterr().err
 
 

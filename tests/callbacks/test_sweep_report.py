@@ -13,8 +13,7 @@ from tiny import mlp
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks.sweep import best_row, report_sweep, sweep_plot
 from scm_lightning.metrics import Score
-from scm_lightning.modules import PairVelocity
-from scm_lightning.sampling import SamplerSweep, SweepPoint
+from scm_lightning.sampling import FewStepSampling, SamplerSweep, SweepPoint
 
 TIMES = (0.6, 0.9, 1.2)
 FLOOR = {"floor": {"fd": Score(0.2, 360), "fd_block": Score(0.2, 360)}}
@@ -75,16 +74,16 @@ def test_sets_smaller_than_a_block_have_one_panel():
     assert panel.get_ylabel() == "fid, 21 samples"
 
 
-def test_a_report_is_written_and_says_what_to_type(tmp_path):
+def test_a_report_is_written_with_the_options_of_the_best(tmp_path):
     sweep = SamplerSweep((1, 2), TIMES)
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, sweep=sweep)
+    module = ConsistencyModule(mlp(), path=PATH, sampling=FewStepSampling(sweep=sweep))
     points = module.sweep_points()
     scores = scored(points, [0.5, 0.4, 0.3, 0.6])
     nfe = {row: point.num_steps for row, point in points.items()}
-    best, options, _ = report_sweep(tmp_path, module, scores, nfe, "fd")
+    best, _ = report_sweep(tmp_path, module, scores, nfe, "fd")
     assert best.startswith("best: 2_step t_mid=0.9, fd 0.300 over 2,000 samples")
-    assert "--model.init_args.intermediate_times=[0.9]" in options
     content = json.loads((tmp_path / "sweep.json").read_text())
+    assert content["options"] == {"num_steps": [2], "intermediate_times": [0.9]}
     assert (content["best"], content["chosen_by"]) == ("2_step t_mid=0.9", "fd")
     assert list(content["rows"]) == list(points)
     row = content["rows"]["2_step t_mid=1.2"]
@@ -95,6 +94,6 @@ def test_a_report_is_written_and_says_what_to_type(tmp_path):
 
 
 def test_without_a_sweep_nothing_is_written(tmp_path):
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH)
+    module = ConsistencyModule(mlp(), path=PATH)
     assert report_sweep(tmp_path, module, FLOOR, {}, "fd") == []
     assert not list(tmp_path.iterdir())

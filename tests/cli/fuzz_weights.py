@@ -161,7 +161,9 @@ def kinds() -> list[Kind]:
     snapshots = {
         f"ema/{step:07d}-{rel}.safetensors": _written(
             lambda file, rel=rel, step=step: write_snapshot(
-                file, Snapshot(step, rel, PATH.sigma_data, "diffusion"), network().state_dict()
+                file,
+                Snapshot(step, 5 * step, rel, PATH.sigma_data, "diffusion"),
+                network().state_dict(),
             )
         )
         for rel in SIGMA_RELS

@@ -67,7 +67,8 @@ def base(folder: Path) -> dict:
                     "class_path": "scm_lightning.networks.MLP",
                     "init_args": {**network, "emb_channels": 8},
                 },
-                "velocity": {"class_path": "scm_lightning.modules.PairVelocity"},
+                "velocity": {"class_path": "scm_lightning.objectives.PairVelocity"},
+                "objective": {"class_path": "scm_lightning.objectives.Consistency"},
                 "path": {"sigma_data": SIGMA_DATA},
                 "optimizer": {"class_path": "torch.optim.RAdam", "init_args": {"lr": 1e-3}},
                 "ema": {

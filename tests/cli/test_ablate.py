@@ -19,7 +19,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted((CONFIGS / "ablations").glob("*.yaml"))
 SCORE = "fd/1_step"
 STAGES = ("fit", "test")
-STEPS = "model.init_args.num_teacher_steps"
+BOUND = "model.init_args.objective.init_args.bound.kind"
+STEPS = "model.init_args.sampling.teacher.num_steps"
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -35,8 +36,8 @@ def content(folder: Path) -> dict[str, object]:
         "scores": [SCORE, "accuracy/2_step"],
         "variants": {
             "l2": {},
-            "rms": {"student": {"model.init_args.tangent_bound": "rms"}},
-            "broken": {"student": {"model.init_args.tangent_bound": "l3"}},
+            "rms": {"student": {BOUND: "rms"}},
+            "broken": {"student": {BOUND: "l3"}},
         },
         "common": {
             "shared": {
@@ -131,7 +132,7 @@ def test_results_are_the_runs_own(done):
         assert found["gradient_noise"] == noise["gradient_noise"]
         saved = yaml.safe_load((run / "config.yaml").read_text())
         assert saved["seed_everything"] == seed
-        assert saved["model"]["init_args"]["tangent_bound"] == "rms"
+        assert saved["model"]["init_args"]["objective"]["init_args"]["bound"]["kind"] == "rms"
         teacher = root / "teachers" / "l2" / f"seed_{seed}" / "checkpoints" / "last.ckpt"
         assert saved["model"]["init_args"]["teacher"] == str(teacher)
     score = results["variants"]["rms"]["scores"][SCORE]

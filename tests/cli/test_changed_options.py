@@ -22,6 +22,7 @@ from scm_lightning.modules.base import GenerativeModule
 CONFIG = Path(__file__).parents[1] / "data" / "run_0.3.0" / "digits.yaml"
 BEGUN, MORE = 4, 3
 MODEL, OPTIMIZER = "model.init_args", "model.init_args.optimizer.init_args"
+OBJECTIVE = f"{MODEL}.objective.init_args"
 SCHEDULE = f"{MODEL}.lr_schedule"
 OPTIMIZERS = {f"torch.optim.{each.__name__}": each for each in (optim.RAdam, optim.Adam, optim.SGD)}
 SCHEDULES = {f"scm_lightning.modules.{each.__name__}": each for each in (FlatCosine, InverseSqrt)}
@@ -31,17 +32,17 @@ CHANGES = {
     f"{OPTIMIZER}.eps": ["1e-6"],
     f"{OPTIMIZER}.weight_decay": ["0.1"],
     f"{MODEL}.optimizer": ["torch.optim.Adam", "torch.optim.SGD"],
-    f"{MODEL}.weighting_lr": ["3e-2", "null"],
+    f"{OBJECTIVE}.weighting_lr": ["3e-2", "null"],
     f"{SCHEDULE}.init_args.total_steps": ["13", "400"],
     f"{SCHEDULE}.init_args.ramp_steps": ["0", "10"],
     f"{SCHEDULE}.init_args.flat_share": ["0.0"],
     SCHEDULE: ["null", "InverseSqrt"],
     f"{MODEL}.ema.init_args.images": ["500"],
     f"{MODEL}.student.init_args.dropout": ["0.0", "0.3"],
-    f"{MODEL}.times.P_mean": ["-0.7"],
-    f"{MODEL}.tangent_warmup_steps": ["0", "500"],
-    f"{MODEL}.tangent_bound": ["rms"],
-    f"{MODEL}.intermediate_times": ["[0.9, 0.4]"],
+    f"{OBJECTIVE}.times.P_mean": ["-0.7"],
+    f"{OBJECTIVE}.warmup.steps": ["0", "500"],
+    f"{OBJECTIVE}.bound.kind": ["rms"],
+    f"{MODEL}.sampling.intermediate_times": ["[0.9, 0.4]"],
     "data.init_args.batch_size": ["6", "16"],
     "data.init_args.shuffle_seed": ["3"],
     "trainer.gradient_clip_val": ["0.5"],
@@ -56,10 +57,10 @@ USED = {
     f"{MODEL}.student.init_args.dropout": lambda t, m: next(
         (each.p for each in m.student.modules() if isinstance(each, nn.Dropout)), 0.0
     ),
-    f"{MODEL}.times.P_mean": lambda t, m: m.times.P_mean,
-    f"{MODEL}.tangent_warmup_steps": lambda t, m: m.tangent_warmup_steps,
-    f"{MODEL}.tangent_bound": lambda t, m: m.tangent_bound,
-    f"{MODEL}.intermediate_times": lambda t, m: list(m.few_steps.intermediate_times),
+    f"{OBJECTIVE}.times.P_mean": lambda t, m: m.objective.times.P_mean,
+    f"{OBJECTIVE}.warmup.steps": lambda t, m: m.objective.warmup.steps,
+    f"{OBJECTIVE}.bound.kind": lambda t, m: m.objective.bound.kind,
+    f"{MODEL}.sampling.intermediate_times": lambda t, m: list(m.sampling.intermediate_times),
     "data.init_args.batch_size": lambda t, m: t.train_dataloader.batch_size,
     "data.init_args.shuffle_seed": lambda t, m: t.train_dataloader.batches.seed,
     "trainer.gradient_clip_val": lambda t, m: t.gradient_clip_val,
@@ -154,7 +155,7 @@ def value(config, key):
 def rates(config, name, number):
     """Rates of a group of the optimizer, by step, of a run that always had these options."""
     given = value(config, f"{MODEL}.optimizer")
-    weighting_lr = value(config, f"{MODEL}.weighting_lr")
+    weighting_lr = value(config, f"{OBJECTIVE}.weighting_lr")
     options = dict(given["init_args"])
     if name == "head" and weighting_lr is not None:
         options["lr"] = weighting_lr

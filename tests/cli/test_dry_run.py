@@ -18,15 +18,9 @@ from scm_lightning.cli.dry_run import count_step, dry_run, make_batch, step_cost
 from scm_lightning.cli.memory import LiveMemory, gathered_memory, state_memory
 from scm_lightning.cli.plan import GIB, GPU, Plan, StepCost, share
 from scm_lightning.core import GuidanceProposal, TrigFlow
-from scm_lightning.modules import (
-    ConsistencyModule,
-    DiffusionModule,
-    HalfLife,
-    PairVelocity,
-    PowerFunction,
-    TeacherVelocity,
-)
+from scm_lightning.modules import ConsistencyModule, DiffusionModule, HalfLife, PowerFunction
 from scm_lightning.networks import EDM2_SIZES, MLP, DiT, EDM2UNet, UNet
+from scm_lightning.objectives import Consistency, PairVelocity, TeacherVelocity
 
 ROOT = Path(__file__).parents[2]
 PATH = TrigFlow(sigma_data=0.7)
@@ -40,7 +34,8 @@ def consistency(student, velocity, teacher=None, method="dual", **options):
         teacher,
         start_from_teacher=False,
         path=PATH,
-        tangents=TangentComputer(method, check=False),  # costs of a step alone
+        # Costs of a step alone.
+        objective=Consistency(tangents=TangentComputer(method, check=False)),
         **options,
     )
 

@@ -18,6 +18,8 @@ SCT = [
     "scm_lightning.modules.PairVelocity",
 ]
 
+OBJECTIVE = "model.init_args.objective.init_args"
+
 
 def refused(capsys, *args):
     """The one line of standard error with which the command line refuses the arguments."""
@@ -33,12 +35,12 @@ def refused(capsys, *args):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model.init_args.tangent_warmup_step", "3"], "'tangent_warmup_step' is not accepted"),
+        ([f"--{OBJECTIVE}.warmup.step", "3"], "step"),
         (["--nonsense", "3"], "nonsense"),
         (["--trainer.max_steps", "many"], "trainer.max_steps: Expected a <class 'int'>. Got value"),
-        (["--model.init_args.tangent_bound", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
+        ([f"--{OBJECTIVE}.bound.kind", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
         (
-            ["--model.init_args.tangents.method", "slow"],
+            [f"--{OBJECTIVE}.tangents.method", "slow"],
             "'finite_difference'] - Expected a dot import path string: slow",
         ),
         (
@@ -48,12 +50,15 @@ def refused(capsys, *args):
         (["--model.init_args.student.init_args.num_blocks", "-1.5"], "num_blocks"),
         (["--model.init_args.teacher", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         (["--model.init_args.path.sigma_data", "-1"], "sigma_data must be a positive number"),
-        (["--model.init_args.times.P_std", "0"], "P_std a positive one, got"),
+        ([f"--{OBJECTIVE}.times.P_std", "0"], "P_std a positive one, got"),
         (
-            [*SCT, "--model.init_args.intermediate_times", "[2.0]"],
+            [*SCT, "--model.init_args.sampling.intermediate_times", "[2.0]"],
             "sampling times must be angles in [1e-06, pi/2], got [1.5645464081731977, 2.0]",
         ),
-        ([*SCT, "--model.init_args.intermediate_times", "[0.5, 1.1]"], "times must descend"),
+        (
+            [*SCT, "--model.init_args.sampling.intermediate_times", "[0.5, 1.1]"],
+            "times must descend",
+        ),
         ([*SCT[:2]], "TeacherVelocity needs a teacher, got none; set teacher"),
         (
             [*SCT, "--model.init_args.student.init_args.data_shape", "[1, 8, 9]"],

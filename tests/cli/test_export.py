@@ -10,7 +10,8 @@ from tiny import loader, mlp, trainer, wake
 from scm_lightning import ConsistencyModule, DiffusionModule, TrigFlow
 from scm_lightning.cli import main
 from scm_lightning.data import SampleRequest
-from scm_lightning.modules import HalfLife, PowerFunction, TeacherVelocity
+from scm_lightning.modules import HalfLife, PowerFunction
+from scm_lightning.objectives import TeacherVelocity
 from scm_lightning.teachers import load_teacher, read_checkpoint
 from scm_lightning.teachers.exports import Export, read_export
 
@@ -80,8 +81,8 @@ def test_the_average_is_exported_and_draws_the_same_samples(kind, request, tmp_p
     else:
         other = ConsistencyModule(network, TeacherVelocity(), mlp(), False, path=PATH)
     with torch.no_grad():
-        expected = module.draw(REQUEST, module.samplers())
-        drawn = other.draw(REQUEST, other.samplers())
+        expected = module.draw(REQUEST, module.draws())
+        drawn = other.draw(REQUEST, other.draws())
     for name, samples in expected.items():
         assert samples.x0.std() > 0.1
         assert torch.equal(drawn[name].x0, samples.x0)

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scm_lightning import ConsistencyModule, TrigFlow
 from scm_lightning.cli import main
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients
-from scm_lightning.modules import TeacherVelocity
 from scm_lightning.networks import MLP
+from scm_lightning.objectives import TeacherVelocity
 from scm_lightning.teachers import load_teacher, read_checkpoint
 from scm_lightning.teachers.exports import read_export
-from scm_lightning.teachers.snapshots import read_snapshots
+from scm_lightning.teachers.snapshots import ends_of_profiles, read_snapshots
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_teacher.yaml"
 STEPS, WIDTHS = 40, (0.05, 0.10, 0.075)
@@ -126,9 +127,8 @@ def test_the_output_teaches_a_student(two, tmp_path):
     teacher = load_teacher(out, network(), TrigFlow(0.5))
     snapshots = read_snapshots(two / "ema")
     gammas = [gamma_from_sigma_rel(each.sigma_rel) for each in snapshots]
-    c = post_hoc_coefficients(
-        [each.step for each in snapshots], gammas, STEPS, gamma_from_sigma_rel(0.075)
-    )
+    ends = ends_of_profiles(snapshots)
+    c = post_hoc_coefficients(ends, gammas, ends[-1], gamma_from_sigma_rel(0.075))
     expected = sum(
         each * load_file(snapshot.file)["input.weight"].double()
         for each, snapshot in zip(c, snapshots, strict=True)
@@ -145,6 +145,37 @@ def test_a_snapshot_is_reproduced(two, tmp_path):
     state = read_checkpoint(out)["state_dict"]
     for name, weight in load_file(two / "ema" / "0000025-0.1.safetensors").items():
         torch.testing.assert_close(state[f"ema.network.{name}"], weight, rtol=0, atol=1e-7)
+
+
+def rewritten(file, **changes):
+    """A snapshot with other metadata; None leaves an entry out."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() | changes
+    save_file(load_file(file), file, {key: each for key, each in metadata.items() if each})
+
+
+@pytest.mark.parametrize("last_of_old_version", [STEPS, 20])
+def test_snapshots_of_0_3_0_are_read(last_of_old_version, two, tmp_path):
+    """They tell steps alone: all of them, or those before the run was continued."""
+    reconstruct(two, tmp_path / "images.ckpt")
+    for snapshot in read_snapshots(two / "ema"):
+        assert snapshot.images == 128 * snapshot.step
+        if snapshot.step <= last_of_old_version:
+            rewritten(snapshot.file, images=None)
+    reconstruct(two, tmp_path / "steps.ckpt")
+    found, expected = (averaged(tmp_path / f"{name}.ckpt") for name in ("steps", "images"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
+
+
+def test_steps_do_not_tell_where_a_profile_ends_if_batches_changed(two, tmp_path, capsys):
+    """From step 30 on the batches are twice as large: with all images told, well, and else not."""
+    for snapshot in read_snapshots(two / "ema"):
+        images = 128 * (snapshot.step + max(0, snapshot.step - 30))
+        rewritten(snapshot.file, images=str(images))
+    reconstruct(two, tmp_path / "out.ckpt")
+    rewritten(two / "ema" / "0000020-0.1.safetensors", images=None)
+    line = refused(capsys, lambda: reconstruct(two, tmp_path / "other.ckpt"))
+    assert "must tell the images that they have taken in where the batch size changed" in line
 
 
 def test_the_output_is_tested_but_not_trained_on(run, tmp_path, capsys):
@@ -173,9 +204,10 @@ def refused(capsys, call):
     [
         (0.3, [], "sigma_rel must be in (0, 0.2887], got 0.3"),
         ("wide", [], "sigma_rel"),
-        (0.075, ["--step", 41], "step must be one of those with snapshots, 5 to 40, got 41"),
-        (0.075, ["--step", 33], "they end at step 30, the widths are 0.05 and 0.1: take a step"),
+        (0.075, ["--step", 41], "with snapshots, 5 to 40, got 41; the nearest is 40"),
+        (0.075, ["--step", 33], "with snapshots, 5 to 40, got 33; the nearest is 35"),
         (0.01, [], "the snapshots must span the profile, a residual of"),
+        (0.01, [], "the widths are 0.05 and 0.1: take a width nearer to these"),
         (0.075, ["--checkpoint", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
         (0.075, ["--nonsense", 1], "nonsense"),
     ],
@@ -206,6 +238,9 @@ def test_missing_and_foreign_files_are_refused(two, tmp_path, capsys):
     del weights["input.weight"]
     save_file(weights, foreign, facts | {"sigma_data": "0.5"})
     assert "snapshots must be of one network" in line()
+    for nothing in ({"step": "0"}, {"images": "0"}, {"images": "many"}):
+        save_file(weights, foreign, facts | {"sigma_data": "0.5"} | nothing)
+        assert "foreign.safetensors is no snapshot of an average" in line()
     save_file(weights, foreign)
     assert "foreign.safetensors is no snapshot of an average" in line()
     foreign.write_text("hello")

@@ -196,10 +196,10 @@ def test_options_win_over_what_a_checkpoint_says(run, tmp_path):
     """Saved hyper-parameters would be those of the first part; Lightning lets them win."""
     file = tmp_path / "run" / "checkpoints" / "0000010.ckpt"
     saved = torch.load(file, weights_only=True)
-    torch.save(saved | {"hyper_parameters": {"num_sampling_steps": 3}}, tmp_path / "with.ckpt")
-    run(14, ckpt_path=tmp_path / "with.ckpt", **{"model.init_args.num_sampling_steps": 2})
+    torch.save(saved | {"hyper_parameters": {"sampling": 3}}, tmp_path / "with.ckpt")
+    run(14, ckpt_path=tmp_path / "with.ckpt", **{"model.init_args.sampling.num_steps": 2})
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert config["model"]["init_args"]["num_sampling_steps"] == 2
+    assert config["model"]["init_args"]["sampling"]["num_steps"] == 2
 
 
 def test_last_is_a_word_for_the_newest(run, capsys):

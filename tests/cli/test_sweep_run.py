@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 def test_a_consistency_model_is_swept(folder, capsys):
     """A row of every file for each combination, a picture, and the best row's options."""
-    options = {"model.init_args.sweep.t_mid": "[0.6, 1.1]"}
+    options = {"model.init_args.sampling.sweep.t_mid": "[0.6, 1.1]"}
     run = swept("digits_sct_scratch", folder, options)
     printed = capsys.readouterr().out
     content = json.loads((run / "sweep.json").read_text())
@@ -73,20 +73,21 @@ def test_a_consistency_model_is_swept(folder, capsys):
     assert values["2_step t_mid=1.1 ema=0.05"] == scores["fd/2_step"]["value"]
     assert content["best"] == min(values, key=values.get)
     assert f"best: {content['best']}" in printed
-    assert content["options"] in printed
+    for key, value in content["options"].items():
+        assert f"--model.init_args.sampling.{key}={json.dumps(value).replace(' ', '')}" in printed
     with Image.open(run / "sweep.png") as picture:
         picture.verify()
 
 
 def test_a_mean_flow_model_is_swept_without_times(folder):
-    run = swept("digits_mean_flow", folder, {"model.init_args.sweep.t_mid": "[]"})
+    run = swept("digits_mean_flow", folder, {"model.init_args.sampling.sweep.t_mid": "[]"})
     rows = json.loads((run / "sweep.json").read_text())["rows"]
     assert list(rows) == [f"{n}_step ema={width}" for n in (1, 2, 4) for width in (0.05, 0.15)]
 
 
 def test_a_sweep_that_the_model_has_not_is_one_line(folder, capsys):
-    options = {"model.init_args.sweep.guidance": "[1.5]"}
+    options = {"model.init_args.sampling.sweep.guidance": "[1.5]"}
     with pytest.raises(SystemExit) as exit_:
         main(words("test", "digits_sct_scratch", folder, ["sweep"], options))
     assert exit_.value.code == 2
-    assert "guidance of a sweep needs a guided network, got [1.5]" in capsys.readouterr().err
+    assert "guidance of a sweep needs a guided network, got 1.5" in capsys.readouterr().err

@@ -7,12 +7,12 @@ from gaussian import PATH, ExactStudent, ExactTeacher, velocity
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
+    TangentWarmup,
     clip_tangent,
     expand_time,
     normalize_tangent,
     tangent,
     tangent_norm,
-    tangent_warmup,
 )
 
 TIMES = torch.linspace(0.02, 1.56, 9, dtype=torch.float64)
@@ -96,8 +96,8 @@ def test_clipping_by_hand():
 
 
 def test_warmup_counts_optimizer_steps():
-    assert [tangent_warmup(step, 10) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
-    assert tangent_warmup(0, 0) == 1.0
+    assert [TangentWarmup(10).r(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert TangentWarmup(0).r(0) == 1.0
 
 
 def test_bad_options_are_refused(randn):

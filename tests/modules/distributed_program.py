@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.autodiff import TangentComputer
-from scm_lightning.modules import base
+from scm_lightning.modules import batch_checks
 from scm_lightning.modules.sharding import shard
 
 MAPPED = "scd_dual_float32"
@@ -78,7 +78,7 @@ def mistakes(place, module):
     found = {"shares": local_shares(module)}
     careless = consistency(SCD(), "dual", LeavesHeadWhole)
     place.run("scd_dual", stop=4, name="careless", module=careless)
-    found["whole_head"] = careless.weighting_head.linear.weight.detach()
+    found["whole_head"] = careless.objective.weighting_head.linear.weight.detach()
     compiled = consistency(SCD(), "dual")
     compiled.tangents = TangentComputer("dual", compile=True)
     found["compiled"] = refusal(place.run, "scd_dual", name="x", module=compiled)
@@ -100,7 +100,7 @@ def two(place: Place) -> None:
         module = place.run(case)
     if place.strategy == "fsdp2":
         found = mistakes(place, module)
-    base.STATISTICS_SAMPLES = 2 * JOINED_BATCH
+    batch_checks.STATISTICS_SAMPLES = 2 * JOINED_BATCH
     scale = 1.0 + 99 * place.rank
     found["statistics"] = refusal(place.run, "scd_dual", name="x", scale=scale)
     torch.save(found, place.folder / f"found.{place.rank}.pt")

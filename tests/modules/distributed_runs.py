@@ -20,13 +20,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scm_lightning import ConsistencyModule, DiffusionModule, TangentComputer, TrigFlow
 from scm_lightning.callbacks import Checkpoints, Diagnostics, GradientSync
-from scm_lightning.core import expand_time
+from scm_lightning.core import TangentWarmup, expand_time
 from scm_lightning.data import Batch, RequestStream
 from scm_lightning.data.loader import TrainingLoader
 from scm_lightning.data.mapped import MappedBatches, MappedSplit
-from scm_lightning.modules import PairVelocity, PowerFunction, TeacherVelocity
+from scm_lightning.modules import PowerFunction
 from scm_lightning.networks import MLP
 from scm_lightning.networks.magnitude import MPLinear
+from scm_lightning.objectives import Consistency, PairVelocity, TeacherVelocity
+from scm_lightning.sampling import DiffusionSampling, FewStepSampling
 
 SIGMA_DATA, JOINED_BATCH, NUM_STEPS, NUM_SAMPLES = 0.7, 12, 20, 5
 NUM_MAPPED = 29
@@ -148,17 +150,19 @@ def consistency(velocity, method, kind=ConsistencyModule):
         mlp(7),
         start_from_teacher=False,
         path=NoiseOfTheData(SIGMA_DATA),
-        tangents=TangentComputer(method),
-        tangent_warmup_steps=NUM_STEPS,
-        weighting_lr=0.03,
+        objective=Consistency(
+            tangents=TangentComputer(method),
+            warmup=TangentWarmup(NUM_STEPS),
+            weighting_lr=0.03,
+        ),
         optimizer=lambda groups: torch.optim.RAdam(groups, lr=0.01, betas=(0.9, 0.99)),
         ema=[PowerFunction(0.15), PowerFunction(0.2)],
-        num_teacher_steps=2,
+        sampling=FewStepSampling(teacher=DiffusionSampling(2)),
     )
 
 
 def diffusion(network):
-    return DiffusionModule(network, NoiseOfTheData(SIGMA_DATA), num_sampling_steps=2)
+    return DiffusionModule(network, NoiseOfTheData(SIGMA_DATA), sampling=DiffusionSampling(2))
 
 
 SCT, SCD = PairVelocity, TeacherVelocity

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.data import Batch
-from scm_lightning.modules import AdaptiveVSD, PairVelocity, PowerFunction, TeacherVelocity
+from scm_lightning.modules import PowerFunction
 from scm_lightning.modules.statistics import WHOLE_TOLERANCE
 from scm_lightning.networks import MLP, TimeEmbedding
 from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu
+from scm_lightning.objectives import AdaptiveVSD, PairVelocity, TeacherVelocity
 
 SIGMA = PATH.sigma_data
 
@@ -99,9 +100,9 @@ def test_the_second_network_of_vsd_is_forced_too():
         wake(mlp(), seed=1),
         start_from_teacher=False,
         path=PATH,
-        vsd=AdaptiveVSD(),
+        terms=[AdaptiveVSD()],
     )
-    stepped, seen = fit_recorded(module, module.vsd.fake, 3)
+    stepped, seen = fit_recorded(module, module.terms[0].fake, 3)
     assert len(seen) == 6  # in the student's term and in its own
     assert not torch.equal(stepped[0]["input.weight"], stepped[-1]["input.weight"])
     for weights in seen:
@@ -136,7 +137,7 @@ INSIDE, OUTSIDE = WHOLE_TOLERANCE - 0.01, WHOLE_TOLERANCE + 0.01
 @pytest.mark.parametrize("mean", [0.0, -3 * SIGMA])
 @pytest.mark.parametrize("factor", [1.0, 1 / INSIDE, INSIDE])
 def test_data_of_any_mean_are_taken_by_their_spread_about_it(mean, factor):
-    assert measure(mean, factor * SIGMA)._first_samples is None
+    assert measure(mean, factor * SIGMA).batch_checks.first_samples is None
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.8 * SIGMA, -3 * SIGMA])

@@ -10,10 +10,24 @@ from tiny import mlp, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.core import tangent_norm
+from scm_lightning.core import Guided, tangent_norm
 from scm_lightning.data import Batch, SampleRequest
-from scm_lightning.modules import EMA, HalfLife, MeanFlowModule, PairVelocity, TeacherVelocity
-from scm_lightning.sampling import teacher_samplers
+from scm_lightning.modules import EMA, HalfLife
+from scm_lightning.objectives import (
+    AlphaFlow,
+    AlphaSchedule,
+    Consistency,
+    Discrete,
+    MeanFlow,
+    PairVelocity,
+    TeacherVelocity,
+)
+from scm_lightning.sampling import (
+    DiffusionSampling,
+    sample_consistency,
+    sample_ode,
+    time_grid,
+)
 
 SIGMA = PATH.sigma_data
 T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
@@ -36,40 +50,39 @@ def consistency(**options):
 
 
 def mean_flow():
-    return MeanFlowModule(wake(mlp(two_times=True, **CLASSES)), path=PATH)
+    network = wake(mlp(two_times=True, **CLASSES))
+    return ConsistencyModule(network, objective=MeanFlow(), path=PATH)
 
 
-def distilled(kind, **options):
+def distilled(objective):
     """Only the teacher listens."""
-    student = without_classes(wake(mlp(**CLASSES, **options)))
-    given = {"teacher": wake(mlp(**CLASSES), 1), "start_from_teacher": False, "path": PATH}
-    return kind(student, TeacherVelocity(), **given)
+    student = without_classes(wake(mlp(two_times=objective.two_times, **CLASSES)))
+    teacher = wake(mlp(**CLASSES), 1)
+    return ConsistencyModule(student, TeacherVelocity(), teacher, objective, False, PATH)
 
 
 KINDS = {
     "diffusion": diffusion,
     "consistency": consistency,
-    "discrete consistency": lambda: consistency(num_intervals=9),
+    "discrete consistency": lambda: consistency(objective=Discrete(9)),
     "MeanFlow": mean_flow,
-    "distilled consistency": lambda: distilled(ConsistencyModule),
-    "distilled MeanFlow": lambda: distilled(MeanFlowModule, two_times=True),
+    "distilled consistency": lambda: distilled(Consistency()),
+    "distilled MeanFlow": lambda: distilled(MeanFlow()),
+    "distilled alpha-Flow": lambda: distilled(AlphaFlow(schedule=AlphaSchedule(0, 2 * 10**6))),
 }
 
 
 def prepared(module):
     """Outside a trainer, at fixed times, past the warm-up."""
     module = module.double()
-    drawn = (T, T / 2) if isinstance(module, MeanFlowModule) else T
-    module.sample_times = lambda num: drawn
-    module.times = SimpleNamespace(sample=lambda num, path, device: T)
     module._trainer = SimpleNamespace(global_step=10**6)
-    module.log = lambda *_: None
     return module
 
 
 def outputs_of(module, batch):
     torch.manual_seed(3)
-    return module.training_step(batch, 0)
+    is_two = isinstance(module, ConsistencyModule) and module.objective.two_times
+    return module.training_step(batch, 0, (T, T / 2) if is_two else module.times_at(T))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,24 +98,39 @@ def test_every_sample_is_trained_with_its_own_label(randn, kind):
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert float((alone[one] - alone[other]).abs().min()) > 1e-6
     assert mixed["loss"].requires_grad
-    assert not any(value.requires_grad for name, value in mixed.items() if name != "loss")
+    of_samples = ("t", "sample_loss", "tangent_norm")
+    assert not any(mixed[name].requires_grad for name in of_samples if name in mixed)
+
+
+class Recorded:
+    """A bound that keeps what it is given."""
+
+    kind = "l2"
+
+    def __init__(self, bound, seen):
+        self.bound, self.seen = bound, seen
+
+    def __call__(self, g):
+        self.seen.append(g)
+        return self.bound(g)
 
 
 def test_the_norm_that_is_reported_is_that_of_the_unbounded_tangent(randn):
     module, seen = prepared(consistency()), []
-    bound = module.bound_tangent
-    module.bound_tangent = lambda g: seen.append(g) or bound(g)
+    bound = module.objective.bound
+    module.objective.bound = Recorded(bound, seen)
     outputs = outputs_of(module, Batch(SIGMA * randn(5, 3), LABELS))
     torch.testing.assert_close(outputs["tangent_norm"], tangent_norm(seen[0]))
 
 
 def test_mean_flow_has_the_weight_asked_for(randn):
-    """Losses d^2 / (d^2 + c)^p, of the residual's norm d sqrt(3)."""
+    """Losses d^2 / (d^2 + c)^p, of the residual's norm d."""
     network, batch = wake(mlp(two_times=True)), Batch(SIGMA * randn(5, 3), None)
     for p, c in ((0.5, 0.2), (1.0, 1e-3)):
-        options = {} if p == 1.0 else {"weight_power": p, "weight_constant": c}
-        found = outputs_of(prepared(MeanFlowModule(network, path=PATH, **options)), batch)
-        squared = found["tangent_norm"] ** 2 / 3
+        objective = MeanFlow() if p == 1.0 else MeanFlow(p=p, c=c)
+        module = ConsistencyModule(network, objective=objective, path=PATH)
+        found = outputs_of(prepared(module), batch)
+        squared = found["tangent_norm"] ** 2
         torch.testing.assert_close(found["sample_loss"], squared / (squared + c) ** p)
 
 
@@ -134,16 +162,19 @@ def test_augmented_data_are_trained_on_and_told(randn):
 
 def test_diffusion_is_sampled_by_its_average_with_its_scale_and_labels(randn):
     """Against the solver on the averaged network, at the scale asked for."""
-    module = DiffusionModule(
-        wake(mlp(**CLASSES)), PATH, num_sampling_steps=5, sampling_guidance=1.6
-    ).double()
+    sampling = DiffusionSampling(num_steps=5, guidance=1.6)
+    module = DiffusionModule(wake(mlp(**CLASSES)), PATH, sampling=sampling).double()
     wake(module.ema.network, 1)
     noise = SIGMA * randn(5, 3)
-    expected = teacher_samplers(module.ema.network, PATH, 5, 1.6)
-    for name, sampler in module.samplers().items():
-        found = sampler.draw(noise, LABELS, None)
-        assert sampler.nfe == expected[name].nfe
-        torch.testing.assert_close(found, expected[name].draw(noise, LABELS, None))
+    F = Guided(module.ema.network, LABELS, torch.full((5,), 1.6))
+    expected = {
+        "teacher": sample_ode(F, noise, time_grid(5, PATH), path=PATH),
+        "denoiser": sample_consistency(F, noise, [PATH.t_max()], path=PATH),
+    }
+    for name, draw in module.draws().items():
+        torch.testing.assert_close(draw(noise, LABELS, None), expected[name])
+    drawn = module.validation_step(SampleRequest(torch.arange(5), LABELS, (3,), 4), 0)
+    assert {name: samples.nfe for name, samples in drawn.items()} == {"teacher": 18, "denoiser": 2}
 
 
 def test_later_steps_depend_on_seed_and_index_alone():
@@ -159,7 +190,7 @@ def test_later_steps_depend_on_seed_and_index_alone():
 
 def test_a_request_for_no_sample_draws_none():
     """Of the right shape and cost, with labels and without."""
-    module = DiffusionModule(mlp(**CLASSES), PATH, num_sampling_steps=3)
+    module = DiffusionModule(mlp(**CLASSES), PATH, sampling=DiffusionSampling(3))
     nothing = torch.zeros(0, dtype=torch.int64)
     for labels in (None, nothing):
         drawn = module.validation_step(SampleRequest(nothing, labels, (3,), 4), 0)
@@ -185,7 +216,7 @@ def test_an_average_takes_over_buffers_and_never_trains():
 def test_a_half_life_ramps_up_by_its_own_share():
     """At most that share of the images before the step; without a ramp, the half-life alone."""
     for ramp_up, half_life in ((0.2, 400), (0.05, 100), (None, 5000)):
-        decay = HalfLife(5000, ramp_up).decay(step=21, images_seen=2000, images_in_step=100)
+        decay = HalfLife(5000, ramp_up).decay(images_seen=2000, images_in_step=100)
         assert decay == pytest.approx(0.5 ** (100 / half_life))
     ema, network = EMA(nn.Linear(1, 1), HalfLife(5000, 0.2)), nn.Linear(1, 1)
     nn.init.ones_(network.weight), nn.init.zeros_(ema.network.weight)
@@ -200,6 +231,6 @@ def test_a_half_life_ramps_up_by_its_own_share():
 
 @pytest.mark.parametrize("rate", [-0.5, float("inf"), float("nan")])
 def test_a_learning_rate_that_no_run_can_have_is_refused(rate):
-    module = ConsistencyModule(mlp(), PairVelocity(), weighting_lr=rate)
+    module = ConsistencyModule(mlp(), objective=Consistency(weighting_lr=rate))
     with pytest.raises(ValueError, match="finite number of at least 0, got"):
         module.configure_optimizers()

@@ -4,25 +4,19 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from gaussian import DATA_STD, PATH, ExactTeacher, std
-from tiny import loader, mlp, trainer, wake
+from tiny import FixedTimes, loader, mlp, trainer, wake
 
 from scm_lightning import ConsistencyModule, TimeProposal, TrigFlow
-from scm_lightning.core import expand_time
+from scm_lightning.core import TangentBound, TangentWarmup, expand_time
 from scm_lightning.data import Batch
-from scm_lightning.modules import PairVelocity, PowerFunction, TeacherVelocity
+from scm_lightning.modules import PowerFunction
 from scm_lightning.networks import MLP
-
-
-class FixedTimes:
-    def __init__(self, t):
-        self.t = t
-
-    def sample(self, num, path, generator=None, device="cpu"):
-        return self.t
-
+from scm_lightning.objectives import Consistency, PairVelocity, TeacherVelocity
+from scm_lightning.sampling import FewStepSampling
 
 T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
 
@@ -30,14 +24,12 @@ T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
 def one_step(velocity, randn, step=30, **options):
     """Loss and student gradients of the module on one batch, at a given optimizer step."""
     teacher = wake(mlp(), seed=1)
-    options = {"path": PATH, "tangent_warmup_steps": 40, **options}
+    objective = Consistency(FixedTimes(T), warmup=TangentWarmup(40), **options)
     module = ConsistencyModule(
-        wake(mlp()), velocity, teacher, start_from_teacher=False, **options
+        *(wake(mlp()), velocity, teacher, objective), start_from_teacher=False, path=PATH
     ).double()
-    wake(module.weighting_head, seed=2)
-    module.times = FixedTimes(T)
+    wake(module.objective.weighting_head, seed=2)
     module._trainer = SimpleNamespace(global_step=step)
-    module.log = lambda *args: None
     batch = Batch(PATH.sigma_data * randn(5, 3), None)
     torch.manual_seed(3)
     loss = module.training_step(batch, 0)["loss"]
@@ -66,7 +58,7 @@ def algorithm_1(module, batch, r, distil):
         df_dt = -t.cos() * (sigma * F_theta - dx_dt) - r * t.sin() * (x_t + sigma * dF_dt)
         g = (t.cos() * df_dt).detach()
         g = g / (g.square().sum().sqrt() + 0.1)
-        w = module.weighting_head(t[None])[0] + math.log(3)
+        w = module.objective.weighting_head(t[None])[0] + math.log(3)
         squared = (F_theta - F_theta.detach() - g).square().sum()
         losses.append(w.exp() / 3 * squared - w)
     return torch.stack(losses).mean()
@@ -95,37 +87,36 @@ def test_training_step_is_algorithm_1(randn, velocity):
 
 def test_an_extra_prior_multiplies_the_loss_gradient(randn):
     """By 1 / (sigma_data tan t), for every sample: here one sample stands for all."""
-    plain, _, _ = one_step(PairVelocity(), randn)
-    log_weight = plain.log_weight(T, 3)
+    plain = one_step(PairVelocity(), randn)[0].objective
+    log_weight = plain.log_weight(T, PATH, 3)
     plain.prior = "extra"
-    ratio = (plain.log_weight(T, 3) - log_weight).exp()
+    ratio = (plain.log_weight(T, PATH, 3) - log_weight).exp()
     torch.testing.assert_close(ratio, 1 / (PATH.sigma_data * T.tan()))
 
 
 def test_every_bound_does_what_it_says(randn):
-    module, _, _ = one_step(PairVelocity(), randn)
     g = 5 * randn(5, 3)
     norm = g.square().sum(1, keepdim=True).sqrt()
-    for bound, expected in {
+    for kind, expected in {
         "l2": g / (norm + 0.1),
         "rms": g / (norm / 3**0.5 + 0.1),
         "clip": g.clamp(-1, 1),
         "none": g,
     }.items():
-        module.tangent_bound = bound
-        torch.testing.assert_close(module.bound_tangent(g), expected)
+        torch.testing.assert_close(TangentBound(kind)(g), expected)
 
 
 def test_weighting_starts_at_its_optimum_and_can_be_switched_off():
-    module = ConsistencyModule(mlp(), PairVelocity(), weighting="none")
-    torch.testing.assert_close(module.log_weight(T, 3), torch.full((5,), math.log(3)).double())
-    assert not any(p.requires_grad for p in module.weighting_head.parameters())
-    rms = ConsistencyModule(mlp(), PairVelocity(), tangent_bound="rms")
-    assert torch.equal(rms.log_weight(T, 3), torch.zeros(5).double())
+    fixed = Consistency(weighting="none")
+    expected = torch.full((5,), math.log(3)).double()
+    torch.testing.assert_close(fixed.log_weight(T, PATH, 3), expected)
+    assert not any(p.requires_grad for p in fixed.weighting_head.parameters())
+    rms = Consistency(bound=TangentBound("rms"))
+    assert torch.equal(rms.log_weight(T, PATH, 3), torch.zeros(5).double())
 
 
 def test_the_head_can_have_its_own_learning_rate():
-    module = ConsistencyModule(mlp(), PairVelocity(), weighting_lr=0.5)
+    module = ConsistencyModule(mlp(), objective=Consistency(weighting_lr=0.5))
     rates = [group["lr"] for group in module.configure_optimizers().param_groups]
     assert rates == [1e-4, 0.5]
 
@@ -157,9 +148,10 @@ def test_the_average_follows_the_student():
 
     module.optimizer = lambda groups: Recorder(groups, lr=0.1)
     trainer(4).fit(module, loader())
+    gamma = np.roots([1, 7, 16 - 0.1**-2, 12 - 0.1**-2]).real.max()  # 6.94
     average = torch.zeros_like(history[0])
     for step, weight in enumerate(history, start=1):
-        beta = (1 - 1 / step) ** (6.94 + 1)
+        beta = (1 - 1 / step) ** (gamma + 1)
         average = beta * average + (1 - beta) * weight
     torch.testing.assert_close(module.ema.network.input.weight, average, rtol=1e-4, atol=1e-6)
     assert int(module.ema.num_images) == 20
@@ -184,7 +176,7 @@ def test_impossible_combinations_are_refused():
     with pytest.raises(ValueError, match="TeacherVelocity needs a teacher, got none"):
         trainer(1).fit(module, loader())
     with pytest.raises(ValueError, match="sampling times must be angles"):
-        ConsistencyModule(mlp(), PairVelocity(), intermediate_times=(2.0,))
+        ConsistencyModule(mlp(), sampling=FewStepSampling(intermediate_times=(2.0,)))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -219,13 +211,13 @@ def test_distillation_on_gaussian_data_reaches_the_exact_function():
         ExactTeacher(),
         start_from_teacher=False,
         path=PATH,
-        times=TimeProposal(-1.0, 1.8),
-        tangent_warmup_steps=2000,
-        weighting_lr=1e-2,
+        objective=Consistency(
+            TimeProposal(-1.0, 1.8), warmup=TangentWarmup(2000), weighting_lr=1e-2
+        ),
         optimizer=lambda groups: torch.optim.RAdam(groups, lr=1e-3, betas=(0.9, 0.99)),
         lr_schedule=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
     )
-    module._first_samples = None  # the data's own scale is 0.3 here, on purpose
+    module.batch_checks.first_samples = None  # the data's own scale is 0.3 here, on purpose
     trainer(steps).fit(module, loader(batch_size, scale=1.0))
     t = torch.linspace(0.0, PATH.t_max(), 50).repeat_interleave(200)
     x_t = expand_time(std(t), torch.empty(len(t), 3)) * torch.randn(len(t), 3)

@@ -13,6 +13,7 @@ from scm_lightning import DiffusionModule, TimeProposal
 from scm_lightning.data import SampleRequest
 from scm_lightning.modules import FlatCosine, InverseSqrt
 from scm_lightning.networks import MLP
+from scm_lightning.sampling import Churn, DiffusionSampling
 
 
 class Linear(nn.Module):
@@ -57,7 +58,7 @@ def test_samples_depend_on_seed_and_index_alone():
 
 def test_samples_of_the_exact_network_have_the_data_s_scale():
     """Noise of standard deviation 0.7 becomes data of 0.3, which the denoiser alone blurs."""
-    module = DiffusionModule(ExactTeacher(), PATH, num_sampling_steps=40)
+    module = DiffusionModule(ExactTeacher(), PATH, sampling=DiffusionSampling(40))
     drawn = module.test_step(SampleRequest(torch.arange(3000), None, (3,), seed=0), 0)
     assert float(drawn["teacher"].x0.std()) == pytest.approx(0.3, rel=0.03)
     assert float(drawn["denoiser"].x0.std()) < 0.01
@@ -142,6 +143,8 @@ def test_the_schedule_moves_with_the_optimizer(accumulate):
 
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="at least 2 solver steps"):
-        DiffusionModule(Linear(), num_sampling_steps=1)
+        DiffusionSampling(1)
+    with pytest.raises(ValueError, match="churn needs a solver of single steps"):
+        DiffusionSampling(solver="dpm++", churn=Churn())
     with pytest.raises(ValueError, match="P_std a positive one"):
         DiffusionModule(Linear(), times=TimeProposal(0.0, -1.0))

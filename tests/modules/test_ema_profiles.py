@@ -8,16 +8,29 @@ import torch
 from gaussian import PATH
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import loader, trainer
+from tiny import GaussianBatches, loader, trainer
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.callbacks import EMASnapshots
 from scm_lightning.callbacks.ema_snapshots import whole_weights
-from scm_lightning.core import power_function_decay
-from scm_lightning.modules import EMA, HalfLife, PairVelocity, PowerFunction
+from scm_lightning.core import (
+    gamma_from_sigma_rel,
+    post_hoc_coefficients,
+    post_hoc_residual,
+    power_function_decay,
+    profile_inner_products,
+)
+from scm_lightning.modules import EMA, HalfLife, PowerFunction
+from scm_lightning.objectives import PairVelocity
+from scm_lightning.teachers.snapshots import (
+    ends_of_profiles,
+    read_snapshots,
+    sum_of_snapshots,
+)
 
 PROFILES = [PowerFunction(0.05), PowerFunction(0.10)]
 
@@ -71,12 +84,44 @@ def test_every_average_follows_by_its_own_profile():
     for sigma_rel, average in run.power_function_averages().items():
         expected = torch.ones(3, dtype=torch.float64)
         for step, weight in enumerate(recorder.weights, start=1):
-            beta = average.profile.decay(step, 0, 5)
+            beta = average.profile.decay(5 * (step - 1), 5)
             expected = beta * expected + (1 - beta) * weight
         torch.testing.assert_close(average.network.weight.double(), expected, rtol=1e-6, atol=0)
         assert sigma_rel == average.profile.sigma_rel
     narrow, wide = (average.network.weight for average in run.averages())
     assert not torch.equal(narrow, wide)
+
+
+def test_a_run_whose_batches_change_is_reconstructed(tmp_path):
+    """Averages are sums over the images, and their snapshots add up to one that was tracked.
+
+    From a to b images of t, a step's weights count (b / t)^(gamma + 1) - (a / t)^(gamma + 1). The
+    reconstruction differs at most by residual ||p*|| ||w - mean||, and by float32.
+    """
+    sizes = [3] * 9 + [11] * 12
+    batches = [next(iter(GaussianBatches(size))) for size in sizes]
+    run, recorder = module([*PROFILES, PowerFunction(0.075)]), Recorder(1, "float32")
+    fit = trainer(len(sizes), callbacks=[recorder], default_root_dir=tmp_path)
+    fit.fit(run, DataLoader(batches, batch_size=None))
+    weights, ends = torch.stack(recorder.weights).double(), torch.tensor([0, *sizes]).cumsum(0)
+    for sigma_rel, average in run.power_function_averages().items():
+        shares = ((ends / ends[-1]).double() ** (gamma_from_sigma_rel(sigma_rel) + 1)).diff()
+        tracked = average.network.weight.double()
+        torch.testing.assert_close(tracked, shares @ weights, rtol=1e-6, atol=0)
+    snapshots = [each for each in read_snapshots(tmp_path / "ema") if each.sigma_rel != 0.075]
+    found = ends_of_profiles(snapshots)
+    assert found == ends[1:].repeat_interleave(2).tolist()
+    gammas = [gamma_from_sigma_rel(each.sigma_rel) for each in snapshots]
+    target = (float(ends[-1]), gamma_from_sigma_rel(0.075))
+    c = post_hoc_coefficients(found, gammas, *target)
+    total = sum_of_snapshots(zip(c.tolist(), snapshots, strict=True))["weight"]
+    norm = profile_inner_products([target[0]], [target[1]], [target[0]], [target[1]])[0, 0] ** 0.5
+    images = torch.tensor(sizes).double()
+    spread = (weights - images @ weights / images.sum()).square()
+    bound = post_hoc_residual(c, found, gammas, *target) * norm * (images @ spread).sqrt()
+    rounding = sum(abs(c)) * 2.0**-24 * weights.abs().max()
+    assert ((total - tracked).abs() <= bound + rounding).all()
+    assert (bound + rounding < (run.averages()[0].network.weight - tracked).abs() / 4).all()
 
 
 def test_the_first_profile_is_sampled_from_and_keeps_its_name():
@@ -126,7 +171,7 @@ def test_counters_are_read_once_and_again_after_loading(monkeypatch):
     nn.init.constant_(network.weight, 3.0)
     ema.update(network, 4)
     gamma = 16.97
-    beta = power_function_decay(8, gamma)
+    beta = power_function_decay(4, 28, gamma)
     torch.testing.assert_close(
         ema.network.weight[0].item(), beta + 3 * (1 - beta), rtol=1e-3, atol=0
     )
@@ -150,6 +195,7 @@ def test_snapshots_hold_the_averages(dtype, tmp_path):
             assert opened.metadata() == {
                 "format_version": "1",
                 "step": "5",
+                "images": "50",
                 "sigma_rel": str(width),
                 "sigma_data": "0.7",
                 "module": "diffusion",

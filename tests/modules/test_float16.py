@@ -9,9 +9,10 @@ from gaussian import PATH
 from tiny import wake
 
 from scm_lightning import ConsistencyModule, TangentComputer
+from scm_lightning.core import TangentWarmup
 from scm_lightning.data import Batch
-from scm_lightning.modules import PairVelocity
 from scm_lightning.networks import MLP, DiT, UNet
+from scm_lightning.objectives import Consistency
 
 SHAPE, NUM_STEPS, SCALE = (2, 4, 8), 50, 2.0**12
 
@@ -37,8 +38,8 @@ def test_steps_in_float16_are_finite_and_none_is_lost(student, randn):
     Gradients of one to two, times 2^14, are within float16's range of 65504; by chance one is more.
     """
     torch.manual_seed(0)
-    module = ConsistencyModule(student, PairVelocity(), path=PATH, tangent_warmup_steps=NUM_STEPS)
-    module.log = lambda *args: None
+    objective = Consistency(warmup=TangentWarmup(NUM_STEPS))
+    module = ConsistencyModule(student, objective=objective, path=PATH)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
     for step in range(NUM_STEPS):

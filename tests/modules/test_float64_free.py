@@ -11,9 +11,18 @@ from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.callbacks import Diagnostics
-from scm_lightning.core import trigflow
+from scm_lightning.core import TangentWarmup, trigflow
 from scm_lightning.data import RequestStream
-from scm_lightning.modules import MeanFlowModule, PairVelocity, TeacherVelocity
+from scm_lightning.objectives import (
+    AlphaFlow,
+    AlphaSchedule,
+    Consistency,
+    Discrete,
+    MeanFlow,
+    PairVelocity,
+    Segments,
+    TeacherVelocity,
+)
 
 
 class WithoutFloat64(TorchDispatchMode):
@@ -27,20 +36,19 @@ class WithoutFloat64(TorchDispatchMode):
         return out
 
 
-def student(velocity, **options):
-    network = mlp(two_times="num_segments" in options)
-    return ConsistencyModule(
-        network, velocity, wake(mlp()), start_from_teacher=False, path=PATH, **options
-    )
+def student(velocity, objective):
+    network = mlp(two_times=objective.two_times)
+    return ConsistencyModule(network, velocity, wake(mlp()), objective, False, PATH)
 
 
 MODULES = {
-    "sCT": lambda: student(PairVelocity(), tangent_warmup_steps=3),
-    "sCD": lambda: student(TeacherVelocity()),
-    "discrete": lambda: student(TeacherVelocity(), num_intervals=7),
-    "segments": lambda: student(TeacherVelocity(), num_segments=2, intermediate_times=[]),
+    "sCT": lambda: student(PairVelocity(), Consistency(warmup=TangentWarmup(3))),
+    "sCD": lambda: student(TeacherVelocity(), Consistency()),
+    "discrete": lambda: student(TeacherVelocity(), Discrete(7)),
+    "segments": lambda: student(TeacherVelocity(), Segments(2)),
+    "alpha-Flow": lambda: student(PairVelocity(), AlphaFlow(schedule=AlphaSchedule(0, 1))),
     "diffusion": lambda: DiffusionModule(mlp(), PATH, weighting="learned"),
-    "MeanFlow": lambda: MeanFlowModule(mlp(two_times=True), path=PATH),
+    "MeanFlow": lambda: student(PairVelocity(), MeanFlow()),
 }
 
 

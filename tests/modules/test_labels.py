@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.data import Batch, SampleRequest
-from scm_lightning.modules import PairVelocity, TeacherVelocity
 from scm_lightning.networks import DiffusersNetwork, EDM2UNet
+from scm_lightning.objectives import PairVelocity, TeacherVelocity
 
 SIGMA = PATH.sigma_data
 
@@ -55,7 +55,7 @@ def test_numbers_of_classes_are_compared_where_both_are_known(stage):
     with pytest.raises(ValueError, match="the data have 5 classes, the network has 4; set num_cl"):
         getattr(run, stage)(module, datamodule=Known())
     assert run.global_step == 0
-    assert module._first_samples == []
+    assert module.batch_checks.first_samples == []
 
 
 def test_every_network_is_looked_at():

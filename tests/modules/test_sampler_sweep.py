@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A module with a sweep: which rows `scm test` draws, from which average, and what is refused."""
 
-import shlex
-
 import pytest
 import torch
-import yaml
 from gaussian import PATH
 from tiny import mlp, wake
 
 from scm_lightning import ConsistencyModule
+from scm_lightning.callbacks.sweep import sampling_options
 from scm_lightning.core import GuidanceProposal
 from scm_lightning.data import SampleRequest
-from scm_lightning.modules import (
-    HalfLife,
-    MeanFlowModule,
-    PairVelocity,
-    PowerFunction,
-    TeacherVelocity,
-)
-from scm_lightning.sampling import SamplerSweep
+from scm_lightning.modules import HalfLife, PowerFunction
+from scm_lightning.objectives import MeanFlow, TeacherVelocity
+from scm_lightning.sampling import FewStepSampling, SamplerSweep, SweepPoint
 
 REQUEST = SampleRequest(torch.arange(5), None, (3,), 7)
 PROFILES = [PowerFunction(0.05), HalfLife(500_000)]
@@ -27,10 +20,18 @@ PROFILES = [PowerFunction(0.05), HalfLife(500_000)]
 
 def student(sweep, **options):
     """A module whose averages have weights of their own."""
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, sweep=sweep, **options)
+    sampling = FewStepSampling(sweep=sweep)
+    module = ConsistencyModule(mlp(), path=PATH, sampling=sampling, **options)
     for seed, average in enumerate(module.averages()):
         wake(average.network, seed)
     return module
+
+
+def mean_flow(sweep, **options):
+    sampling = FewStepSampling(sweep=sweep)
+    return ConsistencyModule(
+        mlp(two_times=True), objective=MeanFlow(), path=PATH, sampling=sampling, **options
+    )
 
 
 def test_every_average_has_its_own_rows():
@@ -67,8 +68,7 @@ def test_a_guided_student_is_swept_over_scales():
         TeacherVelocity(),
         path=PATH,
         guidance=GuidanceProposal(),
-        sampling_guidance=1.3,
-        sweep=SamplerSweep((1,), guidance=(1.0, 1.3, 2.0)),
+        sampling=FewStepSampling(guidance=1.3, sweep=SamplerSweep((1,), guidance=(1.0, 1.3, 2.0))),
     )
     wake(module.ema.network)
     drawn = {name: samples.x0 for name, samples in module.test_step(REQUEST, 0).items()}
@@ -77,30 +77,28 @@ def test_a_guided_student_is_swept_over_scales():
 
 
 def test_mean_flow_is_swept_over_steps_and_averages():
-    module = MeanFlowModule(
-        mlp(two_times=True), path=PATH, ema=PROFILES, sweep=SamplerSweep((1, 3), ema=[1])
-    )
+    module = mean_flow(SamplerSweep((1, 3), ema=[1]), ema=PROFILES)
     drawn = module.test_step(REQUEST, 0)
     assert list(drawn) == ["1_step", "2_step", "1_step ema=0.5M", "3_step ema=0.5M"]
     assert drawn["3_step ema=0.5M"].nfe == 3
 
 
 def test_what_cannot_be_swept_is_refused_before_training():
-    with pytest.raises(ValueError, match=r"needs a guided network, got \[1.5\]"):
+    with pytest.raises(ValueError, match=r"needs a guided network, got 1\.5"):
         student(SamplerSweep(guidance=(1.5,)))
     with pytest.raises(ValueError, match="counts the run's averages from 0"):
         student(SamplerSweep(ema=(1,)))
     with pytest.raises(ValueError, match="4 steps need 3 intermediate_times"):
         student(SamplerSweep((4,)))
     with pytest.raises(ValueError, match="MeanFlow goes to 0 in equal steps"):
-        MeanFlowModule(mlp(two_times=True), path=PATH, sweep=SamplerSweep(t_mid=(0.8,)))
+        mean_flow(SamplerSweep(t_mid=(0.8,)))
 
 
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        ("1_step ema=0.05", {"intermediate_times": []}),
-        ("2_step t_mid=0.8 ema=0.05", {"intermediate_times": [0.8]}),
+        ("1_step ema=0.05", {"num_steps": [1]}),
+        ("2_step t_mid=0.8 ema=0.05", {"num_steps": [2], "intermediate_times": [0.8]}),
         (
             "2_step t_mid=0.8 ema=0.5M",
             {
@@ -112,12 +110,23 @@ def test_what_cannot_be_swept_is_refused_before_training():
         ),
     ],
 )
-def test_what_to_type_for_a_row(row, options):
+def test_options_that_sample_as_a_row(row, options):
     """The module's own options; a sweep of one point for another average."""
     module = student(SamplerSweep((1, 2), (0.8, 1.0), ema="all"), ema=PROFILES)
-    words = shlex.split(module.sweep_options(module.sweep_points()[row]))
-    found = dict(word.removeprefix("--model.init_args.").split("=", 1) for word in words)
-    assert {key: yaml.safe_load(value) for key, value in found.items()} == options
+    assert sampling_options(module, module.sweep_points()[row]) == options
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_the_options_of_a_point_make_it_a_way_of_the_run(num_steps):
+    """The same samples from the same noise, up to the six digits of a time."""
+    point = SweepPoint(num_steps, t_mid=None if num_steps == 1 else 0.65)
+    module = student(None)
+    options = sampling_options(module, point)
+    expected = module.draw(REQUEST, {"it": module.draw_at(point)})["it"]
+    module.sampling = FewStepSampling(**options)
+    (found,) = module.validation_step(REQUEST, 0).values()
+    torch.testing.assert_close(found.x0, expected.x0, rtol=0, atol=1e-5)
+    assert found.nfe == expected.nfe == num_steps
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gaussian import DATA_STD, PATH, ExactTeacher, std, velocity
-from tiny import GaussianBatches, loader, mlp, trainer, wake
+from tiny import FixedTimes, GaussianBatches, loader, mlp, trainer, wake
 from torch import nn
 from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.core import NULL_LABEL, GuidanceProposal, TimeGrid, expand_time
-from scm_lightning.data import Batch
-from scm_lightning.modules import PairVelocity, TeacherVelocity
+from scm_lightning.core import (
+    NULL_LABEL,
+    Bound,
+    GuidanceProposal,
+    Guided,
+    TangentWarmup,
+    TimeGrid,
+    expand_time,
+)
+from scm_lightning.data import Batch, SampleRequest
+from scm_lightning.objectives import (
+    AdaptiveVSD,
+    Consistency,
+    Discrete,
+    PairVelocity,
+    Point,
+    Segments,
+    TeacherVelocity,
+)
+from scm_lightning.sampling import FewStepSampling
 
 T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
 
@@ -21,9 +38,8 @@ T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
 def prepared(module, t=T):
     """A module outside a trainer, at fixed times, past its warm-up."""
     module = module.double()
-    module.times = SimpleNamespace(sample=lambda num, path, device: t)
+    module.objective.times = FixedTimes(t)
     module._trainer = SimpleNamespace(global_step=10**6)
-    module.log = lambda *args: None
     return module
 
 
@@ -52,14 +68,11 @@ def test_discrete_training_tends_to_continuous(randn):
     for num in (1000, 10_000, 100_000):
         t = TimeGrid(num).interval(T, PATH)[1]
         found = []
-        for num_intervals in (None, num):
+        for objective in (Consistency(), Discrete(num)):
             module = ConsistencyModule(
-                wake(mlp()),
-                TeacherVelocity(),
-                wake(mlp(), seed=1),
+                *(wake(mlp()), TeacherVelocity(), wake(mlp(), seed=1), objective),
                 start_from_teacher=False,
                 path=PATH,
-                num_intervals=num_intervals,
             )
             found.append(losses_and_gradients(prepared(module, t), batch))
         errors.append(difference(*found))
@@ -69,8 +82,8 @@ def test_discrete_training_tends_to_continuous(randn):
 
 
 def test_discrete_training_draws_its_times_from_the_grid():
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, num_intervals=7)
-    drawn, grid = set(module.sample_times(200).tolist()), TimeGrid(7).times(PATH).float()[1:]
+    t, _ = Discrete(7).sample_times(200, PATH, "cpu")
+    drawn, grid = set(t.tolist()), TimeGrid(7).times(PATH).float()[1:]
     assert drawn <= set(grid.tolist())
     assert len(drawn) > 3
 
@@ -86,31 +99,37 @@ class ExactSegments(nn.Module):
 
 def test_the_exact_model_of_segments_has_no_tangent_and_is_sampled_exactly(randn):
     """Gaussian data: g = 0 at every time; M jumps end at s / std(t_max) times the noise."""
-    module = ConsistencyModule(mlp(two_times=True), PairVelocity(), path=PATH, num_segments=3)
-    module.student, module.ema.network = ExactSegments(), ExactSegments()
+    module = ConsistencyModule(mlp(two_times=True), objective=Segments(3), path=PATH)
+    module.ema.network = ExactSegments()
     x_t = PATH.sigma_data * randn(5, 3)
-    module = prepared(module)
-    _, g = module.student_and_tangent(x_t, T, velocity(x_t, T), None, None)
+    at = Point(x_t, *module.times_at(T), x_t, x_t, velocity(x_t, T), velocity)
+    _, g = module.objective.tangent(Bound(ExactSegments()), at, PATH, r=1.0)
     assert float(g.abs().max()) < 1e-9
-    sampler = module.samplers()["3_step"]
+    (draw,) = module.draws().values()
     t_max = torch.tensor(PATH.t_max(), dtype=torch.float64)
-    torch.testing.assert_close(sampler.draw(x_t, None, None), DATA_STD / std(t_max) * x_t)
-    assert sampler.nfe == 3
+    torch.testing.assert_close(draw(x_t, None, None), DATA_STD / std(t_max) * x_t)
+    drawn = module.validation_step(SampleRequest(torch.arange(5), None, (3,), 4), 0)
+    assert {name: samples.nfe for name, samples in drawn.items()} == {"3_step": 3}
 
 
-def test_one_segment_is_the_plain_method(randn):
+def test_in_the_lowest_segment_it_is_the_plain_method(randn):
     """A network that is told s = 0 has the loss and gradients of one that is told nothing."""
-    batch = Batch(PATH.sigma_data * randn(5, 3), None)
-    plain = ConsistencyModule(wake(mlp()), PairVelocity(), path=PATH)
-    module = ConsistencyModule(wake(mlp()), PairVelocity(), path=PATH, num_segments=1)
-    one, other = (losses_and_gradients(prepared(each), batch) for each in (plain, module))
-    assert difference(one, other) == 0.0
-    assert list(module.samplers()) == ["1_step", "2_step"]
+    batch, t = Batch(PATH.sigma_data * randn(5, 3), None), T / 4
+    plain = ConsistencyModule(wake(mlp()), path=PATH)
+    network = mlp(two_times=True)
+    network.load_state_dict(network.state_dict() | plain.student.state_dict())
+    module = ConsistencyModule(network, objective=Segments(3), path=PATH)
+    one, other = (losses_and_gradients(prepared(each, t), batch) for each in (plain, module))
+    names = [name for name, p in network.named_parameters() if p.grad is not None]
+    other = [x for x, name in zip(other, ["loss", *names], strict=True) if ".end." not in name]
+    assert difference(one, other) < 1e-12
+    assert list(plain.draws()) == ["1_step", "2_step"]
 
 
 def test_a_student_of_segments_trains_and_starts_as_its_teacher():
     student = mlp(two_times=True)
-    module = ConsistencyModule(student, PairVelocity(), wake(mlp(), 1), path=PATH, num_segments=4)
+    parts = (student, PairVelocity(), wake(mlp(), 1), Segments(4))
+    module = ConsistencyModule(*parts, path=PATH)
     u, t = torch.ones(5, 3), torch.full((5,), 0.8)
     teacher = module.teacher(u, t)
     torch.testing.assert_close(student(u, t, None, None, t), teacher)
@@ -127,7 +146,7 @@ def test_a_guided_student_starts_as_its_teacher_and_learns_the_scale():
         teacher,
         path=PATH,
         guidance=GuidanceProposal(),
-        sampling_guidance=1.4,
+        sampling=FewStepSampling(guidance=1.4),
     )
     u, t, labels = torch.ones(5, 3), torch.full((5,), 0.8), torch.arange(5) % 3
     for scale in (1.0, 2.0):
@@ -135,16 +154,16 @@ def test_a_guided_student_starts_as_its_teacher_and_learns_the_scale():
         torch.testing.assert_close(F, teacher(u, t, labels))
     trainer(3).fit(module, DataLoader(LabelledBatches(5), batch_size=None))
     assert float(student.conditioning.guidance.linear.weight.detach().norm()) > 0
-    samplers = module.reference_samplers() | module.samplers()
-    assert [each.nfe for each in samplers.values()] == [70, 2, 1, 2]
-    assert all(each.draw(u, labels, None).shape == (5, 3) for each in samplers.values())
+    drawn = module.test_step(SampleRequest(torch.arange(5), labels, (3,), 4), 0)
+    assert [each.nfe for each in drawn.values()] == [70, 2, 1, 2]
+    assert all(each.x0.shape == (5, 3) for each in drawn.values())
 
 
 def test_the_teacher_is_guided_by_the_scale_the_student_is_told(randn):
     """dx/dt = sigma_data (F_none + s (F_class - F_none)), with s of every sample."""
     teacher = wake(mlp(num_classes=3), 1).double()
     x_t, labels, s = randn(5, 3), torch.arange(5) % 3, torch.linspace(1, 2, 5).double()
-    found = TeacherVelocity()(x_t, T, x_t, x_t, labels, s, path=PATH, teacher=teacher)
+    found = TeacherVelocity()(x_t, T, x_t, x_t, PATH, Guided(teacher, labels, s))
     u = x_t / PATH.sigma_data
     F_class, F_none = teacher(u, T, labels), teacher(u, T, None)
     expected = PATH.sigma_data * (F_none + s[:, None] * (F_class - F_none))
@@ -203,8 +222,7 @@ def test_uncertainty_weighting_by_hand(randn):
     """e^w L - w, with a gradient for the head: at its optimum e^-w is the loss."""
     module = DiffusionModule(wake(mlp()), path=PATH, weighting="learned", weighting_lr=0.5).double()
     wake(module.weighting_head, 2)
-    module.times = SimpleNamespace(sample=lambda num, path, device: T)
-    module.log = lambda *args: None
+    module.times = FixedTimes(T)
     batch = Batch(PATH.sigma_data * randn(5, 3), None)
     torch.manual_seed(3)
     loss = module.training_step(batch, 0)["loss"]
@@ -226,8 +244,17 @@ def test_impossible_variants_are_refused():
         trainer(1).fit(module, loader())
     with pytest.raises(ValueError, match=r"own architecture, but of this teacher it has no weight"):
         ConsistencyModule(mlp(), TeacherVelocity(), ExactTeacher())
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, num_segments=2)
+    module = ConsistencyModule(mlp(), objective=Segments(2), path=PATH)
     with pytest.raises(ValueError, match="two_times=False got a second time"):
         trainer(1).fit(module, loader())
-    with pytest.raises(ValueError, match="got num_intervals 8 and num_segments 2; set one"):
-        ConsistencyModule(mlp(), PairVelocity(), num_segments=2, num_intervals=8)
+    with pytest.raises(ValueError, match="has at least 2, got 1; with one it is the objective"):
+        Segments(1)
+    with pytest.raises(ValueError, match="discrete time has Algorithm 1's warm-up, got rcm"):
+        Discrete(8, warmup=TangentWarmup(kind="rcm"))
+    segments = Segments(2)
+    module = ConsistencyModule(
+        *(mlp(two_times=True), TeacherVelocity(), mlp(), segments, False, PATH),
+        terms=[AdaptiveVSD()],
+    )
+    with pytest.raises(ValueError, match="AdaptiveVSD draws its samples in one step to 0"):
+        trainer(1).fit(module, loader())

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sweep's rows and what they stand for: names, times, scales, the options that repeat them."""
+"""A sweep's rows and what they stand for: names, times, scales."""
 
 import math
 
 import pytest
 import torch
-from gaussian import PATH, ExactStudent
+from gaussian import PATH
 
 from scm_lightning.core import Segments, sample_generators
 from scm_lightning.sampling import (
-    ConsistencySteps,
-    MeanFlowSteps,
+    EqualJumps,
+    FreshNoise,
     SamplerSweep,
-    SegmentSteps,
+    SegmentJumps,
     SweepPoint,
+    few_step_draw,
 )
 
 T_MAX = PATH.t_max()
@@ -31,10 +32,10 @@ class Recorder:
         return torch.zeros_like(u)
 
 
-def drawn(sampler):
+def drawn(draw):
     generators = sample_generators(range(5), seed=2)
     noise = PATH.sigma_data * torch.randn(5, 3, dtype=torch.float64)
-    return sampler.draw(noise, None, generators)
+    return draw(noise, None, generators)
 
 
 def test_rows_are_all_combinations_and_one_step_is_there_once():
@@ -75,60 +76,49 @@ def test_a_name_says_what_the_sweep_sets_and_nothing_else():
 )
 def test_times_reach_the_network(point, times):
     """Evenly spaced down to t_mid; without one, the run's own."""
-    network = Recorder()
-    sampler = ConsistencySteps(PATH, (1.2,)).sampler_at(network, point)
-    drawn(sampler)
+    network, steps = Recorder(), FreshNoise()
+    found = steps.times(point.num_steps, point.t_mid, (1.2,), PATH)
+    drawn(few_step_draw(network, steps, found, PATH, None))
     assert [t for t, _, _ in network.calls] == pytest.approx(times, rel=1e-12)
-    assert sampler.nfe == point.num_steps
 
 
-def test_a_point_s_guidance_wins_over_the_run_s():
-    network = Recorder()
-    steps = ConsistencySteps(PATH, (1.2,), guidance=1.1)
-    for point in (SweepPoint(1), SweepPoint(1, guidance=1.8)):
-        drawn(steps.sampler_at(network, point))
-    assert [scales for _, scales, _ in network.calls] == [[1.1] * 5, [1.8] * 5]
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_the_options_of_a_point_make_it_a_sampler_of_the_run(num_steps):
-    """The same samples from the same noise, up to the six digits of a time."""
-    point = SweepPoint(num_steps, t_mid=None if num_steps == 1 else 0.65)
-    student, options = ExactStudent(), ConsistencySteps(PATH, (1.2,)).options_at(point)
-    own = ConsistencySteps(PATH, **options).samplers(student)
-    assert len(own) == num_steps
-    torch.manual_seed(0)
-    expected = drawn(ConsistencySteps(PATH, (1.2,)).sampler_at(student, point))
-    torch.manual_seed(0)
-    found = drawn(own[f"{num_steps}_step"])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+def test_numbers_of_steps_are_those_of_the_model_unless_asked_for():
+    assert FreshNoise().own_numbers(None, (1.2, 0.4)) == [1, 2, 3]
+    assert SegmentJumps(Segments(4)).own_numbers(None, (1.2, 0.4)) == [4]
+    assert EqualJumps().own_numbers(None, ()) == [1, 2]
+    assert FreshNoise().own_numbers([2], (1.2, 0.4)) == EqualJumps().own_numbers([2], ()) == [2]
 
 
 def test_segments_and_mean_flow_are_sampled_at_their_own_times():
     """Edges of the segments; equal parts of t_max."""
     network = Recorder()
-    drawn(SegmentSteps(PATH, Segments(2), 1.3).sampler_at(network, SweepPoint(2, guidance=1.6)))
-    drawn(MeanFlowSteps(PATH, (1,)).sampler_at(network, SweepPoint(2)))
+    for steps, scale in ((SegmentJumps(Segments(2)), 1.6), (EqualJumps(), None)):
+        drawn(few_step_draw(network, steps, steps.times(2, None, (), PATH), PATH, scale))
     starts, scales, ends = zip(*network.calls, strict=True)
     assert starts == pytest.approx([T_MAX, math.pi / 4, T_MAX, T_MAX / 2])
     assert ends == pytest.approx([math.pi / 4, 0, T_MAX / 2, 0])
     assert scales == ([1.6] * 5, [1.6] * 5, None, None)
 
 
+def test_a_model_of_two_times_with_fresh_noise_is_told_that_it_leads_to_0():
+    network = Recorder()
+    drawn(few_step_draw(network, FreshNoise(tells_end=True), (T_MAX, 1.1), PATH, None))
+    assert [(t, end) for t, _, end in network.calls] == [(pytest.approx(T_MAX), 0), (1.1, 0)]
+
+
 @pytest.mark.parametrize(
     ("steps", "point", "message"),
     [
-        (ConsistencySteps(PATH, (1.2,)), SweepPoint(3), "3 steps need 2 intermediate_times"),
-        (ConsistencySteps(PATH, ()), SweepPoint(2, t_mid=1.5705), "times must descend"),
-        (SegmentSteps(PATH, Segments(3)), SweepPoint(2), r"set num_steps to \[3\]"),
-        (SegmentSteps(PATH, Segments(3)), SweepPoint(3, t_mid=0.8), "sampled at their edges"),
-        (MeanFlowSteps(PATH, (1,)), SweepPoint(2, t_mid=0.8), "sweep num_steps and ema alone"),
-        (MeanFlowSteps(PATH, (1,)), SweepPoint(2, guidance=1.5), "without guidance"),
+        (FreshNoise(), SweepPoint(3), "3 steps need 2 intermediate_times"),
+        (FreshNoise(), SweepPoint(2, t_mid=1.5705), "times must descend"),
+        (SegmentJumps(Segments(3)), SweepPoint(2), r"set num_steps to \[3\]"),
+        (SegmentJumps(Segments(3)), SweepPoint(3, t_mid=0.8), "sampled at their edges"),
+        (EqualJumps(), SweepPoint(2, t_mid=0.8), "sweep num_steps alone"),
     ],
 )
 def test_points_that_a_model_cannot_be_sampled_at_are_refused(steps, point, message):
     with pytest.raises(ValueError, match=message):
-        steps.sampler_at(Recorder(), point)
+        steps.times(point.num_steps, point.t_mid, (1.2,), PATH)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from tiny import loader, trainer
 from torch import nn
 
 from scm_lightning import ConsistencyModule, DiffusionModule, TrigFlow
-from scm_lightning.modules import PairVelocity, TeacherVelocity
 from scm_lightning.networks import MLP, DiT
+from scm_lightning.objectives import PairVelocity, TeacherVelocity
 from scm_lightning.teachers import FrozenTeacher, load_teacher, weights_mismatch
 
 

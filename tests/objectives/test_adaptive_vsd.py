@@ -11,9 +11,9 @@ from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.core import GuidanceProposal, expand_time
+from scm_lightning.core import Bound, GuidanceProposal, Guided, expand_time
 from scm_lightning.data import Batch
-from scm_lightning.modules import AdaptiveVSD, PairVelocity, TeacherVelocity
+from scm_lightning.objectives import AdaptiveVSD, PairVelocity, TeacherVelocity
 
 SIGMA, T_MAX, TIME = PATH.sigma_data, PATH.t_max(), 0.9
 
@@ -41,6 +41,11 @@ class GaussianTeacher(nn.Module):
         return expand_time(t.cos() * t.sin() * (SIGMA**2 - self.q**2) / variance, u) * u
 
 
+def both(found):
+    """L_VSD and L_fake."""
+    return found.logs["train/vsd"], found.logs["train/fake"]
+
+
 def spread(a):
     """Standard deviation of what the student draws."""
     return (math.cos(T_MAX) - math.sin(T_MAX) * a) * SIGMA
@@ -64,7 +69,7 @@ def test_the_gradient_is_that_of_the_divergence(a):
     )
     vsd.fake = GaussianTeacher(spread(a))
     student, x0 = LinearStudent(a), torch.zeros(400_000, 1, dtype=torch.float64)
-    loss, fake = vsd(student, GaussianTeacher(DATA_STD), PATH, x0, None, None)
+    loss, fake = both(vsd.loss(Bound(student), Guided(GaussianTeacher(DATA_STD)), PATH, x0))
     loss.backward()
     parameter = torch.tensor(a, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(divergence(parameter), parameter)
@@ -78,7 +83,8 @@ def test_nothing_pulls_where_student_and_teacher_draw_the_same():
     vsd = AdaptiveVSD().double()
     vsd.fake = GaussianTeacher(DATA_STD)
     student = LinearStudent(a)
-    loss, _ = vsd(student, GaussianTeacher(DATA_STD), PATH, torch.zeros(50, 1).double(), None, None)
+    x0, teacher = torch.zeros(50, 1).double(), Guided(GaussianTeacher(DATA_STD))
+    loss, _ = both(vsd.loss(Bound(student), teacher, PATH, x0))
     loss.backward()
     assert abs(float(student.a.grad)) < 1e-12
 
@@ -138,7 +144,8 @@ def test_each_network_is_moved_by_its_own_term_alone(randn):
     """Values and gradients by hand; where a stop-gradient stands, there is no path at all."""
     student, teacher, vsd = networks()
     torch.manual_seed(4)
-    found, fake = vsd(student, teacher, PATH, randn(5, 3), LABELS, SCALES)
+    bound, guided = Bound(student, LABELS, SCALES), Guided(teacher, LABELS, SCALES)
+    found, fake = both(vsd.loss(bound, guided, PATH, randn(5, 3)))
     value, pull, by_hand = terms_by_hand(student, teacher, vsd)
     torch.testing.assert_close(found, value)
     torch.testing.assert_close(fake, by_hand)
@@ -169,17 +176,14 @@ def test_the_module_weighs_the_student_s_term_and_adds_both(randn):
         start_from_teacher=False,
         path=PATH,
         guidance=GuidanceProposal(),
-        vsd=vsd,
+        terms=[vsd],
     ).double()
     for one, other in zip(vsd.fake.parameters(), student.parameters(), strict=True):
         assert one is not other
         assert torch.equal(one, other)
     module._trainer = SimpleNamespace(global_step=10**6)
-    module.log = lambda *_: None
-    logged = {}
-    module.log_dict = logged.update
-    module.sample_times = lambda num: TIMES
-    outputs = module.training_step(Batch(SIGMA * randn(5, 3), LABELS), 0)
+    outputs = module.training_step(Batch(SIGMA * randn(5, 3), LABELS), 0, (TIMES, None))
+    logged = outputs["logs"]
     added = 0.3 * logged["train/vsd"] + logged["train/fake"]
     torch.testing.assert_close(outputs["loss"], outputs["sample_loss"].mean() + added)
     assert float(logged["train/fake"].detach()) > 0.1
@@ -187,20 +191,21 @@ def test_the_module_weighs_the_student_s_term_and_adds_both(randn):
 
 def test_both_networks_are_trained_and_neither_teacher_nor_average_of_the_second():
     """The second network gets its own parameter group, and no gradient from the student's loss."""
-    module = ConsistencyModule(mlp(), TeacherVelocity(), mlp(), path=PATH, vsd=AdaptiveVSD())
+    module = ConsistencyModule(mlp(), TeacherVelocity(), mlp(), path=PATH, terms=[AdaptiveVSD()])
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer(3).fit(module, loader())
     moved = {
-        name.split(".")[0] + "." + name.split(".")[1]
+        ".".join(name.split(".")[:-2] if name.startswith("terms") else name.split(".")[:2])
         for name, value in module.state_dict().items()
         if value.is_floating_point() and not torch.equal(value, before[name])
     }
-    assert {"vsd.fake", "vsd.weighting_head", "ema.network"} <= moved
+    assert {"terms.0.weighting_head", "ema.network"} <= moved
+    assert any(name.startswith("terms.0.fake") for name in moved)
     assert any(name.startswith("student") for name in moved)
     assert len(module.configure_optimizers().param_groups) == 3
 
 
 def test_vsd_needs_a_teacher():
-    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, vsd=AdaptiveVSD())
+    module = ConsistencyModule(mlp(), PairVelocity(), path=PATH, terms=[AdaptiveVSD()])
     with pytest.raises(ValueError, match="AdaptiveVSD needs a teacher, got none"):
         trainer(1).fit(module, loader())

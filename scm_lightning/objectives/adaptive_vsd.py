@@ -14,23 +14,26 @@ Axes: B batch, ... data axes.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from scm_lightning.core import (
+    Bound,
+    Guided,
     TimeProposal,
     TrigFlow,
     at_least_float32,
-    classifier_free_guidance,
     consistency_loss,
     diffusion_loss,
 )
 from scm_lightning.networks import WeightingHead
 from scm_lightning.networks.magnitude import normalize_weights
+from scm_lightning.objectives.term import Term, TermLoss
 
 
-class AdaptiveVSD(nn.Module):
+class AdaptiveVSD(Term):
     """The loss, its second network and its weighting head.
 
     Args:
@@ -60,58 +63,35 @@ class AdaptiveVSD(nn.Module):
         """Start the second network as a copy of the student, which starts as the teacher."""
         self.fake = copy.deepcopy(student)
 
-    def forward(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        path: TrigFlow,
-        x0: Tensor,
-        labels: Tensor | None,
-        guidance: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Both losses on one batch of the student's samples.
+    def loss(self, student: Bound, teacher: Guided | None, path: TrigFlow, x0: Tensor) -> TermLoss:
+        """Both losses on one batch of the student's samples; see `Term`.
 
-        Args:
-            student: F(u, t, labels, guidance) of the consistency model.
-            teacher: F of the frozen diffusion model.
-            path: owner of `sigma_data`.
-            x0: data, for shape and type alone. (B, ...).
-            labels: classes to draw. (B,) int64, or None.
-            guidance: guidance scales. (B,), or None.
-
-        Returns:
-            L_VSD and L_fake. () each.
+        The data give shape and type alone.
         """
+        assert teacher is not None, "ConsistencyModule checks this before training"
         normalize_weights(self.fake)  # no average follows it, so any time before its use will do
+        fake = replace(student, network=self.fake)
         z = path.sigma_data * torch.randn_like(at_least_float32(x0))
         t_max = torch.full(x0.shape[:1], path.t_max(), dtype=z.dtype, device=z.device)
-        F = at_least_float32(student(z / path.sigma_data, t_max, labels, guidance))
+        F = at_least_float32(student(z / path.sigma_data, t_max))
         drawn = path.consistency(F.detach(), z, t_max)
-        vsd = self._vsd(F, drawn, teacher, path, labels, guidance)
-        return vsd, self._fake(drawn, path, labels, guidance)
+        vsd = self._vsd(F, drawn, teacher, fake, path)
+        of_fake = self._fake(drawn, fake, path)
+        logs = {"train/vsd": vsd, "train/fake": of_fake}
+        return TermLoss(self.weight * vsd + of_fake, logs)
 
     def _vsd(
-        self,
-        F: Tensor,
-        drawn: Tensor,
-        teacher: nn.Module,
-        path: TrigFlow,
-        labels: Tensor | None,
-        guidance: Tensor | None,
+        self, F: Tensor, drawn: Tensor, teacher: Guided, fake: Bound, path: TrigFlow
     ) -> Tensor:
         t = self.times.sample(len(drawn), path, device=drawn.device)
         x_t, _ = path.add_noise(drawn, t)
         u = x_t / path.sigma_data
         with torch.no_grad():
-            F_pre = classifier_free_guidance(teacher, u, t, labels, guidance)
-            F_fake = self.fake(u, t, labels, guidance)
-        direction = F_pre - at_least_float32(F_fake)
+            direction = teacher(u, t) - at_least_float32(fake(u, t))
         return consistency_loss(path.sigma_data * F, direction, self.weighting_head(t)).mean()
 
-    def _fake(
-        self, drawn: Tensor, path: TrigFlow, labels: Tensor | None, guidance: Tensor | None
-    ) -> Tensor:
+    def _fake(self, drawn: Tensor, fake: Bound, path: TrigFlow) -> Tensor:
         t = self.fake_times.sample(len(drawn), path, device=drawn.device)
         x_t, z = path.add_noise(drawn, t)
-        F_fake = self.fake(x_t / path.sigma_data, t, labels, guidance)
+        F_fake = fake(x_t / path.sigma_data, t)
         return diffusion_loss(F_fake, path.velocity(drawn, z, t), sigma_data=path.sigma_data).mean()

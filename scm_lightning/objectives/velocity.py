@@ -5,18 +5,23 @@ r"""Where dx_t/dt comes from: the only difference between sCT and sCD.
     sCD   dx/dt = sigma_data F_pre(x_t / sigma_data, t)      the teacher's, guided by a scale
 
 Source: arXiv 2410.11081, Algorithm 1.
+Axes: B batch, ... data axes.
 """
 
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scm_lightning.core import TrigFlow, classifier_free_guidance
+from scm_lightning.core import Guided, TrigFlow
 
 
 class Velocity(ABC):
-    """A source of dx_t/dt."""
+    """A source of dx_t/dt.
+
+    Attributes:
+        needs_teacher: whether there has to be a teacher.
+    """
 
     needs_teacher: bool
 
@@ -27,11 +32,8 @@ class Velocity(ABC):
         t: Tensor,
         x0: Tensor,
         z: Tensor,
-        labels: Tensor | None,
-        guidance: Tensor | None,
-        *,
         path: TrigFlow,
-        teacher: nn.Module | None,
+        teacher: Guided | None,
     ) -> Tensor:
         """Velocity at (x_t, t), without gradient.
 
@@ -40,10 +42,8 @@ class Velocity(ABC):
             t: times. (B,), radians.
             x0: the data in x_t. (B, ...), data units.
             z: the noise in x_t, of standard deviation `sigma_data`. (B, ...), data units.
-            labels: class labels. (B,) int64, or None.
-            guidance: guidance scales. (B,), or None for no guidance.
             path: owner of `sigma_data`.
-            teacher: F of a diffusion model, or None.
+            teacher: F(u, t) of a diffusion model with its conditions, or None.
 
         Returns:
             dx_t/dt. (B, ...), data units per radian.
@@ -56,16 +56,7 @@ class PairVelocity(Velocity):
     needs_teacher = False
 
     def __call__(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        x0: Tensor,
-        z: Tensor,
-        labels: Tensor | None,
-        guidance: Tensor | None,
-        *,
-        path: TrigFlow,
-        teacher: nn.Module | None,
+        self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, path: TrigFlow, teacher: Guided | None
     ) -> Tensor:
         """See `Velocity`."""
         return path.velocity(x0, z, t)
@@ -77,19 +68,9 @@ class TeacherVelocity(Velocity):
     needs_teacher = True
 
     def __call__(
-        self,
-        x_t: Tensor,
-        t: Tensor,
-        x0: Tensor,
-        z: Tensor,
-        labels: Tensor | None,
-        guidance: Tensor | None,
-        *,
-        path: TrigFlow,
-        teacher: nn.Module | None,
+        self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, path: TrigFlow, teacher: Guided | None
     ) -> Tensor:
         """See `Velocity`."""
         assert teacher is not None, "ConsistencyModule checks this before training"
         with torch.no_grad():
-            u = x_t / path.sigma_data
-            return path.sigma_data * classifier_free_guidance(teacher, u, t, labels, guidance)
+            return path.sigma_data * teacher(x_t / path.sigma_data, t)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked at in a run's batches: their classes, and the scale of the first ones."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from scm_lightning.modules.statistics import check_scale, sample_moments
+from scm_lightning.networks.classes import check_labels, num_known_classes
+
+STATISTICS_SAMPLES = 256
+"""Samples that the scale of the data is measured on, at the start of training; of a smaller set,
+all."""
+
+logger = logging.getLogger(__name__)
+
+
+class BatchChecks:
+    """Refuses batches that a module cannot be trained on or sampled by.
+
+    Args:
+        sigma_data: standard deviation that the data should have. Data units.
+    """
+
+    def __init__(self, sigma_data: float) -> None:
+        self.sigma_data = sigma_data
+        self.first_samples: list[Tensor] | None = []
+        self._num_known_classes: int | None = None
+
+    def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:
+        """Refuse classes that a network does not know: by their number, or label by label.
+
+        Args:
+            module: owner of the networks, in a trainer.
+            batch: data or a request, with `labels` or without.
+            least: smallest label there may be.
+
+        Raises:
+            ValueError: if there are some.
+        """
+        labels = getattr(batch, "labels", None)
+        if labels is None:
+            return
+        datamodule = getattr(module.trainer, "datamodule", None)
+        num_classes: int = getattr(datamodule, "num_classes", 0)
+        if self._num_known_classes is None:
+            self._num_known_classes = num_known_classes(module)
+        if 0 < self._num_known_classes < num_classes:
+            raise ValueError(
+                f"the data have {num_classes} classes, the network has {self._num_known_classes}; "
+                f"set num_classes of the network to {num_classes}, or give data of its classes"
+            )
+        if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
+            check_labels(labels, self._num_known_classes, least)
+
+    def check_scale(self, module: LightningModule, x0: Tensor) -> None:
+        """Collect the first samples, or all of a smaller set; refuse those of another scale.
+
+        Args:
+            module: in a trainer.
+            x0: data. (B, C, ...), data units.
+
+        Raises:
+            ValueError: if they are of another scale, in all processes alike.
+        """
+        if self.first_samples is None:
+            return
+        self.first_samples.append(sample_moments(x0))
+        trainer = module.trainer
+        num_samples = sum(each.shape[1] for each in self.first_samples) * trainer.world_size
+        num_in_set = trainer.num_training_batches * len(x0) * trainer.world_size
+        if num_samples < min(STATISTICS_SAMPLES, num_in_set):
+            return
+        moments, self.first_samples = torch.cat(self.first_samples, 1), None
+        # All processes must come to the same end, or those that go on wait for ever.
+        total = partial(trainer.strategy.reduce, reduce_op="sum")
+        warning = check_scale(moments, self.sigma_data, total)
+        if warning is not None and trainer.is_global_zero:
+            logger.warning(warning)

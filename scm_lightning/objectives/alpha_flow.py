@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""alpha-Flow: from matching velocities to a consistency model, by shortening one step.
+
+    m        = t - alpha (t - s),     u_m = cos(t - m) u - sin(t - m) w        a step along w
+    target   = {sin(t-m) [cos(m-s) w - sin(m-s) u] + sin(m-s) F^-(u_m, m, s)} / sin(t-s)
+    loss     = alpha ||F - target||^2 / (||.||^2 + c),                         alpha > 0
+             = ||F - (F^- + k G)||^2 / (||.||^2 + c),  k = (t-s) / sin(t-s),   alpha = 0
+
+alpha = 1 is velocity matching at every s; (target - F) / alpha tends to k G, the residual of
+`FlowMap`, so the path to MeanFlow's objective has no jump. With w a chord of the student's own
+alpha = 1/2 would be a shortcut model; here w is the ODE's velocity, with which small alpha trains.
+Source: Zhang et al., arXiv 2510.20771, Definition 1 and Algorithm 1, there on the linear path; on
+TrigFlow's map (ours).
+Axes: B batch, ... data axes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff.methods import same_random_numbers
+from scm_lightning.core import (
+    TRIGONOMETRIC,
+    Bound,
+    TimeProposal,
+    TrigFlow,
+    adaptive_loss,
+    expand_time,
+    tangent_norm,
+    widen,
+)
+from scm_lightning.objectives.objective import Losses, Objective, Point, Times
+from scm_lightning.sampling import FreshNoise
+
+
+def alpha_flow_target(
+    F_m: Tensor, u: Tensor, w: Tensor, t: Tensor, middle: Tensor, t_end: Tensor
+) -> Tensor:
+    """What F at t should be, if it is F_m after a step along w.
+
+    Args:
+        F_m: network output at the end of the step, `middle`, without gradient. (B, ...).
+        u: x_t / sigma_data. (B, ...), unit variance.
+        w: velocity / sigma_data at t. (B, ...), per radian.
+        t: times. (B,), radians.
+        middle: times m in [s, t] where the step ends. (B,), radians.
+        t_end: times s. (B,), radians.
+
+    Returns:
+        The target, w where s = t; in float64 where the device has it. (B, ...), unit variance.
+
+    Source: arXiv 2510.20771, Definition 1; on TrigFlow's map (ours).
+    """
+    F_m, u, w, t, m, s = map(widen, (F_m, u, w, t, middle, t_end))
+    after, whole = expand_time(m - s, u), expand_time(t - s, u)
+    step = expand_time(t - m, u)
+    sum_of_two = step.sin() * (after.cos() * w - after.sin() * u) + after.sin() * F_m
+    return torch.where(whole > 0, sum_of_two / whole.sin().clamp_min(1e-30), w)
+
+
+@dataclass(frozen=True)
+class AlphaSchedule:
+    """alpha = 1 - sigmoid(gamma (step - (start + end) / 2) / (end - start)), cut off near 0 and 1.
+
+    Args:
+        start: optimizer step at which alpha begins to fall.
+        end: optimizer step at which it is down.
+        gamma: steepness.
+        cut: alphas below are 0, where a derivative takes the place of a step; above 1 - cut, 1.
+
+    Raises:
+        ValueError: if the steps or the cut are out of range.
+
+    Source: arXiv 2510.20771: from 600,000 to 1,000,000 of 1,200,000 steps, gamma 25, cut 5e-3.
+    """
+
+    start: int = 600_000
+    end: int = 1_000_000
+    gamma: float = 25.0
+    cut: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.start < self.end and self.gamma > 0 and 0 < self.cut < 0.5):
+            raise ValueError(
+                f"alpha falls between steps 0 <= start < end, with gamma > 0 and 0 < cut < 0.5, "
+                f"got {self.start}, {self.end}, {self.gamma} and {self.cut}"
+            )
+
+    def alpha(self, step: int) -> float:
+        """alpha after so many optimizer steps, in [0, 1]."""
+        place = (step - (self.start + self.end) / 2) / (self.end - self.start)
+        alpha = 0.5 * (1 - math.tanh(self.gamma * place / 2))
+        return 0.0 if alpha < self.cut else 1.0 if alpha > 1 - self.cut else alpha
+
+
+class AlphaFlow(Objective):
+    """A flow map on TrigFlow, trained from short steps; the student has `two_times: true`.
+
+    Args:
+        times: which times to train at; of two drawn, the later one is t and the earlier one s.
+        share_of_intervals: probability that s differs from t; where it does not, the loss is
+            velocity matching.
+        schedule: how alpha falls.
+        c: constant of the adaptive weight, added to the mean of squares as in the authors' code.
+        tangents: how the derivative is computed once alpha is 0.
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    Source: arXiv 2510.20771; 25 % velocity matching there, 50 % in the largest model.
+    """
+
+    two_times = True
+
+    def __init__(
+        self,
+        times: TimeProposal = TimeProposal(P_mean=-0.8, P_std=1.6),
+        share_of_intervals: float = 0.75,
+        schedule: AlphaSchedule = AlphaSchedule(),
+        c: float = 1e-3,
+        tangents: TangentComputer = TangentComputer(),
+    ) -> None:
+        if not (0.0 <= share_of_intervals <= 1.0 and c > 0):
+            raise ValueError(
+                f"share_of_intervals is a probability and c positive, got {share_of_intervals} "
+                f"and {c}; alpha-Flow has 0.75 and 1e-3"
+            )
+        super().__init__()
+        self.times = times
+        self.share_of_intervals = share_of_intervals
+        self.schedule = schedule
+        self.c = c
+        self.tangents = tangents
+        self.steps = FreshNoise(tells_end=True)
+
+    def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:
+        """Draw t and s <= t."""
+        return self.times.sample_pairs(num, self.share_of_intervals, path, device=device)
+
+    def times_at(self, t: Tensor, path: TrigFlow) -> Times:
+        """The end is t itself: velocity matching."""
+        return t, t
+
+    def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
+        """See `Objective`."""
+        alpha = self.schedule.alpha(step)
+        if alpha == 0:
+            F, pull = self._derivative(student, at, path)
+        else:
+            F, pull = self._short_step(student, at, path, alpha)
+        losses = adaptive_loss(F, widen(F.detach()) + pull, c=self.c * F[0].numel())
+        return Losses(losses * (alpha or 1.0), tangent_norm(pull))
+
+    def _short_step(
+        self, student: Bound, at: Point, path: TrigFlow, alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        """F, and target - F."""
+        assert at.t_end is not None
+        u, w = at.x_t / path.sigma_data, at.dx_dt / path.sigma_data
+        middle = at.t - alpha * (at.t - at.t_end)
+        u_m = TRIGONOMETRIC.jump(w, u, at.t, middle, sigma_data=1.0)
+        F = student(u, at.t, at.t_end)
+        with torch.no_grad(), same_random_numbers(u):
+            F_m = student(u_m, middle, at.t_end)
+        return F, alpha_flow_target(F_m, u, w, at.t, middle, at.t_end) - widen(F.detach())
+
+    def _derivative(self, student: Bound, at: Point, path: TrigFlow) -> tuple[Tensor, Tensor]:
+        """F, and k G."""
+        assert at.t_end is not None
+        duration = at.t - at.t_end
+        F, sin_dF_dt = self.tangents(
+            *(student, at.x_t, at.t, at.dx_dt),
+            sigma_data=path.sigma_data,
+            t_end=at.t_end,
+            scale=TRIGONOMETRIC.scale(at.t, at.t_end),
+        )
+        G = TRIGONOMETRIC.residual(
+            *(F.detach(), sin_dF_dt, at.x_t, at.dx_dt, duration), sigma_data=path.sigma_data
+        )
+        return F, expand_time(1 / torch.sinc(widen(duration) / math.pi), G) * G

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a student is trained for, as an object: times to train at, a loss, and how it is sampled.
+
+Axes: B batch, ... data axes. Times in radians.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scm_lightning.core import Bound, TrigFlow
+from scm_lightning.sampling import Steps
+
+Times = tuple[Tensor, Tensor | None]
+"""Times t, and the times that a flow map leads to, if the student takes any. (B,) each, radians."""
+
+
+class Point(NamedTuple):
+    """Noisy data, what they are made of, and where the ODE leads from them.
+
+    Attributes:
+        x_t: noisy data. (B, ...), data units.
+        t: times. (B,), radians.
+        t_end: times that a flow map leads to. (B,), radians, or None.
+        x0: the data in x_t. (B, ...), data units.
+        z: the noise in x_t, of standard deviation `sigma_data`. (B, ...), data units.
+        dx_dt: velocity of the ODE, without gradient. (B, ...), data units per radian.
+        velocity: the same at other places: (x, t) to dx/dt.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    t_end: Tensor | None
+    x0: Tensor
+    z: Tensor
+    dx_dt: Tensor
+    velocity: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an objective says of a batch.
+
+    Attributes:
+        losses: loss of every sample. (B,).
+        norm: L2 norm of what every sample is pulled by, before it is bounded or weighted; it tells
+            a healthy run from a failing one. (B,).
+        logs: numbers for the log, by name. () each.
+    """
+
+    losses: Tensor
+    norm: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """A loss of one student, and how that student is sampled.
+
+    Attributes:
+        steps: how the student is sampled.
+        two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
+    """
+
+    two_times: bool = False
+    steps: Steps
+
+    @abstractmethod
+    def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:
+        """Draw times to train at.
+
+        Args:
+            num: number of samples B.
+            path: owner of `sigma_data`.
+            device: device of the result.
+        """
+
+    @abstractmethod
+    def times_at(self, t: Tensor, path: TrigFlow) -> Times:
+        """What `sample_times` gives where it draws t: for measurements at chosen times.
+
+        Args:
+            t: times. (B,), radians.
+            path: owner of `sigma_data`.
+        """
+
+    @abstractmethod
+    def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
+        """One batch.
+
+        Args:
+            student: F(u, t) of the network that is trained, with its conditions.
+            at: where it is trained.
+            path: owner of `sigma_data`.
+            step: optimizer steps taken so far.
+        """
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimizer for what the objective trains beside the student."""
+        return []

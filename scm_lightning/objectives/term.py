@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses beside the objective, with networks of their own: distribution matching, adversaries."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from scm_lightning.core import Bound, Guided, TrigFlow
+
+
+class TermLoss(NamedTuple):
+    """What a term says of a batch.
+
+    Attributes:
+        loss: what is added to the objective's loss. ().
+        logs: numbers for the log, by name. () each.
+    """
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+
+
+class Term(nn.Module, ABC):
+    """A further loss of a student; its parameters are a group of the optimizer.
+
+    Attributes:
+        needs_teacher: whether there has to be a teacher.
+        takes_two_times: whether it can be trained beside a student that is told where its step
+            ends.
+    """
+
+    needs_teacher: bool = False
+    takes_two_times: bool = False
+
+    def follow(self, student: nn.Module) -> None:
+        """Build what is made from the student: before training, once the student has its weights.
+
+        Args:
+            student: the network that is trained.
+        """
+
+    @abstractmethod
+    def loss(self, student: Bound, teacher: Guided | None, path: TrigFlow, x0: Tensor) -> TermLoss:
+        """One batch.
+
+        Args:
+            student: F(u, t) of the network that is trained, with its conditions.
+            teacher: F(u, t) of the frozen diffusion model, or None.
+            path: owner of `sigma_data`.
+            x0: data. (B, ...), data units.
+        """
