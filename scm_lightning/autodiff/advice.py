@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from scm_lightning.autodiff.methods import (
@@ -47,8 +47,8 @@ def advice(f: Bound, point: Point, refused: TangentMethod) -> str:
         A clause that names the methods that work, exact ones first; empty for a sharded network,
         whose processes would wait for each other.
     """
-    parts = f.network.modules() if isinstance(f.network, nn.Module) else ()
-    if any(isinstance(part, FSDPModule) for part in parts):
+    network: Any = f.network
+    if any(isinstance(part, FSDPModule) for part in network.modules()):
         return ""
     try:
         exact, is_differentiable = _working_methods(f, point, refused)
@@ -68,28 +68,24 @@ def _working_methods(f: Bound, point: Point, refused: TangentMethod) -> tuple[li
         state = _noisy_state(f.network)
         f, point = f.first(2), point.first(2)
         wide = {k: at_least_float32(x) if x.is_floating_point() else x for k, x in state.items()}
-        half = FiniteDifference(DIFFERENCES.h / 2)
-        expected = _derivative(DIFFERENCES, _with_state(f, wide), point)
-        again = _derivative(half, _with_state(f, wide), point)
-        if expected is None or again is None or not _agree(again, expected):  # a staircase, say
+        steps = (DIFFERENCES, FiniteDifference(DIFFERENCES.h / 2))
+        expected, again = (_derivative(each, _with_state(f, wide), point) for each in steps)
+        if not _agree(again, expected):  # a staircase, say
             return [], False
-        working = []
-        for method in EXACT:
-            found = None
-            if type(method) is not type(refused):
-                found = _derivative(method, _with_state(f, state), point)
-            working += [name_of(method)] if found is not None and _agree(found, expected) else []
+        others = [method for method in EXACT if type(method) is not type(refused)]
+        found = {name_of(each): _derivative(each, _with_state(f, state), point) for each in others}
+        working = [name for name, derivative in found.items() if _agree(derivative, expected)]
         return working, not isinstance(refused, FiniteDifference)
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
+def _agree(found: Tensor | None, expected: Tensor | None) -> bool:
+    if found is None or expected is None:
+        return False
     return float((found - expected).norm() / expected.norm().clamp_min(1e-12)) < TOLERANCE
 
 
 def _noisy_state(network: Any) -> dict[str, Tensor]:
-    """Copies of buffers and, with noise on them, of weights; none of a plain function."""
-    if not isinstance(network, nn.Module):
-        return {}
+    """Copies of buffers and, with noise on them, of weights."""
     state = {name: x.detach().clone() for name, x in network.named_buffers()}
     for name, x in network.named_parameters():
         noise = 0.02 * torch.randn_like(x) if x.is_floating_point() else 0
@@ -99,9 +95,7 @@ def _noisy_state(network: Any) -> dict[str, Tensor]:
 
 def _with_state(f: Bound, state: dict[str, Tensor]) -> Bound:
     """The same function, with other weights and buffers in the place of its own."""
-    network = f.network
-    if not isinstance(network, nn.Module):
-        return f
+    network: Any = f.network
 
     def call(*args: Any) -> Tensor:
         out: Tensor = torch.func.functional_call(network, state, args)

@@ -13,8 +13,9 @@ The first module that differs is named, and the run refused.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from scm_lightning.autodiff.comparison import (
     first_difference,
     values,
 )
-from scm_lightning.autodiff.differences import by_differences, in_precision
+from scm_lightning.autodiff.differences import by_differences
 from scm_lightning.autodiff.methods import (
     DualArithmetic,
     FiniteDifference,
@@ -36,13 +37,13 @@ from scm_lightning.autodiff.methods import (
     TangentMethod,
     TwoPasses,
     name_of,
+    widened,
 )
 from scm_lightning.autodiff.readings import (
     Place,
     Reading,
     Readings,
     Untouched,
-    in_double_precision,
     of_dual_number,
     of_forward_mode,
     place_of,
@@ -55,6 +56,7 @@ from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import Bound, widest_float
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAMPLES, FEW = 4, 2
 """Samples of the batch that are looked at, and in float64."""
@@ -166,7 +168,7 @@ def _rounds_worse(
     state: Untouched,
 ) -> bool:
     """Whether a derivative in half precision is further from that in float64 than torch's is."""
-    with in_double_precision(state.network):
+    with widened(state.network, point.u.device.type, torch.float64):
         wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
         exact = _by_method(method, wide, at, state).readings.get(place)
     if exact is None or exact.tangent is None or ours.tangent is None or theirs.tangent is None:
@@ -189,14 +191,11 @@ def _difference_from_differences(
     if len(point.t) <= SAMPLES:  # else a network that takes the whole batch
         f, point = f.first(FEW), point.first(FEW)
     dtype = torch.float32 if state.sharded else torch.float64
-    with in_precision(state, point.u.device.type):
+    with widened(None if state.sharded else state.network, point.u.device.type, dtype):
         wide, at = f.in_type(dtype), point.in_type(dtype)
-        try:
-            expected = by_differences(wide, at, state)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as failure:  # a network that takes no float64
-            log.warning("the derivative could not be checked: in %s it fails: %s", dtype, failure)
+        expected = _tried(lambda: by_differences(wide, at, state))
+        if isinstance(expected, Exception):  # of a network that takes no float64
+            log.warning("the derivative could not be checked: in %s it fails: %s", dtype, expected)
             return None
         ours = _by_method(method, wide, at, state)
     if place_of(state.network) not in expected:
@@ -218,14 +217,18 @@ def _difference_from_differences(
 def _takes(f: Bound, point: Point, state: Untouched) -> bool:
     """Whether the network runs on so few samples."""
     state.again()
+    with torch.no_grad():
+        return not isinstance(_tried(lambda: f(point.u, point.t)), Exception)
+
+
+def _tried(run: Callable[[], T]) -> T | Exception:
+    """What a function returns, or raises, but for a lack of memory."""
     try:
-        with torch.no_grad():
-            f(point.u, point.t)
+        return run()
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # of its own
-        return False
-    return True
+    except Exception as error:  # of any kind: an operation, a custom Function, the network's own
+        return error
 
 
 def _by_plain_forward(f: Bound, point: Point, state: Untouched) -> Pass | None:
@@ -264,15 +267,10 @@ def _by_method(
 
 def _by_forward_mode(f: Bound, point: Point, state: Untouched) -> Readings | None:
     """A pass by `torch.func.jvp`; None if it raises."""
-    try:
-        with torch.no_grad(), read_again(of_forward_mode, state) as readings:
-            whole = read_whole(f, of_forward_mode, readings)
-            jvp(whole, (point.u, point.t), point.input_tangents())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # of any kind: an in-place operation, a custom Function, an operation
-        return None
-    return readings
+    with torch.no_grad(), read_again(of_forward_mode, state) as readings:
+        whole = read_whole(f, of_forward_mode, readings)
+        found = _tried(lambda: jvp(whole, (point.u, point.t), point.input_tangents()))
+    return None if isinstance(found, Exception) else readings
 
 
 def gradients_of(network: Any, out: Tensor) -> Gradients:
@@ -289,9 +287,6 @@ def gradients_of(network: Any, out: Tensor) -> Gradients:
 
 
 def _limit(f: Bound, point: Point) -> float:
-    half = torch.is_autocast_enabled(point.u.device.type) or _half_weights(f.network)
-    return HALF_LIMIT if half else LIMIT
-
-
-def _half_weights(network: Any) -> bool:
-    return any(x.dtype in (torch.float16, torch.bfloat16) for x in network.parameters())
+    network: Any = f.network
+    half = any(x.dtype in (torch.float16, torch.bfloat16) for x in network.parameters())
+    return HALF_LIMIT if half or torch.is_autocast_enabled(point.u.device.type) else LIMIT

@@ -6,9 +6,6 @@ r"""Derivatives of all modules by central differences: the judge where forward m
 along the tangents of u and t, wherever D_h and D_{h/2} agree.
 """
 
-from contextlib import AbstractContextManager
-from typing import Any
-
 import torch
 
 from scm_lightning.autodiff.methods import Point
@@ -16,7 +13,6 @@ from scm_lightning.autodiff.readings import (
     Reading,
     Readings,
     Untouched,
-    in_double_precision,
     plain,
     read_again,
     read_whole,
@@ -46,10 +42,3 @@ def by_differences(f: Bound, point: Point, state: Untouched) -> Readings:
         if float((whole - half).norm()) <= AGREE * float(half.norm()):
             found[place] = Reading(value, (4 * half - whole) / 3)
     return found
-
-
-def in_precision(state: Untouched, device_type: str) -> AbstractContextManager[Any]:
-    """Context of differences: double weights; sharded ones as they are, without autocast."""
-    if state.sharded:
-        return torch.autocast(device_type, enabled=False)
-    return in_double_precision(state.network)

@@ -242,24 +242,6 @@ def untouched(network: nn.Module) -> Iterator[Untouched]:
             state.put_back()
 
 
-@contextmanager
-def in_double_precision(network: nn.Module) -> Iterator[None]:
-    """Context in which weights and buffers are double, without autocast."""
-    held = [*network.parameters(), *network.buffers()]
-    kept = [(x, x.data) for x in held if x.is_floating_point() or x.is_complex()]
-    devices = {x.device.type for x in held}
-    try:
-        with ExitStack() as stack:
-            for device in devices:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            for x, single in kept:
-                x.data = single.to(torch.complex128 if x.is_complex() else torch.float64)
-            yield
-    finally:
-        for x, single in kept:
-            x.data = single
-
-
 def read_again(split: Split, state: Untouched) -> AbstractContextManager[Readings]:
     """Put the network's state back, and read another pass."""
     state.again()

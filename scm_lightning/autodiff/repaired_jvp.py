@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from scm_lightning.autodiff.dual import TangentError
+from scm_lightning.autodiff.dual.forward_mode import underived
 
 
 def jvp(
@@ -44,15 +44,10 @@ def jvp(
         with _Repairs():
             return f(*args)
 
-    try:
-        # Neither fused attention nor compiled parts have a forward derivative.
-        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
-            out, derivative = torch.func.jvp(repaired, primals, tangents)  # type: ignore[misc]
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # NotImplementedError is one too
-        reason = str(error).strip().partition("\n")[0]
-        raise TangentError(f"torch.func.jvp does not take it: {reason}") from error
+    # Neither fused attention nor compiled parts have a forward derivative.
+    eager = torch.compiler.set_stance("force_eager")
+    with underived("torch.func.jvp does not take it"), sdpa_kernel(SDPBackend.MATH), eager:
+        out, derivative = torch.func.jvp(repaired, primals, tangents)  # type: ignore[misc]
     return out, derivative
 
 

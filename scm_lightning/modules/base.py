@@ -21,7 +21,7 @@ from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_p
 from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
 from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
-from scm_lightning.networks.magnitude import normalize_weights
+from scm_lightning.networks import check_time_embeddings, normalize_weights
 from scm_lightning.sampling import Draw, Samples
 from scm_lightning.teachers import weights_mismatch
 from scm_lightning.teachers.checkpoint import METADATA_KEY
@@ -79,6 +79,7 @@ class GenerativeModule(LightningModule, ABC):
         ema: EMAProfile | Sequence[EMAProfile],
     ) -> None:
         super().__init__()
+        check_time_embeddings(network, path.sigma_data)
         self.path = path
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule

@@ -7,14 +7,17 @@ from scm_lightning.networks.edm2 import EDM2_SIZES, EDM2UNet
 from scm_lightning.networks.embeddings import (
     Conditioning,
     GuidanceEmbedding,
-    PositionalEmbedding,
     PreciseLinear,
-    TimeEmbedding,
     without_added_conditions,
 )
 from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.networks.mlp import MLP
 from scm_lightning.networks.norms import AdaptiveDoubleNorm, pixel_norm
+from scm_lightning.networks.time_embedding import (
+    PositionalEmbedding,
+    TimeEmbedding,
+    check_time_embeddings,
+)
 from scm_lightning.networks.unet import UNet
 from scm_lightning.networks.weighting import WeightingHead
 
@@ -32,6 +35,7 @@ __all__ = [
     "TimeEmbedding",
     "UNet",
     "WeightingHead",
+    "check_time_embeddings",
     "normalize_weights",
     "pixel_norm",
     "without_added_conditions",

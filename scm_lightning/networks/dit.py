@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
-from scm_lightning.networks.embeddings import Conditioning, PositionalEmbedding, TimeEmbedding
+from scm_lightning.networks.embeddings import Conditioning
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
 from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.time_embedding import PositionalEmbedding, TimeEmbedding
 
 
 class SelfAttention(nn.Module):

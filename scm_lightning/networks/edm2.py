@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from scm_lightning.core import at_least_float32
 from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
-from scm_lightning.networks.embeddings import TimeEmbedding
 from scm_lightning.networks.magnitude import MPConv2d, mp_concat
 from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.time_embedding import TimeEmbedding
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """`model_channels` of the paper's sizes: 280, 498, 778, 1119 and 1523 million parameters on

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from scm_lightning.autodiff import attention
 from scm_lightning.core import NULL_LABEL
 from scm_lightning.networks.classes import ClassConditioning
-from scm_lightning.networks.embeddings import GuidanceEmbedding, TimeEmbedding, check_conditions
+from scm_lightning.networks.embeddings import GuidanceEmbedding, check_conditions
 from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu, mp_sum, normalize
+from scm_lightning.networks.time_embedding import TimeEmbedding
 
 BALANCE = 0.3
 """Share of a branch in the sum with the trunk."""

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What a network knows beside its image: the time, the class, the guidance scale, a second time.
 
-    c_noise(t) = t in radians; emb = (cos(t f_i), sin(t f_i)), f_i = 10000^(-i / (n/2 - 1))
-
-Neither 1000 t nor log sigma: both make the derivative in t large, and log sigma's is infinite at
-pi/2. Everything here runs in float32 or wider, whatever the trainer's precision, since an error in
-the embedding of t is multiplied in the tangent.
+Everything here runs in float32 or wider, whatever the trainer's precision, since an error in the
+embedding of t is multiplied in the tangent.
 Source: arXiv 2410.11081, Sections 4.1 and 5.2.
 Axes: B batch, C channels of the embedding.
 """
 
 import copy
-import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from scm_lightning.core import NULL_LABEL, at_least_float32
 from scm_lightning.networks.classes import ClassConditioning
+from scm_lightning.networks.time_embedding import PositionalEmbedding, TimeEmbedding
 
 
 class PreciseLinear(nn.Linear):
@@ -31,95 +26,6 @@ class PreciseLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             return nn.functional.linear(x.to(dtype), self.weight.to(dtype), bias)
-
-
-class PositionalEmbedding(nn.Module):
-    """Plain positional embedding of a scalar, highest frequency 1.
-
-    The paper's "Fourier scale of about 0.02" is this embedding, not a further factor on t.
-
-    Args:
-        num_channels: channels C of the result, even and at least 4.
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__()
-        if num_channels < 4 or num_channels % 2:
-            raise ValueError(
-                f"a positional embedding needs an even number of at least 4 channels, got "
-                f"{num_channels}"
-            )
-        self.num_channels = num_channels
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Embed one scalar per sample. (B,) to (B, C)."""
-        t = at_least_float32(t)
-        half = self.num_channels // 2
-        exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - 1)
-        angles = t[:, None] * 10000.0**-exponents
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class FourierEmbedding(nn.Module):
-    """Random Fourier features of a scalar, as EDM's: unstable in a consistency model.
-
-    The derivative grows with the scale: 16 is EDM's, and an ablation here, no recommendation.
-
-    Args:
-        num_channels: channels C of the result, even.
-        scale: standard deviation of the frequencies.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, num_channels: int, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", scale * torch.randn(num_channels // 2))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Embed one scalar per sample. (B,) to (B, C)."""
-        t = at_least_float32(t)
-        angles = 2 * math.pi * t[:, None] * self.frequencies.to(t.dtype)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-@dataclass(frozen=True)
-class TimeEmbedding:
-    """How a network sees the time; the defaults are the paper's, the others what it replaced.
-
-    Args:
-        transform: "identity" is c_noise = t. "log" is EDM's c_noise = log(sigma / sigma_data) / 4 =
-            log(tan t) / 4, whose derivative is infinite at 0 and pi/2.
-        features: "positional", or "fourier" of EDM's scale 16.
-
-    Raises:
-        ValueError: if an option is unknown.
-
-    Source: arXiv 2410.11081, Section 4.1 and Figure 4.
-    """
-
-    transform: Literal["identity", "log"] = "identity"
-    features: Literal["positional", "fourier"] = "positional"
-
-    def __post_init__(self) -> None:
-        if self.transform not in ("identity", "log") or (
-            self.features not in ("positional", "fourier")
-        ):
-            raise ValueError(
-                "a time embedding has transform identity or log and features positional or "
-                f"fourier, got {self.transform} and {self.features}; the paper's are the first"
-            )
-
-    def make_features(self, num_channels: int) -> nn.Module:
-        """Module from c_noise (B,) to features (B, num_channels)."""
-        if self.features == "fourier":
-            return FourierEmbedding(num_channels, scale=16.0)
-        return PositionalEmbedding(num_channels)
-
-    def c_noise(self, t: Tensor) -> Tensor:
-        """What the features are made of. (B,) radians to (B,), float32 or wider."""
-        t = at_least_float32(t)
-        return t if self.transform == "identity" else t.tan().log() / 4
 
 
 class GuidanceEmbedding(nn.Module):

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from scm_lightning.networks.embeddings import Conditioning, TimeEmbedding
+from scm_lightning.networks.embeddings import Conditioning
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
 from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.time_embedding import TimeEmbedding
 
 
 class MLPBlock(nn.Module):

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scm_lightning.networks.embeddings import Conditioning, TimeEmbedding
+from scm_lightning.networks.embeddings import Conditioning
 from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.time_embedding import TimeEmbedding
 from scm_lightning.networks.unet_blocks import (
     Resampling,
     ResidualBlock,

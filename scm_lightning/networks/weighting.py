@@ -10,7 +10,8 @@ Source: arXiv 2410.11081, Section 4.2; features as in EDM2's `logvar` head (oppo
 
 from torch import Tensor, nn
 
-from scm_lightning.networks.embeddings import PositionalEmbedding, PreciseLinear
+from scm_lightning.networks.embeddings import PreciseLinear
+from scm_lightning.networks.time_embedding import PositionalEmbedding
 
 
 class WeightingHead(nn.Module):

@@ -12,6 +12,7 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.data import Batch
 from scm_lightning.modules import PowerFunction
 from scm_lightning.modules.statistics import WHOLE_TOLERANCE
+from scm_lightning.networks import MLP, TimeEmbedding
 from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu
 from scm_lightning.objectives import AdaptiveVSD, PairVelocity, TeacherVelocity
 
@@ -146,3 +147,10 @@ def test_data_of_another_spread_are_refused_whatever_their_mean(mean, factor):
     measured = factor * SIGMA
     with pytest.raises(ValueError, match=f"sigma_data = 0.7, got {measured:.4g} over 256 samples"):
         measure(mean, factor * SIGMA)
+
+
+def test_a_network_that_was_built_for_another_path_is_refused():
+    """The path owns sigma_data."""
+    network = MLP((3,), 16, 1, 8, time_embedding=TimeEmbedding("log", sigma_data=2 * SIGMA))
+    with pytest.raises(ValueError, match=r"sigma_data must be that of the path, 0.7, got 1.4"):
+        DiffusionModule(network, PATH)

@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from scm_lightning.core import TrigFlow
 from scm_lightning.networks import MLP, DiT, EDM2UNet, PositionalEmbedding
 from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
-from scm_lightning.networks.embeddings import FourierEmbedding, TimeEmbedding
 from scm_lightning.networks.magnitude import MPLinear
+from scm_lightning.networks.time_embedding import (
+    FourierEmbedding,
+    TimeEmbedding,
+    check_time_embeddings,
+)
 
 T = torch.linspace(0.1, 1.5, 5, dtype=torch.float64)
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
@@ -170,8 +175,11 @@ def test_conditions_of_the_others_written_out(randn):
 
 
 def test_embeddings_that_the_paper_replaced_written_out():
-    """EDM's: log(sigma / sigma_data) / 4, and Fourier features of random frequencies of std 16."""
+    """EDM's: log(sigma) / 4, and Fourier features of random frequencies of std 16."""
     torch.testing.assert_close(TimeEmbedding("log").c_noise(T), T.tan().log() / 4)
+    edm = TimeEmbedding("log", sigma_data=0.7)
+    c_noise = TrigFlow(0.7).sigma_from_t(T).log() / 4
+    torch.testing.assert_close(edm.c_noise(T), c_noise, rtol=0, atol=1e-15)
     assert torch.equal(TimeEmbedding().c_noise(T), T)
     torch.manual_seed(0)
     features = TimeEmbedding(features="fourier").make_features(20_000)
@@ -179,3 +187,19 @@ def test_embeddings_that_the_paper_replaced_written_out():
     assert float(features.frequencies.std()) == pytest.approx(16, rel=4 / (2 * 10_000) ** 0.5)
     angles = 2 * math.pi * T[:, None] * features.frequencies.double()
     torch.testing.assert_close(features(T), torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+@pytest.mark.parametrize(("transform", "sigma_data"), [("identity", 0.7), ("log", -0.7)])
+def test_time_embeddings_take_the_spread_of_the_data_for_log_sigma_alone(transform, sigma_data):
+    with pytest.raises(ValueError, match="a positive sigma_data, and with transform log alone"):
+        TimeEmbedding(transform, sigma_data=sigma_data)
+
+
+@pytest.mark.parametrize("network", [MLP, EDM2UNet])
+def test_a_time_embedding_of_another_path_is_refused(network):
+    """The path owns sigma_data; a network may repeat it."""
+    shape = (3, 8, 8) if network is EDM2UNet else (3,)
+    built = network(shape, 64, time_embedding=TimeEmbedding("log", sigma_data=0.7))
+    check_time_embeddings(built, 0.7)
+    with pytest.raises(ValueError, match=r"must be that of the path, 0.6, got 0.7"):
+        check_time_embeddings(built, 0.6)

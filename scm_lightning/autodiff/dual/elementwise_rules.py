@@ -31,11 +31,11 @@ def elementwise(names: str, derivative: Callable[[Tensor, Tensor, Tensor], Tenso
     """Give an operation of one argument a rule.
 
     Args:
-        names: names of the operation.
+        names: names of the operation; where it could work in place, it was not told to.
         derivative: (tx, x, f(x)) to f'(x) tx.
     """
 
-    def rule(func: Callable[..., Any], input: Any) -> Any:  # noqa: A002
+    def rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
         x = real(input)
         out = func(x)
         with no_graph():
@@ -52,27 +52,14 @@ elementwise("expm1", lambda tx, x, y: tx * (y + 1))
 elementwise("log", lambda tx, x, y: tx / x)
 elementwise("log1p", lambda tx, x, y: tx / (1 + x))
 elementwise("reciprocal", lambda tx, x, y: (tx * y).mul_(y).neg_())
+elementwise("relu", lambda tx, x, y: aten.threshold_backward(tx, y, 0))
 elementwise("rsqrt", lambda tx, x, y: (-0.5 * tx).mul_(y).mul_(y).mul_(y))
 elementwise("sigmoid", lambda tx, x, y: aten.sigmoid_backward(tx, y))
+elementwise("silu", lambda tx, x, y: aten.silu_backward(tx, x))
 elementwise("sin", lambda tx, x, y: tx * x.cos())
 elementwise("sqrt", lambda tx, x, y: 0.5 * tx / y)
 elementwise("square", lambda tx, x, y: (tx * x).mul_(2))
 elementwise("tanh", lambda tx, x, y: aten.tanh_backward(tx, y))
-
-
-def relu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
-    """`relu`."""
-    out = func(real(input))
-    with no_graph():
-        return out, aten.threshold_backward(input.tangent, out, 0)
-
-
-def silu_rule(func: Callable[..., Any], input: Any, inplace: bool = False) -> Any:  # noqa: A002
-    """`silu`."""
-    x = real(input)
-    out = func(x)
-    with no_graph():
-        return out, aten.silu_backward(input.tangent, x)
 
 
 def gelu_rule(func: Callable[..., Any], input: Any, approximate: str = "none") -> Any:  # noqa: A002
@@ -173,6 +160,4 @@ register(reversed_remainder_rule, "__rmod__")
 register(reversed_div_rule, "__rtruediv__ __rdiv__")
 register(gelu_rule, "gelu")
 register(pow_rule, "pow __pow__")
-register(relu_rule, "relu")
-register(silu_rule, "silu")
 register(softplus_rule, "softplus")

@@ -67,16 +67,21 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[A
 def tangents_of(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Tangents of an operation's results, in the results' structure."""
     with forward_level(), _no_fused_kernel(func):
-        try:
+        with underived(f"the operation {name_of(func)} has no forward derivative"):
             out = func(*map_tensors(enter, args), **map_tensors(enter, kwargs))
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise TangentError(
-                f"the operation {name_of(func)} has no forward derivative ({reason})"
-            ) from error
         return map_tensors(leave, out)
+
+
+@contextmanager
+def underived(said: str) -> Iterator[None]:
+    """Context in which torch's word that something has no forward derivative becomes ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # NotImplementedError is one too
+        reason = str(error).strip().partition("\n")[0]
+        raise TangentError(f"{said} ({reason})") from error
 
 
 @contextmanager

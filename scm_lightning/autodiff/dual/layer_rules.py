@@ -147,9 +147,7 @@ def batch_norm_rule(
     if not training:  # before the statistics change
         assert running_var is not None
         scale = torch.rsqrt(running_var + eps)
-        out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    else:
-        out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    out = func(x, running_mean, running_var, weight, bias, training, momentum, eps)
     with no_graph():
         tangent = at_least_float32(input.tangent)
         along = (1, -1, *[1] * (x.ndim - 2))

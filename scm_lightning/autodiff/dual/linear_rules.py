@@ -245,23 +245,19 @@ def linear_layer_rule(
         return out, sum(terms[1:], terms[0])
 
 
-def where_rule(func: Callable[..., Any], condition: Any, input: Any, other: Any) -> Any:  # noqa: A002
-    """Linear in both branches."""
-    return _where(func, condition, input, other, (condition, primal_of(input), primal_of(other)))
-
-
 def method_where_rule(func: Callable[..., Any], self: Any, condition: Any, other: Any) -> Any:
     """`x.where(condition, y)`."""
-    return _where(func, condition, self, other, (primal_of(self), condition, primal_of(other)))
+    return where_rule(torch.where, condition, self, other)
 
 
-def _where(func: Callable[..., Any], condition: Any, x: Any, y: Any, given: Any) -> Any:
+def where_rule(func: Callable[..., Any], condition: Any, input: Any, other: Any) -> Any:  # noqa: A002
+    """Linear in both branches."""
     if is_dual(condition):
         raise Unfit
-    out = func(*given)
+    out = func(condition, primal_of(input), primal_of(other))
     with no_graph():
         zero = out.new_zeros(())
-        tx, ty = (zero if (t := tangent_of(each)) is None else t for each in (x, y))
+        tx, ty = (zero if (t := tangent_of(each)) is None else t for each in (input, other))
         return out, torch.where(condition, tx, ty)
 
 

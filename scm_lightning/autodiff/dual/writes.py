@@ -28,6 +28,7 @@ from scm_lightning.autodiff.dual.forward_mode import (
     differentiable,
     enter,
     forward_level,
+    underived,
 )
 from scm_lightning.autodiff.dual.kinds import name_of
 
@@ -135,14 +136,7 @@ def _tangent_written(func: Callable[..., Any], target: Any, others: Any, kwargs:
     kwargs = {key: each for key, each in kwargs.items() if key not in ("input", "self")}
     with forward_level():
         copy = forward_ad.make_dual(target.detach().clone(), target.tangent.clone())  # type: ignore[no-untyped-call]
-        try:
+        with underived(f"the in-place operation {name_of(func)} has no forward derivative"):
             func(copy, *map_tensors(enter, others), **map_tensors(enter, kwargs))
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise TangentError(
-                f"the in-place operation {name_of(func)} has no forward derivative ({reason})"
-            ) from error
         tangent = forward_ad.unpack_dual(copy).tangent  # type: ignore[no-untyped-call]
         return torch.zeros_like(target) if tangent is None else tangent.detach()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways to take the derivative of F along the ODE, one class each."""
 
-from scm_lightning.autodiff.methods.base import Point, TangentMethod, same_random_numbers
+from scm_lightning.autodiff.methods.base import Point, TangentMethod, same_random_numbers, widened
 from scm_lightning.autodiff.methods.dual_arithmetic import DualArithmetic
 from scm_lightning.autodiff.methods.finite_difference import FiniteDifference
 from scm_lightning.autodiff.methods.forward_mode import ForwardMode, TwoPasses
@@ -18,4 +18,5 @@ __all__ = [
     "TwoPasses",
     "name_of",
     "same_random_numbers",
+    "widened",
 ]

@@ -2,12 +2,14 @@
 """What a way to take the derivative of F along the ODE gets, and what it returns."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from scm_lightning.autodiff.dual.forward_mode import differentiable
 from scm_lightning.core import Bound, expand_time
 
 
@@ -63,3 +65,22 @@ def same_random_numbers(x: Tensor) -> AbstractContextManager[None]:
     devices = [x.device] if x.device.type == "cuda" else []
     forked: AbstractContextManager[None] = torch.random.fork_rng(devices)
     return forked
+
+
+@contextmanager
+def widened(network: Any, device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Context without autocast, in which a module holds narrower weights and buffers in a type."""
+
+    def wide(x: Tensor) -> torch.dtype:
+        return dtype.to_complex() if x.is_complex() else dtype
+
+    held = (*network.parameters(), *network.buffers()) if isinstance(network, nn.Module) else ()
+    kept = [(x, x.data) for x in held if differentiable(x) and x.dtype.itemsize < wide(x).itemsize]
+    try:
+        for x, narrow in kept:
+            x.data = narrow.to(wide(x))
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for x, narrow in kept:
+            x.data = narrow

@@ -11,15 +11,12 @@ float32.
 Source: the rotation, arXiv 2510.08431 (rCM); central differences, FastGen.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scm_lightning.autodiff.methods.base import Point, TangentMethod, same_random_numbers
+from scm_lightning.autodiff.methods.base import Point, TangentMethod, same_random_numbers, widened
 from scm_lightning.core import Bound, at_least_float32, expand_time
 
 
@@ -49,7 +46,7 @@ class FiniteDifference(TangentMethod):
         step = torch.full_like(t, self.h)
         along = expand_time(step.cos(), u) * u
         across = expand_time(step.sin(), u) * du_dt
-        with torch.no_grad(), _full_precision(f.network, u.device.type):
+        with torch.no_grad(), widened(f.network, u.device.type, torch.float32):
             with same_random_numbers(u):
                 after = f(along + across, t + step)
             with same_random_numbers(u):
@@ -61,18 +58,3 @@ class FiniteDifference(TangentMethod):
 def _wide_type(point: Point) -> torch.dtype:
     """Of u and t, at least float32: half of a step must not be lost in t."""
     return torch.promote_types(at_least_float32(point.u).dtype, point.t.dtype)
-
-
-@contextmanager
-def _full_precision(network: Any, device_type: str) -> Iterator[None]:
-    """Leave autocast, and hold weights and buffers of a half type in float32."""
-    held = (*network.parameters(), *network.buffers()) if isinstance(network, nn.Module) else ()
-    halves = [(x, x.data) for x in held if x.dtype in (torch.bfloat16, torch.float16)]
-    try:
-        for x, half in halves:
-            x.data = half.float()
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for x, half in halves:
-            x.data = half
