@@ -16,7 +16,7 @@ from torch import Tensor
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_picture
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
-from scm_lightning.metrics import in_first_process
+from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.whole_files import written_whole
 
 MAX_LOOKED_AT = 5000
@@ -80,7 +80,8 @@ class SampleGrids(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write grids, the comparison and the samples of all processes, from the first one."""
-        parts, self._drawn = in_first_process(self._drawn), []
+        parts = [part for drawn in in_first_process(self._drawn) for part in drawn]
+        self._drawn = []
         if not parts:
             return
         order = torch.cat([part["indices"] for part in parts]).argsort()

@@ -17,15 +17,9 @@ from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
-from scm_lightning.metrics import (
-    FeatureExtractor,
-    Reference,
-    SampleSet,
-    Score,
-    Scoring,
-    TrainingData,
-    from_first_process,
-)
+from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
+from scm_lightning.metrics.gathering import in_first_process
+from scm_lightning.metrics.reference import ToImages
 
 
 class SampleMetrics(Callback):
@@ -57,7 +51,7 @@ class SampleMetrics(Callback):
         self.reference = reference
         self._reference: Reference | None = None
         self._compared: ShardDataModule | None = None
-        self._sets: dict[str, SampleSet] = {}
+        self._sets: dict[str, SampleScores] = {}
         self._nfe: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,9 +74,7 @@ class SampleMetrics(Callback):
         """Forget the samples of the last time."""
         self._sets = {}
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the samples of the last time."""
-        self._sets = {}
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -94,69 +86,6 @@ class SampleMetrics(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take in samples."""
-        self._update(trainer, pl_module, outputs, batch, measure_nearest=False)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: SampleRequest,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Take in samples."""
-        self._update(trainer, pl_module, outputs, batch, measure_nearest=True)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the distances."""
-        scoring = self._scoring(trainer)
-        if scoring is None:
-            return
-        for name, drawn in self._sets.items():
-            samples = drawn.joined()
-            score = from_first_process(samples and scoring.distance(samples.features))
-            key = scoring.reference.extractor.distance_key
-            gap = "_" if key[-1].isdigit() else ""
-            value, num_samples = score
-            name = f"val/{key}{gap}{num_samples}_{name}"
-            pl_module.log(name, value, prog_bar=True, sync_dist=False)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table and write the file."""
-        scoring = self._scoring(trainer)
-        if scoring is None:
-            return
-        joined = {name: drawn.joined() for name, drawn in self._sets.items()}
-        if not trainer.is_global_zero:
-            return
-        console, datamodule = Console(), shards_of(trainer)
-        assert self._compared is not None, "set with the reference"
-        _ = scoring.reference.statistics  # has a progress bar of its own
-        with console.status("scores of the held-out data") as status:
-            scores = {"floor": self._floor(self._compared, scoring)}
-            for name, samples in joined.items():
-                status.update(f"scores of {name}")
-                scores[name] = scoring.scores(samples) if samples else {}
-        measured = protocol(self._compared, scoring, scores, self._nfe, str(trainer.ckpt_path))
-        content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
-        file = Path(trainer.default_root_dir) / "metrics.json"
-        write_result(file, json.dumps(content, indent=2) + "\n")
-        below = caption(datamodule.num_damaged(), scoring)
-        console.print(score_table(scores, self._nfe, scoring.reference.extractor, below))
-        console.print(f"written to {file}")
-        distance = scoring.reference.extractor.distance_key
-        for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
-            console.print(line, soft_wrap=True, markup=False)
-
-    def _update(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        request: SampleRequest,
-        measure_nearest: bool,
-    ) -> None:
         if self.features is None:
             return
         datamodule = shards_of(trainer)
@@ -166,16 +95,61 @@ class SampleMetrics(Callback):
             self._reference = Reference(self.features, data, pl_module.device)
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
-            fresh = SampleSet(self._reference, datamodule.to_images, measure_nearest)
-            drawn = self._sets.setdefault(name, fresh)
-            drawn.update(request.indices, samples.x0, request.labels)
+            if name not in self._sets:
+                self._sets[name] = self._scores(trainer.testing, datamodule.to_images)
+            self._sets[name].update(batch.indices, samples.x0, batch.labels)
 
-    def _scoring(self, trainer: Trainer) -> Scoring | None:
-        if self._reference is None:
-            return None
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the distances."""
+        for name, drawn in self._sets.items():
+            drawn.sync(in_first_process)
+            key = drawn.reference.extractor.distance_key
+            score = drawn.compute()[key] if trainer.is_global_zero else Score(0.0, 0)
+            value, num_samples = trainer.strategy.broadcast(score)
+            gap = "_" if key[-1].isdigit() else ""
+            name = f"val/{key}{gap}{num_samples}_{name}"
+            pl_module.log(name, value, prog_bar=True, sync_dist=False)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table and write the file."""
+        for drawn in self._sets.values():
+            drawn.sync(in_first_process)
+        if self._compared is None or not trainer.is_global_zero:
+            return
+        console, datamodule, heldout = Console(), shards_of(trainer), self._scores(True)
+        _ = heldout.reference.statistics  # has a progress bar of its own
+        scores: dict[str, dict[str, Score]] = {}
+        with console.status("scores of the held-out data") as status:
+            count = 0
+            for batch in self._compared.heldout_batches():
+                heldout.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
+                count += len(batch.x0)
+            for name, drawn in {"floor": heldout, **self._sets}.items():
+                status.update(f"scores of {name}")
+                scores[name] = drawn.compute()
+        measured = protocol(self._compared, heldout, scores, self._nfe, str(trainer.ckpt_path))
+        content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
+        file = Path(trainer.default_root_dir) / "metrics.json"
+        write_result(file, json.dumps(content, indent=2) + "\n")
+        extractor = heldout.reference.extractor
+        below = caption(datamodule.num_damaged(), heldout)
+        console.print(score_table(scores, self._nfe, extractor, below))
+        console.print(f"written to {file}")
+        lines = report_sweep(file.parent, pl_module, scores, self._nfe, extractor.distance_key)
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False)
+
+    def _scores(self, all_of_them: bool, to_images: ToImages | None = None) -> SampleScores:
+        """What scores a set of samples, without any yet."""
+        assert self._reference is not None, "set with the first samples"
         assert self._compared is not None, "set with the reference"
+        if not all_of_them:
+            return SampleScores(self._reference, to_images=to_images)
         block_size = self._compared.index.splits["heldout"].num_samples
-        return Scoring(self._reference, block_size, self.kid, self.precision_recall)
+        options = (block_size, self.kid, self.precision_recall, True)
+        return SampleScores(self._reference, *options, to_images=to_images)
 
     def _data_to_compare_with(self, datamodule: ShardDataModule) -> ShardDataModule:
         if self.reference is None:
@@ -196,16 +170,6 @@ class SampleMetrics(Callback):
                 f"{shapes[1]} in {self.reference}; prepare the images at that size"
             )
         return compared
-
-    def _floor(self, datamodule: ShardDataModule, scoring: Scoring) -> dict[str, Score]:
-        """Scores of the held-out data, as if they were samples."""
-        drawn, count = SampleSet(scoring.reference), 0
-        for batch in datamodule.heldout_batches():
-            drawn.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
-            count += len(batch.x0)
-        samples = drawn.joined(shared=False)
-        assert samples is not None
-        return scoring.scores(samples)
 
 
 def training_data(datamodule: ShardDataModule, comparable: bool = True) -> TrainingData:

@@ -10,7 +10,7 @@ from rich.table import Table
 from scm_lightning import __version__
 from scm_lightning.callbacks.run import SAMPLER_NAMES
 from scm_lightning.data import ShardDataModule
-from scm_lightning.metrics import FeatureExtractor, Score, Scoring, fidelity
+from scm_lightning.metrics import FeatureExtractor, SampleScores, Score, fidelity
 from scm_lightning.metrics.reference import MAX_NEAREST_BYTES
 
 OTHER_COLUMNS = {
@@ -51,7 +51,7 @@ def metrics_content(
 
 def protocol(
     datamodule: ShardDataModule,
-    scoring: Scoring,
+    scoring: SampleScores,
     scores: Mapping[str, Mapping[str, Score]],
     nfe: Mapping[str, int],
     checkpoint: str,
@@ -96,7 +96,7 @@ def protocol(
     return words
 
 
-def caption(num_damaged: int, scoring: Scoring) -> str:
+def caption(num_damaged: int, scoring: SampleScores) -> str:
     """What stands below the table.
 
     Args:
@@ -165,7 +165,7 @@ def _distance_in(extractor: FeatureExtractor) -> str:
     return f"{words} in {extractor.description}; no FID"
 
 
-def _left_out(scoring: Scoring) -> list[str]:
+def _left_out(scoring: SampleScores) -> list[str]:
     """Which scores are missing, and why."""
     words = []
     if not fidelity.is_installed() and (scoring.kid or scoring.precision_recall):

@@ -4,6 +4,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 INCEPTION_DISTANCE = "FID"
@@ -20,6 +21,16 @@ class Features(NamedTuple):
 
     features: Tensor
     logits: Tensor | None
+
+    def where_finite(self, x: Tensor) -> "Features":
+        """The same in float32, NaN for samples that are not finite: bytes could not show it.
+
+        Args:
+            x: what was looked at. (B, ...).
+        """
+        finite = x.flatten(1).isfinite().all(1, keepdim=True).to(self.features.device)
+        logits = None if self.logits is None else self.logits.float().where(finite, torch.nan)
+        return Features(self.features.float().where(finite, torch.nan), logits)
 
 
 class FeatureExtractor(nn.Module, ABC):

@@ -3,20 +3,21 @@
 
 Every number here is that of torch-fidelity's `calculate_metrics` on the same images, with samples
 as `input1` and data as `input2`, its default seed and its part-wise precision and recall. KID,
-precision and recall are computed in float32 and the inception score in float64, as there; only the
-mean of the Frechet distance is in float64 here and in float32 there.
+precision and recall are computed in float32 and the inception score in float64, as there.
 
-torch-fidelity is imported on use: without it all other distances work.
+torch-fidelity is imported on use: without it the Frechet distance, which needs it not, and the
+nearest neighbours work.
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scm_lightning.given_files import open_regular
-from scm_lightning.metrics.frechet import Statistics, require_two
+from scm_lightning.metrics.frechet import require
 from scm_lightning.teachers.checkpoint_files import file_sha256
 from scm_lightning.teachers.tensors_only import load_tensors
 
@@ -44,70 +45,62 @@ def require_installed(what: str) -> None:
         raise ValueError(f"{what} need torch-fidelity, which is not installed; run {INSTALL}")
 
 
-def fid(real: Statistics, generated: Statistics) -> float:
-    """Frechet distance by torch-fidelity; NaN where features are.
-
-    Raises:
-        ValueError: if a set has fewer than two members.
-    """
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-
-    require_two(real, generated)
-    if not all(bool(each.cov.isfinite().all()) for each in (real, generated)):
-        return float("nan")
-    one, two = ({"mu": each.mean.numpy(), "sigma": each.cov.numpy()} for each in (generated, real))
-    return float(fid_statistics_to_metric(one, two, verbose=False)[KEY_METRIC_FID])
-
-
-def kid(samples: Tensor, data: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of the kernel distance over subsets.
+def kid(samples: Tensor, data: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of the kernel distance over subsets: `kid` and `kid_std`.
 
     Args:
-        samples: features. (N, D) float32.
-        data: features. (M, D) float32.
+        samples: features. (N, D) float32, N > 1.
+        data: features. (M, D) float32, M > 1.
 
     Source: Binkowski et al., arXiv 1801.01401.
     """
-    from torch_fidelity import metric_kid
+    from torch_fidelity import metric_kid as of
 
-    found = metric_kid.kid_features_to_metric(
-        samples,
-        data,
-        kid_subset_size=min(KID_SUBSET_SIZE, len(samples), len(data)),
-        verbose=False,
-    )
-    return found[metric_kid.KEY_METRIC_KID_MEAN], found[metric_kid.KEY_METRIC_KID_STD]
+    require(2, "a kernel distance", real=len(data), generated=len(samples))
+    options = {"kid_subset_size": min(KID_SUBSET_SIZE, len(samples), len(data)), "verbose": False}
+    names = {"kid": of.KEY_METRIC_KID_MEAN, "kid_std": of.KEY_METRIC_KID_STD}
+    return _measured(names, of.kid_features_to_metric, samples, data, **options)
 
 
-def precision_recall(samples: Tensor, data: Tensor) -> tuple[float, float]:
+def precision_recall(samples: Tensor, data: Tensor) -> dict[str, float]:
     """Share of samples within reach of the data, and of the data within reach of samples.
 
     Args:
         samples: features. (N, D) float32, N > NEIGHBOURHOOD.
         data: features. (M, D) float32, M > NEIGHBOURHOOD.
 
+    Returns:
+        `precision` and `recall`.
+
     Source: Kynkaanniemi et al., arXiv 1904.06991.
     """
-    from torch_fidelity import metric_prc
+    from torch_fidelity import metric_prc as of
 
-    found = metric_prc.prc_features_to_metric(
-        samples, data, prc_neighborhood=NEIGHBOURHOOD, save_cpu_ram=True, verbose=False
-    )
-    return found[metric_prc.KEY_METRIC_PRECISION], found[metric_prc.KEY_METRIC_RECALL]
+    require(NEIGHBOURHOOD + 1, "a precision", real=len(data), generated=len(samples))
+    options = {"prc_neighborhood": NEIGHBOURHOOD, "save_cpu_ram": True, "verbose": False}
+    names = {"precision": of.KEY_METRIC_PRECISION, "recall": of.KEY_METRIC_RECALL}
+    return _measured(names, of.prc_features_to_metric, samples, data, **options)
 
 
-def inception_score(logits: Tensor) -> tuple[float, float]:
+def inception_score(logits: Tensor) -> dict[str, float]:
     """Mean and standard deviation of the score over ten parts of the samples, which are shuffled.
 
     Args:
         logits: Inception's, without bias. (N, 1008) float32, N >= NUM_SPLITS.
 
+    Returns:
+        `inception_score` and `inception_score_std`.
+
     Source: Salimans et al., arXiv 1606.03498.
     """
-    from torch_fidelity import metric_isc
+    from torch_fidelity import metric_isc as of
 
-    found = metric_isc.isc_features_to_metric(logits, splits=NUM_SPLITS)
-    return found[metric_isc.KEY_METRIC_ISC_MEAN], found[metric_isc.KEY_METRIC_ISC_STD]
+    require(NUM_SPLITS, "an inception score", generated=len(logits))
+    names = {
+        "inception_score": of.KEY_METRIC_ISC_MEAN,
+        "inception_score_std": of.KEY_METRIC_ISC_STD,
+    }
+    return _measured(names, of.isc_features_to_metric, logits, splits=NUM_SPLITS)
 
 
 def rgb_bytes(images: Tensor) -> Tensor:
@@ -182,3 +175,13 @@ def downloaded(url: str, sha256_start: str | None) -> Path:
                 "the file as weights of the extractor"
             ) from error
     return file
+
+
+def _measured(
+    names: dict[str, str], measure: Callable[..., dict[str, float]], *sets: Tensor, **options: int
+) -> dict[str, float]:
+    """What torch-fidelity finds, by our names of what it calls so; NaN if a feature is."""
+    if not all(bool(each.isfinite().all()) for each in sets):
+        return dict.fromkeys(names, float("nan"))
+    found = measure(*sets, **options)
+    return {ours: found[theirs] for ours, theirs in names.items()}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scm_lightning.given_files import open_regular
 from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor, Features
-from scm_lightning.metrics.frechet import RunningStatistics, Statistics
+from scm_lightning.metrics.frechet import Statistics, merged, moments, statistics_of
 from scm_lightning.metrics.inception import InceptionFeatures
 from scm_lightning.metrics.neighbours import nearest_distances
 from scm_lightning.whole_files import written_whole
@@ -107,21 +107,19 @@ class Reference:
 
     @torch.no_grad()
     def look(self, x0: Tensor, to_images: ToImages | None = None) -> Features:
-        """Features of data or samples, in float32 on the CPU.
+        """Features of data or samples, in float32 on the CPU; NaN where those are not finite.
 
         Args:
             x0: data or samples. (B, ...), data units.
             to_images: makes images of them; None for what makes images of the training data.
         """
-        looked = []
         with torch.autocast(self.device.type, enabled=False):
             images = (to_images or self.data.to_images)(x0.to(self.device))
-            for part in torch.split(images, self.extractor.batch_size):
-                looked.append(self.extractor(part))
-        features = torch.cat([each.features for each in looked]).float().cpu()
-        if looked[0].logits is None:
-            return Features(features, None)
-        return Features(features, torch.cat([each.logits for each in looked]).float().cpu())
+            parts = torch.split(images, self.extractor.batch_size)
+            looked = [self.extractor(part) for part in parts]
+        features, logits = zip(*looked, strict=True)
+        joined = None if logits[0] is None else torch.cat(logits).cpu()
+        return Features(torch.cat(features).cpu(), joined).where_finite(x0)
 
     def nearest(self, x0: Tensor) -> Tensor | None:
         """Distances to the nearest training image, in units of sigma_data, on the CPU.
@@ -191,7 +189,8 @@ class Reference:
         return kept
 
     def _computed(self) -> KeptFeatures:
-        running, first, missing = RunningStatistics(self.extractor.num_features), [], MAX_FEATURES
+        empty = torch.empty(0, self.extractor.num_features)
+        whole, first, missing = moments(empty), [empty], MAX_FEATURES
         columns = (
             TextColumn("features of the training data"),
             BarColumn(),
@@ -202,11 +201,11 @@ class Reference:
             task = progress.add_task("", total=self.data.num_samples)
             for x0 in self.data.batches():
                 features = self.look(x0).features
-                running.add(features)
+                whole = merged((whole, moments(features)))
                 first.append(features[:missing])
                 missing -= len(first[-1])
                 progress.advance(task, len(features))
-        return KeptFeatures(running.result(), torch.cat(first))
+        return KeptFeatures(statistics_of(whole), torch.cat(first))
 
 
 def write_kept(file: Path, kept: KeptFeatures) -> None:

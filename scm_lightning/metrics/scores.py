@@ -4,18 +4,22 @@
 A Frechet distance falls with the number of samples, so it is taken twice: over all samples, and as
 the mean over blocks of as many samples as there are held-out data. Only the second may be compared
 with the floor, the held-out data's own distance.
+
+Every process extracts features of the samples that it draws. Joined, they are sorted by the number
+of the sample, so that scores do not depend on who drew what, nor in which order.
 """
 
-from dataclasses import dataclass
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from scm_lightning.metrics import fidelity
-from scm_lightning.metrics.frechet import Statistics, frechet_distance, statistics
-from scm_lightning.metrics.reference import Reference
-from scm_lightning.metrics.samples import JoinedSamples
+from scm_lightning.metrics.frechet import frechet_distance, require, statistics
+from scm_lightning.metrics.reference import Reference, ToImages
 
 
 class Score(NamedTuple):
@@ -25,23 +29,67 @@ class Score(NamedTuple):
     num_samples: int
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """What is measured of a set of samples.
+class SampleScores(Metric):
+    """Scores of the samples of one set, looked at once.
+
+    `sync(in_first_process)`, called by all processes, brings all samples into the first; `compute`
+    is called there.
 
     Args:
         reference: what samples are compared with.
-        block_size: samples of a block; as many as there are held-out data.
+        block_size: samples of a block, as many as there are held-out data.
         kid: whether the kernel distance is measured, if torch-fidelity is installed.
         precision_recall: whether precision and recall are, if torch-fidelity is installed.
+        nearest: whether the nearest training image is looked for.
+        to_images: makes images of the samples; None for what makes images of the training data.
     """
 
-    reference: Reference
-    block_size: int
-    kid: bool = True
-    precision_recall: bool = True
+    full_state_update = False
+    kinds = ("features", "logits", "accuracy", "nearest")
+    indices: list[Tensor] | Tensor
 
-    def scores(self, samples: JoinedSamples) -> dict[str, Score]:
+    def __init__(
+        self,
+        reference: Reference,
+        block_size: int = sys.maxsize,
+        kid: bool = False,
+        precision_recall: bool = False,
+        nearest: bool = False,
+        to_images: ToImages | None = None,
+    ) -> None:
+        super().__init__(sync_on_compute=False)
+        self.reference = reference
+        self.block_size = block_size
+        self.kid = kid
+        self.precision_recall = precision_recall
+        self.measures_nearest = nearest
+        self.to_images = to_images
+        for name in ("indices", *self.kinds):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, indices: Tensor, x0: Tensor, labels: Tensor | None) -> None:
+        """Add samples.
+
+        Args:
+            indices: numbers of the samples in their set. (B,) int64; B may be 0.
+            x0: samples. (B, ...), data units.
+            labels: classes that were asked for. (B,), or None.
+        """
+        if not len(x0):
+            return
+        looked = self.reference.look(x0, self.to_images)
+        rows = {"indices": indices.cpu(), "features": looked.features}
+        if looked.logits is not None and self.reference.extractor.is_inception:
+            rows["logits"] = looked.logits
+        elif looked.logits is not None and labels is not None:
+            rows["accuracy"] = (looked.logits.argmax(1) == labels.cpu()).float()
+        distances = self.reference.nearest(x0) if self.measures_nearest else None
+        if distances is not None:
+            rows["nearest"] = distances
+        for name, column in rows.items():
+            getattr(self, name).append(column)
+
+    def compute(self) -> dict[str, Score]:
         """Scores by name.
 
         Returns:
@@ -55,47 +103,32 @@ class Scoring:
         Raises:
             ValueError: if there are fewer than two samples.
         """
-        found, count = self._distances(samples.features), len(samples.features)
-        for name, value in self._by_torch_fidelity(samples).items():
-            found[name] = Score(value, count)
-        for name in ("accuracy", "nearest"):
-            column = samples.correct if name == "accuracy" else samples.nearest
-            if column is not None:
-                found[name] = Score(float(column.double().mean()), count)
-        return found
-
-    def distance(self, features: Tensor) -> Score:
-        """Frechet distance of some features. (N, num_features)."""
-        return Score(self._distance(statistics(features)), len(features))
+        indices = dim_zero_cat(self.indices) if len(self.indices) else torch.empty(0)
+        require(2, "a score", generated=len(indices))
+        indices, order = indices.sort()
+        assert bool((indices.diff() > 0).all()), "a sample was drawn twice"
+        states = {name: getattr(self, name) for name in self.kinds}
+        rows = {name: dim_zero_cat(each)[order] for name, each in states.items() if len(each)}
+        features, logits = rows.pop("features"), rows.pop("logits", None)
+        found = self._distances(features)
+        others = self._by_torch_fidelity(features, logits) if fidelity.is_installed() else {}
+        others |= {name: float(column.double().mean()) for name, column in rows.items()}
+        return found | {name: Score(value, len(features)) for name, value in others.items()}
 
     def _distances(self, features: Tensor) -> dict[str, Score]:
-        key = self.reference.extractor.distance_key
-        found = {key: self.distance(features)}
+        real, key = self.reference.statistics, self.reference.extractor.distance_key
+        found = {key: Score(frechet_distance(real, statistics(features)), len(features))}
         if num_blocks := len(features) // self.block_size:
             blocks = torch.split(features[: num_blocks * self.block_size], self.block_size)
-            mean = sum(self.distance(block).value for block in blocks) / num_blocks
+            mean = sum(frechet_distance(real, statistics(block)) for block in blocks) / num_blocks
             found[f"{key}_block"] = Score(mean, self.block_size)
         return found
 
-    def _distance(self, generated: Statistics) -> float:
-        real = self.reference.statistics
-        measure = fidelity.fid if self.reference.extractor.is_inception else frechet_distance
-        return measure(real, generated)
-
-    def _by_torch_fidelity(self, samples: JoinedSamples) -> dict[str, float]:
-        found: dict[str, float] = {}
-        if not fidelity.is_installed():
-            return found
-        features, data = samples.features, self.reference.features
-        size, finite = min(len(features), len(data)), bool(features.isfinite().all())
-        unknown = (torch.nan, torch.nan)
-        if self.kid:
-            pair = fidelity.kid(features, data) if finite else unknown
-            found |= dict(zip(("kid", "kid_std"), pair, strict=True))
-        if self.precision_recall and size > fidelity.NEIGHBOURHOOD:
-            pair = fidelity.precision_recall(features, data) if finite else unknown
-            found |= dict(zip(("precision", "recall"), pair, strict=True))
-        if samples.logits is not None and len(features) >= fidelity.NUM_SPLITS:
-            pair = fidelity.inception_score(samples.logits) if finite else unknown
-            found |= dict(zip(("inception_score", "inception_score_std"), pair, strict=True))
+    def _by_torch_fidelity(self, features: Tensor, logits: Tensor | None) -> dict[str, float]:
+        data = self.reference.features
+        found = fidelity.kid(features, data) if self.kid else {}
+        if self.precision_recall and min(len(features), len(data)) > fidelity.NEIGHBOURHOOD:
+            found |= fidelity.precision_recall(features, data)
+        if logits is not None and len(features) >= fidelity.NUM_SPLITS:
+            found |= fidelity.inception_score(logits)
         return found

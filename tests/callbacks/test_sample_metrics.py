@@ -30,8 +30,10 @@ def datamodule(folder):
     return made
 
 
-def run(datamodule, tmp_path):
+def run(datamodule, tmp_path, testing=True):
     return SimpleNamespace(
+        testing=testing,
+        strategy=SimpleNamespace(broadcast=lambda value: value),
         datamodule=datamodule,
         default_root_dir=str(tmp_path),
         is_global_zero=True,
@@ -137,7 +139,7 @@ def test_a_validation_says_of_how_many_samples_it_is(datamodule, tmp_path, dista
     """The distance of `scm test`, without its other scores."""
     features = DigitFeatures()
     features.distance_name = distance
-    metrics, trainer, module = SampleMetrics(features), run(datamodule, tmp_path), Module()
+    metrics, trainer, module = SampleMetrics(features), run(datamodule, tmp_path, False), Module()
     metrics.on_validation_epoch_start(trainer, module)
     for number, (drawn, request) in enumerate(orders(datamodule)):
         metrics.on_validation_batch_end(trainer, module, drawn, request, number)

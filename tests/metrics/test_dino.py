@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scm_lightning.metrics import DINOv2Features, Reference, SampleSet, Scoring, TrainingData, dino
+from scm_lightning.metrics import DINOv2Features, Reference, SampleScores, TrainingData, dino
 from scm_lightning.metrics.vision_transformer import GRID, PATCH, Block, VisionTransformer
 
 CHANNELS, DEPTH = 128, 2
@@ -108,9 +108,10 @@ def test_its_distance_has_a_name_of_its_own(weights, randn):
     data = randn(12, 1, 8, 8).sigmoid().float()
     content = TrainingData(lambda: [data], lambda x: x, 12, data.nbytes, 0.7)
     extractor = DINOv2Features("dinov2-vit-s-14", str(weights))
-    drawn = SampleSet(Reference(extractor, content, torch.device("cpu")))
+    reference = Reference(extractor, content, torch.device("cpu"))
+    drawn = SampleScores(reference, 3, kid=True, precision_recall=True, nearest=True)
     drawn.update(torch.arange(5), data[:5].flip(3), torch.arange(5))
-    found = Scoring(drawn.reference, 3).scores(drawn.joined())
+    found = drawn.compute()
     kinds = {"fd_dinov2", "fd_dinov2_block", "kid", "kid_std", "precision", "recall", "nearest"}
     assert found.keys() == kinds
     assert all(math.isfinite(score.value) for score in found.values())

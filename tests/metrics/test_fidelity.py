@@ -18,8 +18,7 @@ from scm_lightning import metrics
 from scm_lightning.metrics import (
     InceptionFeatures,
     Reference,
-    SampleSet,
-    Scoring,
+    SampleScores,
     TrainingData,
     fidelity,
 )
@@ -81,10 +80,11 @@ def scores_of(extractor, samples, data):
     """Scores of samples, drawn in two orders, the later first; data come in two batches."""
     batches = data.split(7)
     content = TrainingData(lambda: batches, lambda x: x, len(data), data.nbytes, 0.7)
-    drawn = SampleSet(Reference(extractor, content, torch.device("cpu")))
+    reference = Reference(extractor, content, torch.device("cpu"))
+    drawn = SampleScores(reference, 50, kid=True, precision_recall=True, nearest=True)
     for indices in reversed(torch.arange(len(samples)).split(8)):
         drawn.update(indices, samples[indices], indices % 3)
-    return Scoring(drawn.reference, 50).scores(drawn.joined())
+    return drawn.compute()
 
 
 def by_torch_fidelity(weights, samples, data, **options):

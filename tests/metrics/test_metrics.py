@@ -13,16 +13,15 @@ from scm_lightning.metrics import (
     FeatureExtractor,
     Features,
     Reference,
-    RunningStatistics,
-    SampleSet,
+    SampleScores,
     Score,
-    Scoring,
     TrainingData,
     fidelity,
     frechet_distance,
     nearest_distances,
     statistics,
 )
+from scm_lightning.metrics.frechet import merged, moments, statistics_of
 
 
 def distance(real, generated):
@@ -71,10 +70,7 @@ def test_frechet_distance_is_that_of_torchmetrics(randn):
 def test_statistics_of_batches_are_those_of_the_whole(randn):
     """Far from zero, where sums of squares lose nine digits; an empty batch counts nothing."""
     x = randn(60, 4) + 30_000.0
-    running = RunningStatistics(4)
-    for batch in (*x.split(17), x[:0]):
-        running.add(batch)
-    found = running.result()
+    found = statistics_of(merged([moments(batch) for batch in (*x.split(17), x[:0])]))
     assert found.num_samples == 60
     np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.cov, np.cov((x - 30_000.0).numpy().T), rtol=1e-9)
@@ -152,11 +148,11 @@ def test_scores_of_a_set(randn):
     reference = reference_of(data, parts=2)
     labels = (samples[:, 0, 0, 0] > 0.5).long()
     labels[3] = 1 - labels[3]
-    drawn = SampleSet(reference)
+    drawn = SampleScores(reference, 5, nearest=True)
     for chosen in (range(5, 13), range(0), range(5)):
         chosen = torch.tensor(chosen, dtype=torch.int64)
         drawn.update(chosen, samples[chosen], labels[chosen])
-    found = Scoring(reference, 5, kid=False, precision_recall=False).scores(drawn.joined())
+    found = drawn.compute()
     flat, features = data.flatten(1).float(), samples.flatten(1).float()
     blocks = [distance(flat, features[:5]), distance(flat, features[5:10])]
     nearest = torch.cdist(features, flat).min(1).values.mean() / 0.7
@@ -173,9 +169,9 @@ def test_a_sample_that_is_not_finite_shows(randn):
     data, samples = randn(20, 1, 1, 2), randn(11, 1, 1, 2)
     samples[4, 0, 0, 1] = torch.inf
     reference = reference_of(data)
-    drawn = SampleSet(reference, measure_nearest=False)
+    drawn = SampleScores(reference, 5, kid=True, precision_recall=True)
     drawn.update(torch.arange(11), samples, None)
-    found = Scoring(reference, 5).scores(drawn.joined())
+    found = drawn.compute()
     assert np.isnan(found["fd"].value)
     assert np.isnan([score.value for score in found.values()]).all()
 
@@ -183,9 +179,9 @@ def test_a_sample_that_is_not_finite_shows(randn):
 def test_without_torch_fidelity_the_rest_is_measured(randn, monkeypatch):
     monkeypatch.setattr(fidelity, "is_installed", lambda: False)
     reference = reference_of(randn(20, 1, 1, 2))
-    drawn = SampleSet(reference)
+    drawn = SampleScores(reference, 9, kid=True, precision_recall=True, nearest=True)
     drawn.update(torch.arange(7), randn(7, 1, 1, 2), None)
-    found = Scoring(reference, 9).scores(drawn.joined())
+    found = drawn.compute()
     assert found.keys() == {"fd", "nearest"}
     assert found["fd"] == Score(pytest.approx(found["fd"].value), 7)
 
