@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 2: how the student's derivative along the ODE is computed."""
 
-from scm_lightning.autodiff.computer import TangentComputer
+from scm_lightning.autodiff.computer import TangentComputer, computer_of
 from scm_lightning.autodiff.jvp_attention import attention
 from scm_lightning.autodiff.methods import (
     DualArithmetic,
     FiniteDifference,
     ForwardMode,
+    MethodName,
     TangentMethod,
     TwoPasses,
 )
@@ -15,8 +16,10 @@ __all__ = [
     "DualArithmetic",
     "FiniteDifference",
     "ForwardMode",
+    "MethodName",
     "TangentComputer",
     "TangentMethod",
     "TwoPasses",
     "attention",
+    "computer_of",
 ]

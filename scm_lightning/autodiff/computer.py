@@ -135,6 +135,11 @@ class TangentComputer:
             self._checked.add(network)
 
 
+def computer_of(given: TangentComputer | MethodName) -> TangentComputer:
+    """A computer of tangents, from itself or from the short name of its method."""
+    return given if isinstance(given, TangentComputer) else TangentComputer(given)
+
+
 def _innermost_module(network: Any, error: Exception) -> str:
     """Name the module of a network in whose forward an error arose."""
     names = {id(module): name for name, module in network.named_modules()}

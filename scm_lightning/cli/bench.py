@@ -5,12 +5,13 @@ All figures are ratios to one plain diffusion step of the same network on the sa
 process, medians over interleaved rounds: absolute times depend on the machine and its load.
 """
 
+import copy
 import json
 import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # isort: off
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
@@ -20,7 +21,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.methods import BY_NAME
@@ -30,19 +30,11 @@ from scm_lightning.cli.costs import Cost, measure
 from scm_lightning.cli.dry_run import dry_run as count
 from scm_lightning.cli.plan import GPU
 from scm_lightning.cli.plan import report as report_plan
-from scm_lightning.core import (
-    NULL_LABEL,
-    Bound,
-    TrigFlow,
-    at_least_float32,
-    consistency_loss,
-    diffusion_loss,
-    normalize_tangent,
-    tangent,
-)
+from scm_lightning.core import NULL_LABEL, Bound, diffusion_loss
 from scm_lightning.data import Batch
-from scm_lightning.modules import GenerativeModule
+from scm_lightning.modules import ConsistencyModule, GenerativeModule
 from scm_lightning.networks.classes import check_labels, num_known_classes
+from scm_lightning.objectives import Consistency, TeacherVelocity
 from scm_lightning.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -53,48 +45,71 @@ TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
 def training_steps(
-    network: nn.Module, path: TrigFlow, batch: Batch, compiled: bool = False
+    model: GenerativeModule, batch: Batch, compiled: bool = False
 ) -> dict[str, Callable[[], None]]:
-    """Steps to compare: forward, tangent and backward, without the optimizer.
+    """Steps to compare: forward, tangent and backward of `training_step`, without the optimizer.
 
     Args:
-        network: F(u, t, labels, guidance), student and teacher in one.
-        path: owner of `sigma_data`.
+        model: a student's module; or a teacher's, whose network is trained as a student too.
         batch: data to train on.
         compiled: whether to measure compiled steps too.
 
     Returns:
-        By name: a plain diffusion step, sCT by every method, sCD by dual numbers.
+        By name: a plain diffusion step, and a step of the student by every tangent method.
     """
-    x0, labels, _ = batch
-    sigma_data = path.sigma_data
-    t = torch.linspace(0.1, 1.5, len(x0), device=x0.device)
-    x_t, z = path.add_noise(x0, t, torch.Generator().manual_seed(0))
-    pair = path.velocity(x0, z, t)
-
-    def diffusion(network: Callable[..., Tensor]) -> None:
-        F = network(x_t / sigma_data, t, labels)
-        diffusion_loss(F, pair, sigma_data=sigma_data).mean().backward()  # type: ignore[no-untyped-call]
-
-    def consistency(tangents: TangentComputer, dx_dt: Tensor) -> None:
-        F, J = tangents(Bound(network, labels), x_t, t, dx_dt, sigma_data=sigma_data)
-        g = tangent(F.detach(), J, x_t, dx_dt, t, sigma_data=sigma_data, r=1.0)
-        consistency_loss(F, normalize_tangent(g), torch.zeros_like(t)).mean().backward()  # type: ignore[no-untyped-call]
-
-    def distillation() -> None:
-        with torch.no_grad():
-            F = network(x_t / sigma_data, t, labels)
-        consistency(TangentComputer("dual", check=False), sigma_data * at_least_float32(F))
-
-    steps: dict[str, Callable[[], None]] = {PLAIN: partial(diffusion, network)}
+    network = model.trained_network()
+    students = [model] if isinstance(model, ConsistencyModule) else _students_of(model)
+    for student in students:
+        student.setup("fit")
+    first, *others = students
+    steps: dict[str, Callable[[], None]] = {PLAIN: partial(_plain_step, first, network, batch)}
+    if first.objective.tangents is None:
+        steps[_kind(first)] = partial(_step, first, None, batch)
+        return steps
     for name in BY_NAME:
-        steps[f"sCT, {name}"] = partial(consistency, TangentComputer(name, check=False), pair)
-    steps["sCD, dual"] = distillation
+        by_name = TangentComputer(name, check=False)
+        steps[f"{_kind(first)}, {name}"] = partial(_step, first, by_name, batch)
+    dual = TangentComputer(check=False)
+    steps |= {f"{_kind(each)}, dual": partial(_step, each, dual, batch) for each in others}
     if compiled:
-        whole = TangentComputer("dual", check=False, compile=True)
-        steps["diffusion, compiled"] = partial(diffusion, torch.compile(network))
-        steps["sCT, dual, compiled"] = partial(consistency, whole, pair)
+        whole = TangentComputer(check=False, compile=True)
+        steps[f"{PLAIN}, compiled"] = partial(_plain_step, first, torch.compile(network), batch)
+        steps[f"{_kind(first)}, dual, compiled"] = partial(_step, first, whole, batch)
     return steps
+
+
+def _students_of(teacher: GenerativeModule) -> list[ConsistencyModule]:
+    """A teacher's network as a student, from data and distilled from a copy of itself."""
+    network, path = teacher.trained_network(), teacher.path
+    source = copy.deepcopy(network)
+    pair = ConsistencyModule(network, path=path)
+    distilled = ConsistencyModule(
+        network, TeacherVelocity(), source, start_from_teacher=False, path=path
+    )
+    return [each.to(teacher.device) for each in (pair, distilled)]
+
+
+def _kind(student: ConsistencyModule) -> str:
+    """What a student's steps are called."""
+    if isinstance(student.objective, Consistency):
+        return "sCD" if student.velocity_source.needs_teacher else "sCT"
+    return type(student.objective).__name__
+
+
+def _plain_step(student: ConsistencyModule, network: Any, batch: Batch) -> None:
+    """A diffusion step of a student's network, at its times and with its conditions."""
+    x0, labels, _ = batch
+    t, t_end = student.objective.sample_times(len(x0), student.path, student.device)
+    x_t, z = student.path.add_noise(x0, t)
+    sigma_data = student.path.sigma_data
+    F = Bound(network, labels, student.sample_guidance(len(x0)))(x_t / sigma_data, t, t_end)
+    losses = diffusion_loss(F, student.path.velocity(x0, z, t), sigma_data=sigma_data)
+    losses.mean().backward()  # type: ignore[no-untyped-call]
+
+
+def _step(student: ConsistencyModule, tangents: TangentComputer | None, batch: Batch) -> None:
+    student.objective.tangents = tangents
+    student.training_step(batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
 
 
 class BenchTrainer(Trainer):
@@ -146,8 +161,8 @@ class BenchTrainer(Trainer):
         if labels is not None:
             check_labels(labels, num_known_classes(model), NULL_LABEL)
         batch = Batch(x0.to(device), None if labels is None else labels.to(device))
-        network = model.trained_network().to(device).train()
-        steps = training_steps(network, model.path, batch, compiled)
+        network = model.to(device).train().trained_network()
+        steps = training_steps(model, batch, compiled)
         with self.precision_plugin.train_step_context():
             opaque = [name for name in steps if name.endswith("compiled")]
             costs = measure(steps, network.parameters(), rounds, opaque)

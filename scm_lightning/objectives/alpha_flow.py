@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
 from scm_lightning.autodiff.methods import same_random_numbers
 from scm_lightning.core import (
     TRIGONOMETRIC,
@@ -114,6 +114,7 @@ class AlphaFlow(Objective):
     """
 
     two_times = True
+    tangents: TangentComputer
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class AlphaFlow(Objective):
         share_of_intervals: float = 0.75,
         schedule: AlphaSchedule = AlphaSchedule(),
         c: float = 1e-3,
-        tangents: TangentComputer = TangentComputer(),
+        tangents: TangentComputer | MethodName = "dual",
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and c > 0):
             raise ValueError(
@@ -133,7 +134,7 @@ class AlphaFlow(Objective):
         self.share_of_intervals = share_of_intervals
         self.schedule = schedule
         self.c = c
-        self.tangents = tangents
+        self.tangents = computer_of(tangents)
         self.steps = FreshNoise(tells_end=True)
 
     def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
 from scm_lightning.core import (
     Bound,
     TangentBound,
@@ -127,7 +127,7 @@ class Consistency(ConsistencyObjective):
 
     Args:
         times: which times to train at; the paper's on CIFAR-10 by default.
-        tangents: how the derivative is computed.
+        tangents: how the derivative is computed; or the short name of a method.
         bound: what is done to g; Algorithm 1 normalizes it.
         warmup: how the second term of g comes in.
         weighting: "learned" or "none"; see `ConsistencyObjective`.
@@ -137,10 +137,12 @@ class Consistency(ConsistencyObjective):
     Source: arXiv 2410.11081, Algorithm 1.
     """
 
+    tangents: TangentComputer
+
     def __init__(
         self,
         times: TimeProposal = TimeProposal(P_mean=-1.0, P_std=1.4),
-        tangents: TangentComputer = TangentComputer(),
+        tangents: TangentComputer | MethodName = "dual",
         bound: TangentBound = TangentBound(),
         warmup: TangentWarmup = TangentWarmup(),
         weighting: Literal["learned", "none"] = "learned",
@@ -148,7 +150,7 @@ class Consistency(ConsistencyObjective):
         prior: Literal["folded", "extra"] = "folded",
     ) -> None:
         super().__init__(times, bound, warmup, weighting, weighting_lr, prior)
-        self.tangents = tangents
+        self.tangents = computer_of(tangents)
 
     def times_at(self, t: Tensor, path: TrigFlow) -> Times:
         """See `Objective`."""

@@ -13,7 +13,7 @@ Axes: B batch, ... data axes.
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
 from scm_lightning.core import (
     AVERAGE_VELOCITY,
     Bound,
@@ -36,7 +36,7 @@ class MeanFlow(Objective):
             velocity matching.
         p: power of the adaptive weight; 0 for none.
         c: constant of the adaptive weight, added to the sum of squares of a sample.
-        tangents: how the derivative is computed.
+        tangents: how the derivative is computed; or the short name of a method.
 
     Raises:
         ValueError: if an option is out of range.
@@ -45,6 +45,7 @@ class MeanFlow(Objective):
     """
 
     two_times = True
+    tangents: TangentComputer
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class MeanFlow(Objective):
         share_of_intervals: float = 0.25,
         p: float = 1.0,
         c: float = 1e-3,
-        tangents: TangentComputer = TangentComputer(),
+        tangents: TangentComputer | MethodName = "dual",
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and p >= 0 and c > 0):
             raise ValueError(
@@ -64,7 +65,7 @@ class MeanFlow(Objective):
         self.share_of_intervals = share_of_intervals
         self.p = p
         self.c = c
-        self.tangents = tangents
+        self.tangents = computer_of(tangents)
         self.steps = EqualJumps()
 
     def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import Bound, TrigFlow
 from scm_lightning.sampling import Steps
 
@@ -61,11 +62,13 @@ class Objective(nn.Module, ABC):
     """A loss of one student, and how that student is sampled.
 
     Attributes:
+        tangents: how a derivative along the ODE is computed; None for an objective without one.
         steps: how the student is sampled.
         two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
     """
 
     two_times: bool = False
+    tangents: TangentComputer | None = None
     steps: Steps
 
     @abstractmethod

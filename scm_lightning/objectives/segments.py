@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from scm_lightning.autodiff import TangentComputer
+from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
 from scm_lightning.core import (
     TRIGONOMETRIC,
     Bound,
@@ -32,7 +32,7 @@ class Segments(ConsistencyObjective):
     Args:
         num: number of parts M; the student is built with `two_times: true`.
         times: which times to train at; the paper's on CIFAR-10 by default.
-        tangents: how the derivative is computed.
+        tangents: how the derivative is computed; or the short name of a method.
         bound: what is done to g.
         warmup: how the second term of g comes in.
         weighting: "learned" or "none"; see `ConsistencyObjective`.
@@ -46,12 +46,13 @@ class Segments(ConsistencyObjective):
     """
 
     two_times = True
+    tangents: TangentComputer
 
     def __init__(
         self,
         num: int = 4,
         times: TimeProposal = TimeProposal(P_mean=-1.0, P_std=1.4),
-        tangents: TangentComputer = TangentComputer(),
+        tangents: TangentComputer | MethodName = "dual",
         bound: TangentBound = TangentBound(),
         warmup: TangentWarmup = TangentWarmup(),
         weighting: Literal["learned", "none"] = "learned",
@@ -67,7 +68,7 @@ class Segments(ConsistencyObjective):
         steps = SegmentJumps(parts)
         super().__init__(times, bound, warmup, weighting, weighting_lr, prior, steps)
         self.parts = parts
-        self.tangents = tangents
+        self.tangents = computer_of(tangents)
 
     def times_at(self, t: Tensor, path: TrigFlow) -> Times:
         """Each time with the lower edge of its part."""
