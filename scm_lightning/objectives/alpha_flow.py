@@ -3,12 +3,11 @@ r"""alpha-Flow: from matching velocities to a consistency model, by shortening o
 
     m        = t - alpha (t - s),     u_m = cos(t - m) u - sin(t - m) w        a step along w
     target   = {sin(t-m) [cos(m-s) w - sin(m-s) u] + sin(m-s) F^-(u_m, m, s)} / sin(t-s)
-    loss     = alpha ||F - target||^2 / (||.||^2 + c),                         alpha > 0
+    loss     = ||F - target||^2 / (||.||^2 + c),                               alpha > 0
              = ||F - (F^- + k G)||^2 / (||.||^2 + c),  k = (t-s) / sin(t-s),   alpha = 0
 
-alpha = 1 is velocity matching at every s; (target - F) / alpha tends to k G, the residual of
-`FlowMap`, so the path to MeanFlow's objective has no jump. With w a chord of the student's own
-alpha = 1/2 would be a shortcut model; here w is the ODE's velocity, with which small alpha trains.
+alpha = 1 is velocity matching at every s; (target - F) / alpha tends to k G, G being the residual
+of `FlowMap`. The 1 / alpha before the squares and the alpha of their adaptive weight cancel.
 Source: Zhang et al., arXiv 2510.20771, Definition 1 and Algorithm 1, there on the linear path; on
 TrigFlow's map (ours).
 Axes: B batch, ... data axes.
@@ -153,7 +152,7 @@ class AlphaFlow(Objective):
         else:
             F, pull = self._short_step(student, at, path, alpha)
         losses = adaptive_loss(F, widen(F.detach()) + pull, c=self.c * F[0].numel())
-        return Losses(losses * (alpha or 1.0), tangent_norm(pull))
+        return Losses(losses, tangent_norm(pull))
 
     def _short_step(
         self, student: Bound, at: Point, path: TrigFlow, alpha: float

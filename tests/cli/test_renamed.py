@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations and checkpoints of 0.3.0: read under the new names, and said."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from gaussian import PATH
+from tiny import loader, mlp, trainer, wake
+
+from scm_lightning import ConsistencyModule
+from scm_lightning.cli import main
+from scm_lightning.cli import renamed as names
+from scm_lightning.cli.renamed import place_of_old, renamed
+from scm_lightning.objectives import AdaptiveVSD, Consistency, Discrete, MeanFlow, TeacherVelocity
+
+RUN = Path(__file__).parents[1] / "data" / "run_0.3.0" / "one_file"
+OLD = yaml.safe_load((RUN / "config.yaml").read_text())
+
+
+def student(**options):
+    """The kept configuration of 0.3.0, with some of its options changed; what it is now."""
+    config = copy.deepcopy(OLD)
+    config["model"]["init_args"] |= options
+    return renamed(config)["model"]["init_args"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    monkeypatch.setattr(names, "_said", set())
+
+
+def test_a_kept_configuration_is_translated_whole(capsys):
+    """Every option of it has its place; none is left, and one line says where each went."""
+    found = student()
+    assert found["objective"] == {
+        "class_path": "scm_lightning.objectives.Consistency",
+        "init_args": {
+            "times": {"P_mean": -1.2, "P_std": 1.8},
+            "tangents": {
+                "class_path": "scm_lightning.TangentComputer",
+                "init_args": {"method": "dual", "compile": False},
+            },
+            "bound": {"kind": "l2", "c": 0.1},
+            "warmup": {"steps": 30},
+            "weighting": "learned",
+            "weighting_lr": 0.01,
+            "prior": "folded",
+        },
+    }
+    assert found["sampling"] == {
+        "intermediate_times": [1.1],
+        "guidance": 1.0,
+        "teacher": {"num_steps": 18},
+        "sweep": None,
+    }
+    assert found["terms"] == []
+    kept = {"student", "velocity", "teacher", "start_from_teacher", "path", "guidance"}
+    kept |= {"optimizer", "lr_schedule", "ema", "objective", "sampling", "terms"}
+    assert found.keys() == kept
+    assert found["velocity"]["class_path"] == "scm_lightning.objectives.PairVelocity"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "tangent_warmup_steps is objective.init_args.warmup.steps" in printed
+    assert renamed({"model": {"init_args": found}}) == {"model": {"init_args": found}}
+    student()
+    assert capsys.readouterr().out == ""
+
+
+def test_options_choose_the_objective():
+    discrete = student(num_intervals=9)["objective"]
+    assert discrete["class_path"].endswith(".Discrete")
+    assert discrete["init_args"]["num_intervals"] == 9
+    assert "tangents" not in discrete["init_args"]
+    segments = student(num_segments=3)["objective"]
+    assert (segments["class_path"], segments["init_args"]["num"]) == (
+        "scm_lightning.objectives.Segments",
+        3,
+    )
+    vsd = {"class_path": "scm_lightning.modules.AdaptiveVSD", "init_args": {"weight": 0.5}}
+    (term,) = student(vsd=vsd)["terms"]
+    assert term == {**vsd, "class_path": "scm_lightning.objectives.AdaptiveVSD"}
+    with pytest.raises(ValueError, match="got num_intervals 9 and num_segments 3; set one"):
+        student(num_intervals=9, num_segments=3)
+
+
+def test_overlays_name_no_class_and_change_what_they_name():
+    clipping = renamed({"model": {"init_args": {"tangent_bound": "clip"}}})["model"]["init_args"]
+    assert clipping == {"objective": {"init_args": {"bound": {"kind": "clip"}}}}
+    size = renamed({"model": {"init_args": {"sampling_guidance": 1.2}}})["model"]["init_args"]
+    assert size == {"sampling": {"guidance": 1.2}}
+    untouched = {"model": {"init_args": {"student": {"init_args": {"dropout": 0.1}}}}}
+    assert renamed(untouched) == untouched
+
+
+def test_a_mean_flow_module_is_a_student_of_that_objective(capsys):
+    options = {"network": {"class_path": "x"}, "share_of_intervals": 0.5, "weight_constant": 1e-3}
+    old = {"class_path": "scm_lightning.modules.MeanFlowModule", "init_args": options}
+    model = renamed({"model": old})["model"]
+    assert model["class_path"] == "scm_lightning.modules.ConsistencyModule"
+    found = model["init_args"]
+    assert found["student"] == {"class_path": "x"}
+    assert found["start_from_teacher"] is False
+    assert found["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert found["objective"] == {
+        "class_path": "scm_lightning.objectives.MeanFlow",
+        "init_args": {"share_of_intervals": 0.5, "c": 1e-3},
+    }
+    assert "added to the sum of squares" in " ".join(capsys.readouterr().out.split())
+
+
+def test_teachers_are_translated_too():
+    old = {"class_path": "scm_lightning.modules.DiffusionModule"}
+    options = {"network": {}, "times": {}, "weighting": "learned", "num_sampling_steps": 7}
+    found = renamed({"model": {**old, "init_args": options}})["model"]["init_args"]
+    assert found == {
+        "network": {},
+        "times": {},
+        "weighting": "learned",
+        "sampling": {"num_steps": 7},
+    }
+
+
+def test_on_the_command_line_an_old_name_is_refused_with_the_new_one(capsys):
+    assert place_of_old("batch_size") is None
+    configuration = str(RUN.with_name("digits.yaml"))
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", configuration, "--model.init_args.tangent_bound", "rms"])
+    line = capsys.readouterr().err
+    assert "since 0.4.0 it is model.init_args.objective.init_args.bound.kind" in line
+
+
+def as_of_0_3_0(checkpoint, kind, moved):
+    """A checkpoint as that version wrote it."""
+    checkpoint["scm_lightning"] = {
+        **{key: x for key, x in checkpoint["scm_lightning"].items() if key != "objective"},
+        "module": kind,
+    }
+    for new, old in moved.items():
+        checkpoint["state_dict"] = {
+            name.replace(new, old): weight for name, weight in checkpoint["state_dict"].items()
+        }
+    return checkpoint
+
+
+CASES = {
+    "consistency": (
+        lambda: ConsistencyModule(
+            *(wake(mlp()), TeacherVelocity(), wake(mlp())), path=PATH, terms=[AdaptiveVSD()]
+        ),
+        {"objective.weighting_head.": "weighting_head.", "terms.0.": "vsd."},
+    ),
+    "mean_flow": (
+        lambda: ConsistencyModule(wake(mlp(two_times=True)), objective=MeanFlow(), path=PATH),
+        {"student.": "network."},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_checkpoints_of_0_3_0_go_on_to_the_same_bits(kind, tmp_path):
+    """Weights, moments and counts: three steps more of both are the same."""
+    make, moved = CASES[kind]
+    run = trainer(3)
+    run.fit(make(), loader())
+    new, old = tmp_path / "new.ckpt", tmp_path / "old.ckpt"
+    run.save_checkpoint(new)
+    torch.save(as_of_0_3_0(torch.load(new, weights_only=False), kind, moved), old)
+    found = []
+    for file in (new, old):
+        torch.manual_seed(5)
+        module = make()
+        trainer(6).fit(module, loader(), ckpt_path=file)
+        found.append(module.state_dict())
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+def test_a_run_does_not_change_its_objective(tmp_path):
+    """Weights would fit; what they were trained for would be another."""
+    run = trainer(1)
+    run.fit(ConsistencyModule(mlp(), objective=Consistency(), path=PATH), loader())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    module = ConsistencyModule(mlp(), objective=Discrete(8), path=PATH)
+    with pytest.raises(ValueError, match="run with objective Discrete, got Consistency"):
+        trainer(2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_subclass_that_overrides_what_moved_is_refused():
+    with pytest.raises(
+        TypeError, match=r"Mine\.log_weight would not be called: since 0\.4\.0 it is"
+    ):
+
+        class Mine(ConsistencyModule):
+            def log_weight(self, t, num_elements):
+                return t
