@@ -9,7 +9,8 @@
 States of several processes are joined, however many images each has; values do not depend on who
 had which. All but the Frechet distance give several numbers: `self.log_dict(metric.compute())`.
 Metrics in a `MetricCollection` that keep the same features look at images once, by its compute
-groups; any, with one extractor, in torchmetrics' `FeatureShare`.
+groups; any, with one extractor, in torchmetrics' `FeatureShare`. Extractors are frozen parts of the
+module: their weights are in its checkpoints.
 """
 
 from abc import ABC, abstractmethod
@@ -82,6 +83,7 @@ class FrechetDistance(ImageMetric):
     The reference, if given, is `Statistics` of the real images, for example a `Reference`'s.
     """
 
+    higher_is_better = False
     real: Tensor
     generated: Tensor
 
