@@ -19,7 +19,6 @@ from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
 from scm_lightning.metrics.gathering import in_first_process
-from scm_lightning.metrics.reference import ToImages
 
 
 class SampleMetrics(Callback):
@@ -49,8 +48,7 @@ class SampleMetrics(Callback):
         self.kid = kid
         self.precision_recall = precision_recall
         self.reference = reference
-        self._reference: Reference | None = None
-        self._compared: ShardDataModule | None = None
+        self._against: tuple[Reference, ShardDataModule] | None = None
         self._sets: dict[str, SampleScores] = {}
         self._nfe: dict[str, int] = {}
 
@@ -89,15 +87,16 @@ class SampleMetrics(Callback):
         if self.features is None:
             return
         datamodule = shards_of(trainer)
-        if self._reference is None:
-            self._compared = self._data_to_compare_with(datamodule)
-            data = training_data(self._compared, comparable=self._compared is datamodule)
-            self._reference = Reference(self.features, data, pl_module.device)
+        if self._against is None:
+            compared = self._data_to_compare_with(datamodule)
+            data = training_data(compared, comparable=compared is datamodule)
+            self._against = Reference(self.features, data, pl_module.device), compared
+        reference, compared = self._against
+        options = self._options(compared) if trainer.testing else ()
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
-            if name not in self._sets:
-                self._sets[name] = self._scores(trainer.testing, datamodule.to_images)
-            self._sets[name].update(batch.indices, samples.x0, batch.labels)
+            fresh = SampleScores(reference, datamodule.to_images, *options)
+            self._sets.setdefault(name, fresh).update(batch.indices, samples.x0, batch.labels)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -109,47 +108,41 @@ class SampleMetrics(Callback):
             score = drawn.compute()[key] if trainer.is_global_zero else Score(0.0, 0)
             value, num_samples = trainer.strategy.broadcast(score)
             gap = "_" if key[-1].isdigit() else ""
-            name = f"val/{key}{gap}{num_samples}_{name}"
-            pl_module.log(name, value, prog_bar=True, sync_dist=False)
+            pl_module.log(f"val/{key}{gap}{num_samples}_{name}", value, prog_bar=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the file."""
         for drawn in self._sets.values():
             drawn.sync(in_first_process)
-        if self._compared is None or not trainer.is_global_zero:
+        if self._against is None or not trainer.is_global_zero:
             return
-        console, datamodule, heldout = Console(), shards_of(trainer), self._scores(True)
-        _ = heldout.reference.statistics  # has a progress bar of its own
+        console, datamodule, (reference, compared) = Console(), shards_of(trainer), self._against
+        heldout = SampleScores(reference, None, *self._options(compared))
+        _ = reference.statistics  # has a progress bar of its own
         scores: dict[str, dict[str, Score]] = {}
         with console.status("scores of the held-out data") as status:
             count = 0
-            for batch in self._compared.heldout_batches():
+            for batch in compared.heldout_batches():
                 heldout.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
                 count += len(batch.x0)
             for name, drawn in {"floor": heldout, **self._sets}.items():
                 status.update(f"scores of {name}")
                 scores[name] = drawn.compute()
-        measured = protocol(self._compared, heldout, scores, self._nfe, str(trainer.ckpt_path))
+        measured = protocol(compared, heldout, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
         write_result(file, json.dumps(content, indent=2) + "\n")
-        extractor = heldout.reference.extractor
         below = caption(datamodule.num_damaged(), heldout)
-        console.print(score_table(scores, self._nfe, extractor, below))
+        console.print(score_table(scores, self._nfe, reference.extractor, below))
         console.print(f"written to {file}")
-        lines = report_sweep(file.parent, pl_module, scores, self._nfe, extractor.distance_key)
-        for line in lines:
+        distance = reference.extractor.distance_key
+        for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
             console.print(line, soft_wrap=True, markup=False)
 
-    def _scores(self, all_of_them: bool, to_images: ToImages | None = None) -> SampleScores:
-        """What scores a set of samples, without any yet."""
-        assert self._reference is not None, "set with the first samples"
-        assert self._compared is not None, "set with the reference"
-        if not all_of_them:
-            return SampleScores(self._reference, to_images=to_images)
-        block_size = self._compared.index.splits["heldout"].num_samples
-        options = (block_size, self.kid, self.precision_recall, True)
-        return SampleScores(self._reference, *options, to_images=to_images)
+    def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
+        """What `scm test` measures of a set beside one distance."""
+        block_size = compared.index.splits["heldout"].num_samples
+        return block_size, self.kid, self.precision_recall, True
 
     def _data_to_compare_with(self, datamodule: ShardDataModule) -> ShardDataModule:
         if self.reference is None:

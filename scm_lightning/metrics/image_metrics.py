@@ -9,7 +9,8 @@
 States of several processes are joined, however many images each has; values do not depend on who
 had which. All but the Frechet distance give several numbers: `self.log_dict(metric.compute())`.
 Metrics in a `MetricCollection` that keep the same features look at images once, by its compute
-groups; any, with one extractor, in torchmetrics' `FeatureShare`.
+groups; any, with one extractor, in torchmetrics' `FeatureShare`. Extractors are frozen parts of the
+module: their weights are in its checkpoints.
 """
 
 from abc import ABC, abstractmethod
@@ -23,13 +24,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from scm_lightning.metrics import fidelity
 from scm_lightning.metrics.features import FeatureExtractor, Features
-from scm_lightning.metrics.frechet import (
-    Statistics,
-    frechet_distance,
-    merged,
-    moments,
-    statistics_of,
-)
+from scm_lightning.metrics.frechet import frechet_distance, merged, moments, statistics_of
 from scm_lightning.metrics.gathering import in_all_processes
 
 
@@ -38,7 +33,8 @@ class ImageMetric(Metric, ABC):
 
     Args:
         extractor: what it looks at.
-        reference: what is known of the real images, if they are not given to `update`.
+        reference: what is known of the real images, as the metric says; None takes the images of
+            `update(images, real=True)`.
         options: those of every `torchmetrics.Metric`.
     """
 
@@ -46,10 +42,12 @@ class ImageMetric(Metric, ABC):
     full_state_update = False
     is_differentiable = False
 
-    def __init__(self, extractor: FeatureExtractor, reference: Any, **options: Any) -> None:
+    def __init__(self, extractor: FeatureExtractor, reference: Any = None, **options: Any) -> None:
         super().__init__(**{"dist_sync_fn": in_all_processes, **options})
         self.extractor = extractor
         self.reference = reference
+        for name in ("real", "generated"):
+            self.add_state(name, *self._start())
 
     @torch.no_grad()
     def update(self, images: Tensor, real: bool = False) -> None:
@@ -70,9 +68,9 @@ class ImageMetric(Metric, ABC):
             looked = self.extractor.eval()(images)  # a module's train() reaches it
         self._keep("real" if real else "generated", looked.where_finite(images))
 
-    def _tensors(self, found: dict[str, float]) -> dict[str, Tensor]:
-        values = torch.tensor(list(found.values()), dtype=torch.float64, device=self.device)
-        return dict(zip(found, values, strict=True))
+    @abstractmethod
+    def _start(self) -> tuple[Tensor | list[Tensor], Any]:
+        """The state of no images, and how states are joined."""
 
     @abstractmethod
     def _keep(self, name: str, looked: Features) -> None:
@@ -82,22 +80,15 @@ class ImageMetric(Metric, ABC):
 class FrechetDistance(ImageMetric):
     """Frechet distance of Gaussians fitted to features; FID in `InceptionFeatures`.
 
-    Args:
-        extractor: what it looks at.
-        reference: statistics of the real images, for example a `Reference`'s; None takes the
-            images of `update(images, real=True)`.
-        options: those of every `torchmetrics.Metric`.
+    The reference, if given, is `Statistics` of the real images, for example a `Reference`'s.
     """
 
+    higher_is_better = False
     real: Tensor
     generated: Tensor
 
-    def __init__(
-        self, extractor: FeatureExtractor, reference: Statistics | None = None, **options: Any
-    ) -> None:
-        super().__init__(extractor, reference, **options)
-        for name in ("real", "generated"):
-            self.add_state(name, moments(torch.empty(0, extractor.num_features)), merged)
+    def _start(self) -> tuple[Tensor, Any]:
+        return moments(torch.empty(0, self.extractor.num_features)), merged
 
     def _keep(self, name: str, looked: Features) -> None:
         setattr(self, name, merged((getattr(self, name), moments(looked.features))))
@@ -109,37 +100,37 @@ class FrechetDistance(ImageMetric):
 
 
 class FeatureSets(ImageMetric):
-    """A metric that keeps all features.
+    """A metric by torch-fidelity that keeps all features.
 
-    Args:
-        extractor: what it looks at.
-        reference: features of real images, for example a `Reference`'s, (M, num_features) float32;
-            None takes the images of `update(images, real=True)`.
-        options: those of every `torchmetrics.Metric`.
+    The reference, if given, is features of real images, for example a `Reference`'s. (M,
+    num_features), float32.
 
     Attributes:
-        measure: numbers by name, of the features of generated and of real images.
+        kind: what is kept of `Features`.
+        measure: numbers by name, of what is kept of generated and of real images.
     """
 
+    kind = "features"
     measure: Callable[[Tensor, Tensor], dict[str, float]]
     real: list[Tensor] | Tensor
     generated: list[Tensor] | Tensor
 
-    def __init__(
-        self, extractor: FeatureExtractor, reference: Tensor | None = None, **options: Any
-    ) -> None:
-        fidelity.require_installed("scores of sets of features")
-        super().__init__(extractor, reference, **options)
-        for name in ("real", "generated"):
-            self.add_state(name, [], "cat")
+    def _start(self) -> tuple[list[Tensor], str]:
+        fidelity.require_installed(f"metrics such as {type(self).__name__}")
+        return [], "cat"
 
     def _keep(self, name: str, looked: Features) -> None:
-        getattr(self, name).append(looked.features)
+        rows = getattr(looked, self.kind)
+        if rows is None:
+            raise ValueError(f"the extractor must give {self.kind}, got none; choose another")
+        getattr(self, name).append(rows)
 
     def compute(self) -> dict[str, Tensor]:
         """Numbers by name, NaN if an image is not finite. Called by all processes together."""
         real = _ordered(self.real) if self.reference is None else self.reference
-        return self._tensors(self.measure(_ordered(self.generated), real))
+        found = self.measure(_ordered(self.generated), real)
+        values = torch.tensor(list(found.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(found, values, strict=True))
 
 
 class KernelDistance(FeatureSets):
@@ -149,38 +140,19 @@ class KernelDistance(FeatureSets):
 
 
 class PrecisionRecall(FeatureSets):
-    """Share of generated images near real ones, and of real near generated ones."""
+    """Share of generated images near real ones, `precision`, and of real near generated ones."""
 
     measure = staticmethod(fidelity.precision_recall)
 
 
-class InceptionScore(ImageMetric):
+class InceptionScore(FeatureSets):
     """Mean and deviation over parts, `inception_score` and `inception_score_std`.
 
-    Real images count nothing, and may be given to `update` as to the other metrics.
-
-    Args:
-        extractor: one that classifies.
-        options: those of every `torchmetrics.Metric`.
+    The extractor must classify. Real images may be given as to other metrics, and count nothing.
     """
 
-    logits: list[Tensor] | Tensor
-
-    def __init__(self, extractor: FeatureExtractor, **options: Any) -> None:
-        fidelity.require_installed("inception scores")
-        super().__init__(extractor, None, **options)
-        self.add_state("logits", [], "cat")
-
-    def _keep(self, name: str, looked: Features) -> None:
-        if looked.logits is None:
-            raise ValueError("an inception score needs an extractor that classifies; give another")
-        if name == "generated":
-            assert isinstance(self.logits, list), "states are joined only while they are computed"
-            self.logits.append(looked.logits)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Both numbers, NaN if an image is not finite. Called by all processes together."""
-        return self._tensors(fidelity.inception_score(_ordered(self.logits)))
+    kind = "logits"
+    measure = staticmethod(lambda generated, real: fidelity.inception_score(generated))
 
 
 def _ordered(rows: list[Tensor] | Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -191,14 +191,8 @@ class Reference:
     def _computed(self) -> KeptFeatures:
         empty = torch.empty(0, self.extractor.num_features)
         whole, first, missing = moments(empty), [empty], MAX_FEATURES
-        columns = (
-            TextColumn("features of the training data"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, transient=True) as progress:
-            task = progress.add_task("", total=self.data.num_samples)
+        with Progress(transient=True) as progress:
+            task = progress.add_task("features of the training data", total=self.data.num_samples)
             for x0 in self.data.batches():
                 features = self.look(x0).features
                 whole = merged((whole, moments(features)))

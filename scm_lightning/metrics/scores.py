@@ -37,11 +37,11 @@ class SampleScores(Metric):
 
     Args:
         reference: what samples are compared with.
+        to_images: makes images of the samples; None for what makes images of the training data.
         block_size: samples of a block, as many as there are held-out data.
         kid: whether the kernel distance is measured, if torch-fidelity is installed.
         precision_recall: whether precision and recall are, if torch-fidelity is installed.
         nearest: whether the nearest training image is looked for.
-        to_images: makes images of the samples; None for what makes images of the training data.
     """
 
     full_state_update = False
@@ -51,11 +51,11 @@ class SampleScores(Metric):
     def __init__(
         self,
         reference: Reference,
+        to_images: ToImages | None = None,
         block_size: int = sys.maxsize,
         kid: bool = False,
         precision_recall: bool = False,
         nearest: bool = False,
-        to_images: ToImages | None = None,
     ) -> None:
         super().__init__(sync_on_compute=False)
         self.reference = reference

@@ -63,7 +63,7 @@ def scores(rank, world_size):
     found = {}
     for name in ("one", "other set"):
         samples = drawn(name)
-        part = SampleScores(reference, 20, kid=fidelity.is_installed(), nearest=True)
+        part = SampleScores(reference, block_size=20, kid=fidelity.is_installed(), nearest=True)
         for indices in orders(rank, world_size):
             part.update(indices, samples[indices], indices % 3)
         part.update(torch.arange(0), samples[:0], torch.arange(0))

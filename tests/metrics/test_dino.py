@@ -109,7 +109,7 @@ def test_its_distance_has_a_name_of_its_own(weights, randn):
     content = TrainingData(lambda: [data], lambda x: x, 12, data.nbytes, 0.7)
     extractor = DINOv2Features("dinov2-vit-s-14", str(weights))
     reference = Reference(extractor, content, torch.device("cpu"))
-    drawn = SampleScores(reference, 3, kid=True, precision_recall=True, nearest=True)
+    drawn = SampleScores(reference, block_size=3, kid=True, precision_recall=True, nearest=True)
     drawn.update(torch.arange(5), data[:5].flip(3), torch.arange(5))
     found = drawn.compute()
     kinds = {"fd_dinov2", "fd_dinov2_block", "kid", "kid_std", "precision", "recall", "nearest"}

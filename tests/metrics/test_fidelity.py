@@ -81,7 +81,7 @@ def scores_of(extractor, samples, data):
     batches = data.split(7)
     content = TrainingData(lambda: batches, lambda x: x, len(data), data.nbytes, 0.7)
     reference = Reference(extractor, content, torch.device("cpu"))
-    drawn = SampleScores(reference, 50, kid=True, precision_recall=True, nearest=True)
+    drawn = SampleScores(reference, block_size=50, kid=True, precision_recall=True, nearest=True)
     for indices in reversed(torch.arange(len(samples)).split(8)):
         drawn.update(indices, samples[indices], indices % 3)
     return drawn.compute()

@@ -148,7 +148,7 @@ def test_scores_of_a_set(randn):
     reference = reference_of(data, parts=2)
     labels = (samples[:, 0, 0, 0] > 0.5).long()
     labels[3] = 1 - labels[3]
-    drawn = SampleScores(reference, 5, nearest=True)
+    drawn = SampleScores(reference, block_size=5, nearest=True)
     for chosen in (range(5, 13), range(0), range(5)):
         chosen = torch.tensor(chosen, dtype=torch.int64)
         drawn.update(chosen, samples[chosen], labels[chosen])
@@ -169,7 +169,7 @@ def test_a_sample_that_is_not_finite_shows(randn):
     data, samples = randn(20, 1, 1, 2), randn(11, 1, 1, 2)
     samples[4, 0, 0, 1] = torch.inf
     reference = reference_of(data)
-    drawn = SampleScores(reference, 5, kid=True, precision_recall=True)
+    drawn = SampleScores(reference, block_size=5, kid=True, precision_recall=True)
     drawn.update(torch.arange(11), samples, None)
     found = drawn.compute()
     assert np.isnan(found["fd"].value)
@@ -179,7 +179,7 @@ def test_a_sample_that_is_not_finite_shows(randn):
 def test_without_torch_fidelity_the_rest_is_measured(randn, monkeypatch):
     monkeypatch.setattr(fidelity, "is_installed", lambda: False)
     reference = reference_of(randn(20, 1, 1, 2))
-    drawn = SampleScores(reference, 9, kid=True, precision_recall=True, nearest=True)
+    drawn = SampleScores(reference, block_size=9, kid=True, precision_recall=True, nearest=True)
     drawn.update(torch.arange(7), randn(7, 1, 1, 2), None)
     found = drawn.compute()
     assert found.keys() == {"fd", "nearest"}
