@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from gaussian import PATH
-from tiny import loader, trainer
+from tiny import loader, mlp, trainer, wake
+from torch.utils.data import DataLoader
 
+from scm_lightning import ConsistencyModule
 from scm_lightning.cli import main
-from scm_lightning.networks import MLP
-from scm_lightning.objectives import TeacherVelocity
+from scm_lightning.core import Guided
+from scm_lightning.metrics import DigitFeatures, frechet_distance, statistics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -83,23 +85,97 @@ def test_library_example_trains_and_samples(tmp_path, monkeypatch):
     assert bool(torch.isfinite(used.samples).all())
 
 
-def test_subclass_example_trains(tmp_path):
-    """Own velocity and own optimizer, in another file: the student moves, its head too."""
-    Blend = as_module(blocks("python")[1], "readme_subclass", tmp_path).Blend
-    teacher = MLP((3,), 16, 1, 8)
-    torch.nn.init.normal_(teacher.output.weight)
-    module = Blend(MLP((3,), 16, 1, 8), TeacherVelocity(), teacher, path=PATH)
+EXAMPLES = ("network", "velocity", "objective", "term", "subclass", "metric")
+"""The blocks behind the first, in their order."""
+
+
+def example(name, folder):
+    return as_module(blocks("python")[1 + EXAMPLES.index(name)], f"readme_{name}", folder)
+
+
+def test_examples_are_short():
+    """About ten lines each, without imports and blank lines."""
+    for code in blocks("python")[1:]:
+        lines = [line for line in code.splitlines() if line.strip()]
+        assert sum(not line.startswith(("import", "from")) for line in lines) <= 11, code
+
+
+def moved(module, **options):
+    """Train for five steps; whether every weight of the student is another."""
     before = [parameter.detach().clone() for parameter in module.student.parameters()]
-    trainer(5).fit(module, loader())
-    assert isinstance(module.optimizers().optimizer, torch.optim.AdamW)
+    trainer(5, **options).fit(module, loader())
     changed = zip(before, module.student.parameters(), strict=True)
-    assert all(not torch.equal(old, new) for old, new in changed)
-    x0, z, t = torch.randn(5, 3), torch.randn(5, 3), torch.rand(5)
+    return all(not torch.equal(old, new) for old, new in changed)
+
+
+def test_own_network(tmp_path):
+    """Trained by the method that needs rules of its operations, checked before the first step."""
+    module = ConsistencyModule(example("network", tmp_path).Net(), path=PATH)
+    assert moved(module)
+    assert module.objective.tangents.check
+
+
+def test_own_velocity(tmp_path, randn):
+    velocity, teacher = example("velocity", tmp_path).Blend(), wake(mlp())
+    assert moved(
+        ConsistencyModule(wake(mlp(), 1), velocity, teacher, start_from_teacher=False, path=PATH)
+    )
+    with pytest.raises(ValueError, match="Blend needs a teacher, got none"):
+        trainer(1).fit(ConsistencyModule(mlp(), velocity, path=PATH), loader())
+    x0, z, t = randn(5, 3).float(), randn(5, 3).float(), torch.rand(5)
     x_t = t[:, None].cos() * x0 + t[:, None].sin() * z
-    pair = PATH.velocity(x0, z, t)
     taught = PATH.sigma_data * teacher(x_t / PATH.sigma_data, t)
-    found = module.velocity(x_t, t, x0, z, None, None)
-    torch.testing.assert_close(found, (pair + taught) / 2)
+    found = velocity(x_t, t, x0, z, PATH, Guided(teacher))
+    torch.testing.assert_close(found, (PATH.velocity(x0, z, t) + taught) / 2)
+
+
+def test_own_objective(tmp_path):
+    """The pseudo-Huber distance of the unbounded tangent, by hand."""
+    objective = example("objective", tmp_path).PseudoHuber(9)
+    module = ConsistencyModule(wake(mlp()), objective=objective, path=PATH)
+    assert moved(module)
+    out = module.training_step(next(iter(loader())), 0)
+    c = 0.00054 * 3**0.5
+    expected = (out["tangent_norm"] ** 2 + c**2).sqrt() - c
+    torch.testing.assert_close(out["sample_loss"], expected)
+
+
+def test_own_term(tmp_path):
+    """It is added to the loss, and logged."""
+    term = example("term", tmp_path).Anchor()
+    module = ConsistencyModule(wake(mlp()), path=PATH, terms=[term])
+    assert moved(module)
+    out = module.training_step(next(iter(loader())), 0)
+    added = out["loss"] - out["sample_loss"].mean()
+    torch.testing.assert_close(added, 0.01 * out["logs"]["train/anchor"].to(added.dtype))
+
+
+def test_subclass(tmp_path):
+    module = example("subclass", tmp_path).Mine(mlp(), path=PATH)
+    run = trainer(5)
+    run.fit(module, loader())
+    assert isinstance(module.optimizers().optimizer, torch.optim.AdamW)
+    assert 0 < float(run.callback_metrics["train/mean_t"]) < 1.6
+
+
+def test_metric_in_somebody_elses_module(tmp_path):
+    """The distance of two sets, over both batches of an epoch, and anew in the next."""
+
+    class Reader(example("metric", tmp_path).Somebody):
+        def sample(self, num):
+            return torch.rand(num, 1, 8, 8, generator=torch.Generator().manual_seed(num))
+
+    images = [torch.rand(size, 1, 8, 8) for size in (9, 7)]
+    module = Reader()
+    data = DataLoader(images, batch_size=None)
+    values = [trainer(1).validate(module, data, verbose=False)[0]["fd"] for _ in range(2)]
+    features = DigitFeatures()
+    real, generated = (
+        statistics(features(torch.cat(each)).features)
+        for each in (images, [module.sample(9), module.sample(7)])
+    )
+    expected = frechet_distance(real, generated)
+    assert values == pytest.approx([float(expected)] * 2, rel=1e-5)
 
 
 def test_links_lead_somewhere():
