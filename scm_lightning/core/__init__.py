@@ -12,7 +12,6 @@ from scm_lightning.core.flow_maps import (
 from scm_lightning.core.guidance import (
     GuidanceProposal,
     Guided,
-    classifier_free_guidance,
     drop_labels,
 )
 from scm_lightning.core.losses import consistency_loss, diffusion_loss
@@ -69,7 +68,6 @@ __all__ = [
     "adaptive_loss",
     "at_least_float32",
     "check_num_steps",
-    "classifier_free_guidance",
     "clip_tangent",
     "consistency_loss",
     "diffusion_loss",

@@ -107,14 +107,3 @@ class Guided:
         F = at_least_float32(self.network(torch.cat([u, u]), torch.cat([t, t]), both))
         F_class, F_none = F.chunk(2)
         return F_none + expand_time(s, u).to(F.dtype) * (F_class - F_none)
-
-
-def classifier_free_guidance(
-    network: Callable[..., Tensor],
-    u: Tensor,
-    t: Tensor,
-    labels: Tensor | None,
-    guidance: Tensor | None,
-) -> Tensor:
-    """Evaluate a network with guidance; see `Guided`."""
-    return Guided(network, labels, guidance)(u, t)

@@ -100,8 +100,26 @@ def test_warmup_counts_optimizer_steps():
     assert TangentWarmup(0).r(0) == 1.0
 
 
+@pytest.mark.parametrize("r", [0.0, 0.3, 1.0])
+def test_rcm_s_warm_up_begins_with_the_difference_of_velocities(randn, r):
+    """-cos(t) sqrt(1 - r^2 sin^2(t)) in the place of -cos^2(t): the same tangent at r = 1."""
+    sigma, F, J, x_t, dx_dt = PATH.sigma_data, *(randn(9, 3) for _ in range(4))
+    found, plain = (
+        tangent(F, J, x_t, dx_dt, TIMES, sigma_data=sigma, r=r, warmup=kind)
+        for kind in ("rcm", "scm")
+    )
+    if r == 1.0:
+        torch.testing.assert_close(found, plain)
+    c, s = TIMES.cos()[:, None], TIMES.sin()[:, None]
+    ratio = (1 - (r * s) ** 2).sqrt() / c  # of the first terms, at least 1
+    torch.testing.assert_close(found - plain, (1 - ratio) * c**2 * (sigma * F - dx_dt))
+    assert float(ratio.max()) > (1.0 if r == 1.0 else 10.0) - 1e-9
+
+
 def test_bad_options_are_refused(randn):
     g = randn(5, 3)
+    with pytest.raises(ValueError, match="takes at least 0 steps, and is scm or rcm, got -1"):
+        TangentWarmup(-1)
     with pytest.raises(ValueError, match=r"r must be in \[0, 1\], got 1.5"):
         g_of(ExactTeacher(), randn(9, 3), TIMES, r=1.5)
     with pytest.raises(ValueError, match="must not be negative"):
