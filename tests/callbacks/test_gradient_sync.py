@@ -39,7 +39,7 @@ def test_checksum_sees_a_bit_an_exchange_and_a_nan(randn):
     [
         ("nothing reduced", "the gradient of network."),
         ("parameter too late", "the gradient of late"),
-        ("head left whole", "the gradient of objective.weighting_head.linear.weight"),
+        ("head left whole", "the gradient of weighting_head.linear.weight"),
     ],
 )
 def test_processes_that_train_apart_are_refused(guarded, name, parameter):

@@ -14,6 +14,7 @@ from painted import PaintedImages, recipe
 from scm_lightning.callbacks import RunLog
 from scm_lightning.cli import ablation
 from scm_lightning.cli.ablation_report import CURVES_FILE, collect
+from scm_lightning.cli.renamed import renamed
 from scm_lightning.cli.resume import differences
 from scm_lightning.cli.strict_yaml import install
 from scm_lightning.data import ImageSet, Reading, ShardIndex, Shards, prepare_shards
@@ -184,7 +185,7 @@ def preparations() -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 def kinds() -> list[Kind]:
     """All of them."""
-    install()
+    install(renamed)
     config = yaml.safe_dump(settings()).encode()
     scores = {"fd/1_step": {"value": 3.5, "samples": 10}, "kid/1_step": {"value": 1.0}}
     curves = {"t": [0.1, 0.2], "tan_t": [1.0, 2.0], "gradient_noise": [1.0, 3.0]}

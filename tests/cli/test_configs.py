@@ -144,6 +144,6 @@ def test_variant_trains(variant, folder):
     """On top of the guided sCD of ImageNet 512."""
     checkpoint = fit("imagenet512_scd", folder, f"variants/{variant}")
     assert moved(checkpoint)
-    assert any(name.startswith("vsd.fake") for name in checkpoint["state_dict"]) == (
+    assert any(name.startswith("terms.0.fake") for name in checkpoint["state_dict"]) == (
         variant == "vsd"
     )

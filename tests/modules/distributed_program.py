@@ -80,7 +80,7 @@ def mistakes(place, module):
     place.run("scd_dual", stop=4, name="careless", module=careless)
     found["whole_head"] = careless.objective.weighting_head.linear.weight.detach()
     compiled = consistency(SCD(), "dual")
-    compiled.tangents = TangentComputer("dual", compile=True)
+    compiled.objective.tangents = TangentComputer("dual", compile=True)
     found["compiled"] = refusal(place.run, "scd_dual", name="x", module=compiled)
     found["start"] = sharded_start(module.device_mesh["data_parallel"], place.rank)
     module.bare = nn.Parameter(torch.ones(2))
