@@ -20,7 +20,7 @@ largest. After many bad steps in a row it is no longer single samples, and the r
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from scm_lightning.callbacks.side_files import make_way, say_unwritten
 from scm_lightning.callbacks.stop_signals import StopSignals
+from scm_lightning.data import ShardDataModule
 from scm_lightning.modules import GenerativeModule
 
 FILE = "bad_numbers.jsonl"
@@ -129,7 +130,8 @@ class BadNumbers(Callback):
     def _report(self, trainer: Trainer, samples: list[dict[str, Tensor | None]]) -> None:
         self.bad_steps += 1
         own = {"process": trainer.global_rank, "gradient": self._bad_parameter}
-        own |= _worst_sample(samples, getattr(trainer, "datamodule", None))
+        data: Any = getattr(trainer, "datamodule", None)
+        own |= _worst_sample(samples, data.keys if isinstance(data, ShardDataModule) else None)
         found: list[Any] = [own] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(found, own)
@@ -192,13 +194,15 @@ def _first_bad(module: nn.Module) -> str | None:
     return None
 
 
-def _worst_sample(samples: list[dict[str, Tensor | None]], datamodule: Any) -> dict[str, Any]:
+def _worst_sample(
+    samples: list[dict[str, Tensor | None]], keys: Callable[[Tensor], list[str]] | None
+) -> dict[str, Any]:
     """The worst of this process's samples of a step.
 
     Args:
         samples: per batch `t`, `sample_loss`, `tangent_norm` and `indices`, (B,) each; of all but
             the first two None is "unknown".
-        datamodule: tells the keys of samples by `keys(indices)`, if it can.
+        keys: tells the keys of samples by their numbers; None where nobody knows them.
 
     Returns:
         `t`, `loss`, `sample`: None each if unknown; and `badness`, to compare between processes.
@@ -218,8 +222,7 @@ def _worst_sample(samples: list[dict[str, Tensor | None]], datamodule: Any) -> d
             worst |= {"sample": None, "badness": float(badness[place])}
             if (indices := batch["indices"]) is not None:
                 number = indices[place : place + 1]
-                known = hasattr(datamodule, "keys")
-                worst["sample"] = datamodule.keys(number)[0] if known else int(number)
+                worst["sample"] = int(number) if keys is None else keys(number)[0]
     return worst
 
 

@@ -3,7 +3,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,7 +137,7 @@ def test_the_worst_sample_by_loss_by_tangent_and_by_size():
     calm = {"t": torch.rand(3), "sample_loss": torch.ones(3), "tangent_norm": None, "indices": None}
     t, indices = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([70, 71, 72, 73])
     worst = {"t": t, "sample_loss": torch.tensor([1.0, -9.0, 2.0, 3.0]), "indices": indices}
-    keys = SimpleNamespace(keys=lambda numbers: [f"00002.tar/{each}" for each in numbers.tolist()])
+    keys = lambda numbers: [f"00002.tar/{each}" for each in numbers.tolist()]  # noqa: E731
     for norm, expected in ((None, 71), (torch.tensor([1.0, 1.0, math.nan, 1.0]), 72)):
         found = _worst_sample([calm, {**worst, "tangent_norm": norm}], None)
         assert found["sample"] == expected

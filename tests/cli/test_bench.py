@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from gaussian import PATH
+from tiny import mlp
 from torch import nn
 
+from scm_lightning import ConsistencyModule
+from scm_lightning.autodiff.methods import BY_NAME
 from scm_lightning.cli import bench, main
 from scm_lightning.cli.costs import Cost, measure
+from scm_lightning.core import GuidanceProposal
+from scm_lightning.data import Batch
+from scm_lightning.objectives import Discrete, MeanFlow, PairVelocity, Segments, TeacherVelocity
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -59,6 +66,41 @@ def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypa
     assert set(result["attention"]) == {"16", "32"}
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     assert "a plain diffusion step is 1" in capsys.readouterr().out
+
+
+def students():
+    """One of every kind of conditions, and an objective without a derivative."""
+    teacher, guidance = mlp(num_classes=3), GuidanceProposal()
+    guided = (mlp(num_classes=3, guided=True), TeacherVelocity(), teacher)
+    pair = PairVelocity()
+    return {
+        "sCD": ConsistencyModule(*guided, path=PATH, guidance=guidance),
+        "MeanFlow": ConsistencyModule(
+            mlp(num_classes=3, two_times=True), objective=MeanFlow(), path=PATH
+        ),
+        "Segments": ConsistencyModule(mlp(num_classes=3, two_times=True), pair, None, Segments(3)),
+        "Discrete": ConsistencyModule(mlp(num_classes=3), objective=Discrete(9), path=PATH),
+    }
+
+
+@pytest.mark.parametrize("kind", students())
+def test_a_student_s_own_step_is_measured(kind, randn):
+    """Guided, of two times: by every method that its objective has, beside a plain one.
+
+    A plain step is three forwards; the student's by dual numbers one more, the guided teacher's
+    two. A network's derivative takes its layers but not what depends on labels alone.
+    """
+    model = students()[kind]
+    batch = Batch(PATH.sigma_data * randn(7, 3).float(), torch.arange(7) % 3)
+    steps = bench.training_steps(model, batch)
+    expected = [kind] if kind == "Discrete" else [f"{kind}, {name}" for name in BY_NAME]
+    assert list(steps) == ["diffusion", *expected]
+    costs = measure(steps, model.student.parameters(), 1)
+    forwards = {name: 3 * cost.flops / costs["diffusion"].flops for name, cost in costs.items()}
+    own = 6.0 if kind == "sCD" else 4.0
+    assert forwards[expected[0]] == pytest.approx(own, abs=0.4)
+    for parameter in model.student.parameters():
+        assert parameter.grad is not None
 
 
 def test_no_rounds_are_refused(tmp_path, capsys):
