@@ -216,7 +216,8 @@ class Place:
         dtype = torch.float64 if settings.precision == "64-true" else torch.float32
         record = Record(None if ckpt is None else self.folder / f"{name}.loaded.ckpt")
         module = options.get("module") or settings.make()
-        module.times = TimesOfTheRows(rows, start, dtype)
+        owner = module if isinstance(module, DiffusionModule) else module.objective
+        owner.times = TimesOfTheRows(rows, start, dtype)
         callbacks = [record, Diagnostics(every_n_steps=1)]
         if "module" not in options:  # which are mistakes on purpose
             callbacks.append(GradientSync())
