@@ -37,7 +37,7 @@ from scm_lightning.teachers import FrozenTeacher
 MOVED = {
     "sample_times": "sample_times of the objective",
     "student_and_tangent": "tangent of the objective",
-    "bound_tangent": "bound of the objective, any function of g",
+    "bound_tangent": "the call of the objective's `bound`, a TangentBound",
     "log_weight": "log_weight of the objective",
     "further_loss": "loss of a Term, in `terms`",
 }
@@ -146,7 +146,11 @@ class ConsistencyModule(GenerativeModule):
         for each in further:
             logs |= each.logs
         return StepOutput(
-            loss=loss, t=t, sample_loss=found.losses.detach(), tangent_norm=found.norm, logs=logs
+            loss=loss,
+            t=t,
+            sample_loss=found.losses.detach(),
+            tangent_norm=found.norm.detach(),
+            logs={name: x.detach() for name, x in logs.items()},
         )
 
     def sample_guidance(self, num: int) -> Tensor | None:

@@ -125,7 +125,7 @@ class DiffusionModule(GenerativeModule):
         w = None if self.weighting_head is None else self.weighting_head(t)
         losses = diffusion_loss(F, dx_dt, sigma_data=self.path.sigma_data, log_weight=w)
         loss = losses.mean()
-        logs = {"train/loss": loss}
+        logs = {"train/loss": loss.detach()}
         return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
     def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
