@@ -23,6 +23,31 @@ MAX_VALUE = 100
 """Letters of a value that a message repeats."""
 MAX_LINE = 2000
 """Letters of a message; of a longer one, both ends."""
+PLAINER = (
+    (
+        r"Expected an instantiatable class, but (\S+ )?is abstract",
+        r"an abstract class cannot be built: name one of its kind, class_path: ..., beside its "
+        r"init_args",
+    ),
+    (
+        r"(\w+): Unable to load config (['\"])(.*?)\2( - \1: Unable to load config .*?\3.)?",
+        r"\1 takes its options by name, {NAME: VALUE, ...}. Got value: \3",
+    ),
+    (
+        r"functools\.partial\(.*\) argument after \*\* must be a mapping, not (\w+)",
+        r"an option of the model or data that takes its own options by name, {NAME: VALUE, ...}, got "
+        r"a bare value of type \1; look at what you gave last",
+    ),
+    (
+        r"(\w+): Expected a <class 'NoneType'>",
+        r"\1: name the class of the \1, class_path: ..., beside its init_args",
+    ),
+    (
+        r"Expected a <class 'collections\.abc\.Sequence'>",
+        "Expected a list, one entry behind each dash or in brackets",
+    ),
+)
+"""What the parser says, and what it means to whoever wrote the configuration."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...
@@ -185,13 +210,21 @@ def one_line(message: str) -> str:
     line = re.sub(r"Type collections.abc.Callable\[.*?\] expects a function .*?class: ", "", line)
     line, _, given = line.partition(" Given value type: ")
     line = re.sub(r" - Expected a <class '(NoneType|list)'>$", "", line)
-    if given and ("Expected a" in line or "does not correspond" in line):
-        line += f". Got value: {given.partition(' Given value: ')[2][:MAX_VALUE]}"
+    says_why = "Expected a" in line or "does not correspond" in line
+    if given and says_why and "Got value: " not in line:
+        # What follows is the same value's account by the options around it.
+        value = re.split(
+            r" - Expected a | Given value type: ", given.partition(" Given value: ")[2]
+        )
+        line += f". Got value: {value[0][:MAX_VALUE]}"
     line = re.sub(r"\b(.+) - \1(?=$|\. Got)", r"\1", line)  # tried as one, and in a list
     line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)
     line = re.sub(r" Add the import path to import_path_allowlist .*? to allow it\.?", "", line)
+    line = re.sub(r" To accept subclasses use set_parsing_settings\(.*?\)\.", "", line)
     line = line.replace('in "<unicode string>", ', "at ")
     line = re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")
+    for said, meant in PLAINER:
+        line = re.sub(said, meant, line)
     # What a file says must not steer the terminal.
     line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
     is_long = len(line) > MAX_LINE

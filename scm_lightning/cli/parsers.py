@@ -91,7 +91,7 @@ class _OneLine(ArgumentParser):
     def _suggestion(self, message: str) -> str:
         """The option that was meant, if the message is about an unknown one."""
         unknown = UNKNOWN.search(message)
-        if unknown is None or "did you mean" in message:
+        if unknown is None or "did you mean" in message or "; since 0.4.0" in message:
             return ""
         if place := place_of_old(unknown[1]):
             return f"; since 0.4.0 it is {place}"

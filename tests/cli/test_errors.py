@@ -41,6 +41,26 @@ def refused(capsys, *args):
         (["--trainer.max_steps", "many"], "trainer.max_steps: Expected a <class 'int'>. Got value"),
         ([f"--{OBJECTIVE}.bound.kind", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
         (
+            [f"--{OBJECTIVE}.bound", "l2"],
+            "bound takes its options by name, {NAME: VALUE, ...}. Got value: l2;",
+        ),
+        (
+            [*SCT, f"--{OBJECTIVE}.warmup", "1000"],
+            "warmup takes its options by name, {NAME: VALUE, ...}. Got value: 1000;",
+        ),
+        (
+            ["--model.init_args.objective", "scm_lightning.objectives.ConsistencyObjective"],
+            "objective: an abstract class cannot be built: name one of its kind, class_path: ...",
+        ),
+        (
+            ["--model.init_args.terms", "{class_path: scm_lightning.objectives.AdaptiveVSD}"],
+            "terms: Expected a list, one entry behind each dash or in brackets. Got value: {'class",
+        ),
+        (
+            [f"--{OBJECTIVE}.times", "{class_path: torch.nn.Linear}"],
+            "Only the class_path of TimeProposal itself is accepted",
+        ),
+        (
             [f"--{OBJECTIVE}.tangents.method", "slow"],
             "'finite_difference'] - Expected a dot import path string: slow",
         ),
@@ -94,6 +114,21 @@ def test_fit_refuses(args, message, capsys, tmp_path):
     ]
     root = [] if "--data.init_args.root" in args else ["--data.init_args.root", str(tmp_path / "s")]
     assert message in refused(capsys, "fit", "--config", str(CONFIG), *fixed, *root, *args)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("warmup: 1000", "{NAME: VALUE, ...}, got a bare value of type int"),
+        ("bound: l2", "bound takes its options by name, {NAME: VALUE, ...}. Got value: l2;"),
+        ("bound: {kind: l1}", "'clip', 'none']. Got value: l1;"),
+    ],
+)
+def test_a_file_whose_objective_has_a_bare_value(options, message, capsys, tmp_path):
+    """In a file the parser reads the whole objective at once, and says something else."""
+    file = tmp_path / "more.yaml"
+    file.write_text(f"model: {{init_args: {{objective: {{init_args: {{{options}}}}}}}}}")
+    assert message in refused(capsys, "fit", "--config", str(CONFIG), "--config", str(file))
 
 
 def test_a_missing_configuration_is_named(capsys):
