@@ -26,12 +26,18 @@ class Bound:
         labels: classes, -1 for none. (B,) int64, or None.
         guidance: guidance scales that the network takes as an input. (B,), or None.
         t_end: times that a flow map leads to, where they are bound too. (B,), radians, or None.
+
+    Raises:
+        ValueError: if a condition is no tensor.
     """
 
     network: Callable[..., Tensor]
     labels: Tensor | None = None
     guidance: Tensor | None = None
     t_end: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_conditions(labels=self.labels, guidance=self.guidance, t_end=self.t_end)
 
     def __call__(self, u: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
         """Evaluate the network.
@@ -59,3 +65,20 @@ class Bound:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Bound":
         conditions = (self.labels, self.guidance, self.t_end)
         return Bound(self.network, *(x if x is None else change(x) for x in conditions))
+
+
+def check_conditions(**conditions: Tensor | None) -> None:
+    """Refuse one number for a whole batch, which networks take in different ways or not at all.
+
+    Args:
+        conditions: by name. (B,) each, or None.
+
+    Raises:
+        ValueError: if one is no tensor.
+    """
+    for name, given in conditions.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor of one value per sample, (B,), or None, got {given!r}; "
+                "give torch.full((B,), value) for the same everywhere"
+            )

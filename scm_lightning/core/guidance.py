@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scm_lightning.core.conditions import NULL_LABEL
+from scm_lightning.core.conditions import NULL_LABEL, check_conditions
 from scm_lightning.core.trigflow import at_least_float32, expand_time
 
 
@@ -75,7 +75,7 @@ class Guided:
         guidance: guidance scales s. (B,), or None for the plain model, in one plain call.
 
     Raises:
-        ValueError: if there are no labels to guide towards.
+        ValueError: if there are no labels to guide towards, or a condition is no tensor.
     """
 
     network: Callable[..., Tensor]
@@ -83,6 +83,7 @@ class Guided:
     guidance: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_conditions(labels=self.labels, guidance=self.guidance)
         if self.guidance is not None and self.labels is None:
             raise ValueError(
                 "guidance leads towards a class, but the data have no labels; train without "

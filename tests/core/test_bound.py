@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network whose conditions are bound."""
 
+import pytest
 import torch
 
 from scm_lightning.core import Bound
@@ -39,3 +40,12 @@ def test_another_type_leaves_classes_as_they_are():
     f = Bound(network, LABELS, 1 + T, T / 2).in_type(torch.float32)
     assert torch.equal(f.labels, LABELS)
     assert {f.guidance.dtype, f.t_end.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("labels", 3), ("labels", [1] * 5), ("guidance", 1.5), ("t_end", 0.0)]
+)
+def test_conditions_that_are_no_tensors_are_refused(name, given):
+    """Networks would take one number in different ways, and most in none that says so."""
+    with pytest.raises(ValueError, match=f"{name} must be a tensor of one value per sample"):
+        Bound(network, **{name: given})

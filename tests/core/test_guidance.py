@@ -62,6 +62,11 @@ def test_guidance_without_labels_is_refused(randn):
         Guided(linear_network([]), None, randn(5))
 
 
+def test_one_scale_for_all_is_refused(randn):
+    with pytest.raises(ValueError, match=r"guidance must be a tensor of one value .*, got 1\.5;"):
+        Guided(linear_network([]), torch.zeros(5, dtype=torch.int64), 1.5)
+
+
 def test_labels_are_dropped_as_often_as_asked():
     """Within four standard deviations; the others stay."""
     torch.manual_seed(0)
