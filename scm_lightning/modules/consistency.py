@@ -23,6 +23,7 @@ from scm_lightning.modules.base import (
 )
 from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
+from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import (
     Consistency,
     Objective,
@@ -176,8 +177,11 @@ class ConsistencyModule(GenerativeModule):
 
         Raises:
             ValueError: if a part needs a teacher and there is none, if there is guidance without
-                one, or if a term cannot train beside the objective.
+                one, if a term cannot train beside the objective, or if that hands the student a
+                second time and it takes none.
         """
+        if self.objective.two_times:
+            check_takes_end(self.student, type(self.objective).__name__)
         if stage == "fit":
             for part in (self.velocity_source, *self.terms):
                 check_teacher(part, self.teacher)

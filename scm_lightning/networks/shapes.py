@@ -2,6 +2,7 @@
 """The checks that every network makes of its sizes and of its input."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 from torch import Tensor, nn
 
@@ -40,3 +41,24 @@ def check_data_shape(network: nn.Module, u: Tensor, data_shape: tuple[int, ...])
             f"this {type(network).__name__} takes samples of shape {data_shape}, got "
             f"{tuple(u.shape[1:])}; set data_shape to the shape of your data"
         )
+
+
+def check_takes_end(network: nn.Module, asked_by: str) -> None:
+    """Refuse a network that cannot be told where its step ends.
+
+    Args:
+        network: F(u, t, labels, guidance, t_end), or one without the last.
+        asked_by: what hands it that time, for the message.
+
+    Raises:
+        ValueError: if its forward takes no fifth argument.
+    """
+    call = signature(network.forward)
+    try:
+        call.bind("u", "t", "labels", "guidance", "t_end")
+    except TypeError:
+        raise ValueError(
+            f"{asked_by} calls its student as network(u, t, labels, guidance, t_end), but "
+            f"{type(network).__name__}.forward takes ({', '.join(call.parameters)}); add t_end, "
+            "(B,), or take the objective Consistency"
+        ) from None

@@ -9,13 +9,14 @@ import pytest
 import torch
 from gaussian import DATA_STD, PATH, ExactTeacher, std
 from tiny import FixedTimes, loader, mlp, trainer, wake
+from torch import nn
 
 from scm_lightning import ConsistencyModule, TimeProposal, TrigFlow
 from scm_lightning.core import TangentBound, TangentWarmup, expand_time
 from scm_lightning.data import Batch
 from scm_lightning.modules import PowerFunction
 from scm_lightning.networks import MLP
-from scm_lightning.objectives import Consistency, PairVelocity, TeacherVelocity
+from scm_lightning.objectives import Consistency, MeanFlow, PairVelocity, TeacherVelocity
 from scm_lightning.sampling import FewStepSampling
 
 T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
@@ -177,6 +178,24 @@ def test_impossible_combinations_are_refused():
         trainer(1).fit(module, loader())
     with pytest.raises(ValueError, match="sampling times must be angles"):
         ConsistencyModule(mlp(), sampling=FewStepSampling(intermediate_times=(2.0,)))
+
+
+class OneTime(nn.Linear):
+    """A network that is not told where its step ends."""
+
+    def forward(self, u, t, labels=None, guidance=None):
+        return super().forward(u)
+
+
+def test_a_network_that_takes_no_second_time_is_refused():
+    """By an objective of two times alone, and before its first call."""
+    trainer(1).fit(ConsistencyModule(OneTime(3, 3), path=PATH), loader())
+    module = ConsistencyModule(OneTime(3, 3), objective=MeanFlow(), path=PATH)
+    message = (
+        r"MeanFlow calls .*t_end\), but OneTime.forward takes \(u, t, labels, guidance\); add t"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer(1).fit(module, loader())
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
