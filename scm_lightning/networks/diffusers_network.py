@@ -75,10 +75,15 @@ class DiffusersNetwork(ClassConditioning):
             F. (B, C, H, W), unit variance.
 
         Raises:
-            ValueError: if a guidance scale comes.
+            ValueError: if a guidance scale comes, or labels for a model without classes.
         """
         if guidance is not None:
             raise ValueError("diffusers models take no guidance scale; train without one")
+        if labels is not None and getattr(self.model, "class_embedding", self) is None:
+            raise ValueError(
+                f"this {type(self.model).__name__} was built without classes but got labels; set "
+                "its num_class_embeds, or use_labels of the data to false"
+            )
         for given in self.given:
             given.t = t
         placeholder = torch.zeros(u.shape[0], device=u.device)

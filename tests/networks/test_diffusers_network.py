@@ -91,6 +91,23 @@ def test_stock_forward_mode_fails_on_the_unet_and_ours_does_not(randn):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # time in float32
 
 
+def test_labels_of_a_model_without_classes_are_refused(randn):
+    """diffusers' own message names neither the model nor its option."""
+    plain = UNet2DModel(
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        in_channels=2,
+        out_channels=2,
+    )
+    network = DiffusersNetwork(plain)
+    u, t = randn(5, 2, 8, 8).float(), torch.linspace(0.1, 1.5, 5)
+    assert network(u, t).shape == u.shape
+    with pytest.raises(ValueError, match="UNet2DModel was built without classes but got labels; s"):
+        network(u, t, torch.zeros(5, dtype=torch.int64))
+
+
 def test_other_models_are_refused(randn):
     with pytest.raises(ValueError, match="found none in Linear; write an adapter"):
         DiffusersNetwork(nn.Linear(3, 3))
