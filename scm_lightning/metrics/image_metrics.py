@@ -7,7 +7,8 @@
     self.log("fd", self.fd)
 
 States of several processes are joined, however many images each has; values do not depend on who
-had which. All but the Frechet distance give several numbers: `self.log_dict(metric.compute())`.
+had which. All but the Frechet distance give several numbers by name, which `self.log` does not
+take: at the end of an epoch, `self.log_dict(metric.compute())`, then `metric.reset()`.
 Metrics in a `MetricCollection` that keep the same features look at images once, by its compute
 groups; any, with one extractor, in torchmetrics' `FeatureShare`. Extractors are frozen parts of the
 module: their weights are in its checkpoints.
@@ -36,6 +37,9 @@ class ImageMetric(Metric, ABC):
         reference: what is known of the real images, as the metric says; None takes the images of
             `update(images, real=True)`.
         options: those of every `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: if the extractor is none, but the name or number of another library's.
     """
 
     feature_network = "extractor"
@@ -43,6 +47,11 @@ class ImageMetric(Metric, ABC):
     is_differentiable = False
 
     def __init__(self, extractor: FeatureExtractor, reference: Any = None, **options: Any) -> None:
+        if not isinstance(extractor, FeatureExtractor):
+            raise ValueError(
+                f"{type(self).__name__} needs a FeatureExtractor, got {extractor!r}; give "
+                "InceptionFeatures() for FID and its kin, or a class of yours"
+            )
         super().__init__(**{"dist_sync_fn": in_all_processes, **options})
         self.extractor = extractor
         self.reference = reference

@@ -190,6 +190,10 @@ def test_an_image_that_is_not_finite_shows(randn):
 
 
 def test_what_cannot_be_measured_is_said(randn):
+    with pytest.raises(
+        ValueError, match="FrechetDistance needs a FeatureExtractor, got 2048; give"
+    ):
+        FrechetDistance(2048)  # torchmetrics' own takes a number of features
     metric = FrechetDistance(Pixels())
     with pytest.raises(ValueError, match=r"values in \[0, 1\], got torch.uint8; divide"):
         metric.update(images(randn, 5).byte())
