@@ -35,8 +35,8 @@ PLAINER = (
     ),
     (
         r"functools\.partial\(.*\) argument after \*\* must be a mapping, not (\w+)",
-        r"an option of the model or data that takes its own options by name, {NAME: VALUE, ...}, got "
-        r"a bare value of type \1; look at what you gave last",
+        r"an option of the model or data that takes its own options by name, {NAME: VALUE, ...}, "
+        r"got a bare value of type \1; look at what you gave last",
     ),
     (
         r"(\w+): Expected a <class 'NoneType'>",
