@@ -30,7 +30,8 @@ class Point(NamedTuple):
         x0: the data in x_t. (B, ...), data units.
         z: the noise in x_t, of standard deviation `sigma_data`. (B, ...), data units.
         dx_dt: velocity of the ODE, without gradient. (B, ...), data units per radian.
-        velocity: the same at other places: (x, t) to dx/dt.
+        velocity: the same at other places: (x, t) to dx/dt. A teacher's is that of the ODE there;
+            `PairVelocity` gives the pair's own, whatever x.
     """
 
     x_t: Tensor
@@ -61,8 +62,12 @@ class Losses:
 class Objective(nn.Module, ABC):
     """A loss of one student, and how that student is sampled.
 
+    An `__init__` of yours calls that of `Objective` and sets `steps`, which has no default.
+    Networks that it builds are trained only if `parameter_groups` names them.
+
     Attributes:
-        tangents: how a derivative along the ODE is computed; None for an objective without one.
+        tangents: how a derivative along the ODE is computed, at a fixed end; None for an objective
+            without one.
         steps: how the student is sampled.
         two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
     """

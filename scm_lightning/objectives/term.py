@@ -25,6 +25,10 @@ class TermLoss(NamedTuple):
 class Term(nn.Module, ABC):
     """A further loss of a student; its parameters are a group of the optimizer.
 
+    A network that plays against the student steps with it. Where its score is to move the student
+    alone, call it between `requires_grad_(False)` and `requires_grad_(True)`; one whose parameters
+    are exchanged for others, by `torch.func.functional_call`, gets no gradients under fsdp2.
+
     Attributes:
         needs_teacher: whether there has to be a teacher.
         takes_two_times: whether it can be trained beside a student that is told where its step
