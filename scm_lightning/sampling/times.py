@@ -33,14 +33,20 @@ def check_times(times: Sequence[float], *, last: float) -> tuple[float, ...]:
     Raises:
         ValueError: if they do not.
     """
+    times = [float(time) for time in times]  # of a tensor too
+    if len(times) > 1 and times[-1] == 0 < last:
+        raise ValueError(
+            f"the last time must be above 0, where every step leads by itself, got {times}; leave "
+            "out the 0"
+        )
     if not times or any(not last <= time <= math.pi / 2 + ROUNDING for time in times):
         raise ValueError(
-            f"sampling times must be angles in [{last:g}, pi/2], got {list(times)}; a noise level "
+            f"sampling times must be angles in [{last:g}, pi/2], got {times}; a noise level "
             "sigma is the angle atan(sigma / sigma_data)"
         )
     usable = tuple(min(time, MAX_TIME) for time in times)
     if any(later >= earlier for earlier, later in itertools.pairwise(usable)):
-        raise ValueError(f"sampling times must descend, got {list(times)}; put the largest first")
+        raise ValueError(f"sampling times must descend, got {times}; put the largest first")
     return usable
 
 

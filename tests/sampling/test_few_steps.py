@@ -104,8 +104,21 @@ def test_labels_and_guidance_reach_the_network(randn):
 
 
 @pytest.mark.parametrize(
-    "times", [(), (2.0,), (1.6,), (1.57081,), (1.1, 1.1), (0.5, 1.1), (1.1, 0.0), (-0.1,)]
+    "times", [(), (2.0,), (1.6,), (1.57081,), (1.1, 1.1), (0.5, 1.1), (0.0,), (-0.1,)]
 )
 def test_bad_times_are_refused(randn, times):
     with pytest.raises(ValueError, match="sampling times must"):
         sample_consistency(ExactStudent(), randn(5, 3), times, path=PATH)
+
+
+def test_times_may_be_a_tensor_and_do_not_end_with_0(randn):
+    noise, times = randn(5, 3), torch.tensor([1.5, 1.1], dtype=torch.float64)
+    samples = [
+        sample_consistency(
+            ExactStudent(), noise, given, path=PATH, generator=sample_generators(range(5), 1)
+        )
+        for given in (times, times.tolist())
+    ]
+    torch.testing.assert_close(*samples, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="last time must be above 0, .*; leave out the 0"):
+        sample_consistency(ExactStudent(), noise, (1.5, 1.1, 0.0), path=PATH)
