@@ -120,5 +120,5 @@ def test_times_may_be_a_tensor_and_do_not_end_with_0(randn):
         for given in (times, times.tolist())
     ]
     torch.testing.assert_close(*samples, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="last time must be above 0, .*; leave out the 0"):
+    with pytest.raises(ValueError, match=r"last time must be above 0, .*; leave out the 0"):
         sample_consistency(ExactStudent(), noise, (1.5, 1.1, 0.0), path=PATH)
