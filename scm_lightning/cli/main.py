@@ -26,8 +26,7 @@ MAX_LINE = 2000
 PLAINER = (
     (
         r"Expected an instantiatable class, but (\S+ )?is abstract",
-        r"an abstract class cannot be built: name one of its kind, class_path: ..., beside its "
-        r"init_args",
+        r"\1is abstract: name a class of its kind, class_path: ..., beside its init_args",
     ),
     (
         r"(\w+): Unable to load config (['\"])(.*?)\2( - \1: Unable to load config .*?\3.)?",

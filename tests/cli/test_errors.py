@@ -50,7 +50,7 @@ def refused(capsys, *args):
         ),
         (
             ["--model.init_args.objective", "scm_lightning.objectives.ConsistencyObjective"],
-            "objective: an abstract class cannot be built: name one of its kind, class_path: ...",
+            "is abstract: name a class of its kind, class_path: ..., beside its init_args. Got value: scm",
         ),
         (
             ["--model.init_args.terms", "{class_path: scm_lightning.objectives.AdaptiveVSD}"],
