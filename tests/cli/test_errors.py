@@ -50,7 +50,7 @@ def refused(capsys, *args):
         ),
         (
             ["--model.init_args.objective", "scm_lightning.objectives.ConsistencyObjective"],
-            "is abstract: name a class of its kind, class_path: ..., beside its init_args. Got value: scm",
+            "is abstract: name a class of its kind, class_path: ..., beside its init_args. Got",
         ),
         (
             ["--model.init_args.terms", "{class_path: scm_lightning.objectives.AdaptiveVSD}"],
