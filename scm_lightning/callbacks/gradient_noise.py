@@ -82,8 +82,8 @@ class GradientNoise(Callback):
         if not is_ours or trainer.world_size > 1 or 0 <= steps < needed:
             raise ValueError(
                 f"gradient noise needs a GenerativeModule whose training_step takes `times`, one "
-                f"process and at least {needed} steps, got {type(pl_module).__name__}, {trainer.world_size} and {steps}; leave "
-                "the callback out, or lower num_batches"
+                f"process and at least {needed} steps, got {type(pl_module).__name__}, "
+                f"{trainer.world_size} and {steps}; leave the callback out, or lower num_batches"
             )
 
     def on_train_batch_end(
