@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.callbacks.side_files import set_aside
@@ -169,7 +169,7 @@ def _check_is_same_run(
 
 @rank_zero_only
 def _show(changes: Mapping[str, tuple[str, str]]) -> None:
-    table = Table("changed option", "so far", "now")
+    table = Table(Column("changed option", overflow="fold"), "so far", "now")
     for key, values in list(changes.items())[:MOST_ROWS]:
         table.add_row(key, *values)
     if len(changes) > MOST_ROWS:

@@ -40,6 +40,9 @@ MOVED = {
     "bound_tangent": "the call of the objective's `bound`, a TangentBound",
     "log_weight": "log_weight of the objective",
     "further_loss": "loss of a Term, in `terms`",
+    "samplers": "draws",
+    "reference_samplers": "reference_draws",
+    "swept_samplers": "swept_draws",
 }
 """Methods of version 0.3.0 that subclasses overrode, and where to do so now."""
 
@@ -189,7 +192,7 @@ class ConsistencyModule(GenerativeModule):
         for term in self.further_losses():
             if self.objective.two_times and not term.takes_two_times:
                 raise ValueError(
-                    f"{type(term).__name__} draws its samples in one step to 0, but the student of "
+                    f"{type(term).__name__} calls the student as F(u, t), but that of "
                     f"{type(self.objective).__name__} is told where its step ends; take the term "
                     "out, or the objective Consistency"
                 )
