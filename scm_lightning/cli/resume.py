@@ -108,7 +108,7 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
             for name in sorted({*before} | {*now}, key=str):
                 values = before.get(name, ABSENT), now.get(name, ABSENT)
                 compare(*values, f"{key}.{name}" if key else str(name))
-        elif before != now and key not in left_out:
+        elif before != now and (before, now) != (ABSENT, None) and key not in left_out:
             found[key] = (str(before), str(now))
 
     before, derived = _read_or_set_aside(saved)

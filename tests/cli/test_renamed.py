@@ -249,6 +249,11 @@ def test_a_run_does_not_change_its_objective(tmp_path):
         trainer(2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
+def test_arguments_of_0_3_0_by_position_are_refused():
+    with pytest.raises(ValueError, match="objective must be an Objective, got False"):
+        ConsistencyModule(mlp(), TeacherVelocity(), mlp(), False, path=PATH)
+
+
 @pytest.mark.parametrize(
     ("name", "place"), [("log_weight", "log_weight of the objective"), ("samplers", "draws")]
 )
