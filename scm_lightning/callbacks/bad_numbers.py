@@ -85,7 +85,9 @@ class BadNumbers(Callback):
     ) -> None:
         """Decide together; take all gradients away, and the step's number back, if it is bad."""
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
-        is_bad = ~(torch.stack(self._losses).isfinite().all() & _norm(parameters).isfinite())
+        is_bad = ~_norm(parameters).isfinite()
+        if self._losses:  # a module may return none, to pass over a batch
+            is_bad = is_bad | ~torch.stack(self._losses).isfinite().all()
         self._losses = []
         self._is_bad = _of_all_processes(is_bad, trainer)
         if not self._is_bad:

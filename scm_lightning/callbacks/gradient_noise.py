@@ -14,6 +14,7 @@ v / K, so that gradient_noise saturates near K. The warm-up r is the run's own a
 Source: the last two are the quantities of arXiv 2410.11081, Figure 4; the others (ours).
 """
 
+import inspect
 import json
 import math
 from collections import deque
@@ -76,12 +77,13 @@ class GradientNoise(Callback):
             ValueError: if the run is too short, has several processes or another module.
         """
         steps, needed = trainer.max_steps - trainer.global_step, self._batches.maxlen or 0
-        is_ours = isinstance(pl_module, GenerativeModule)
+        takes_times = "times" in inspect.signature(pl_module.training_step).parameters
+        is_ours = isinstance(pl_module, GenerativeModule) and takes_times
         if not is_ours or trainer.world_size > 1 or 0 <= steps < needed:
             raise ValueError(
-                f"gradient noise needs a GenerativeModule, one process and at least {needed} "
-                f"steps, got {type(pl_module).__name__}, {trainer.world_size} and {steps}; leave "
-                "the callback out, or lower num_batches"
+                f"gradient noise needs a GenerativeModule whose training_step takes `times`, one "
+                f"process and at least {needed} steps, got {type(pl_module).__name__}, "
+                f"{trainer.world_size} and {steps}; leave the callback out, or lower num_batches"
             )
 
     def on_train_batch_end(
@@ -145,7 +147,8 @@ class GradientNoise(Callback):
             if "tangent_norm" in outputs:
                 norms.append(float(outputs["tangent_norm"].mean()))
             if isinstance(module, ConsistencyModule) and isinstance(module.objective, Consistency):
-                with _same_noise(module.device, number), torch.no_grad():
+                in_precision = trainer.precision_plugin.train_step_context()
+                with _same_noise(module.device, number), torch.no_grad(), in_precision:
                     derivatives.append(_mean_squares(module, module.objective, batch, times[0]))
         count = len(self._batches)
         mean_square = float((total / count).square().sum())

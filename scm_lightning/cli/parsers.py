@@ -91,10 +91,12 @@ class _OneLine(ArgumentParser):
     def _suggestion(self, message: str) -> str:
         """The option that was meant, if the message is about an unknown one."""
         unknown = UNKNOWN.search(message)
-        if unknown is None or "did you mean" in message or "; since 0.4.0" in message:
+        if unknown is None or "did you mean" in message or "since 0.4.0" in message:
             return ""
-        if place := place_of_old(unknown[1]):
-            return f"; since 0.4.0 it is {place}"
+        option = unknown[1].removeprefix("model.init_args.").partition(".")[0]
+        own = {action.dest for action in self._actions}
+        if "ema" in own and option not in own and (place := place_of_old(option)):
+            return f"; since 0.4.0 {option} is {place}"
         parsers: list[Any] = [self]
         for action in self._actions:
             if isinstance(action.choices, dict):  # of a parser of subcommands

@@ -6,6 +6,8 @@ options of its own. Anything that a 0.3.0 configuration could say is translated,
 command line the old names are refused with the new ones.
 """
 
+import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +50,7 @@ RENAMED_OF_TEACHER = {
     "sampling_guidance": "sampling.guidance",
 }
 """The same of a `DiffusionModule`."""
+TABLES = {"ConsistencyModule": RENAMED, "DiffusionModule": RENAMED_OF_TEACHER}
 NOTES = {"weight_constant": " and added to the sum of squares, not to their mean"}
 ONLY_OF_STUDENTS = (
     RENAMED.keys() - RENAMED_OF_TEACHER.keys() - {"times", "weighting", "weighting_lr"}
@@ -58,6 +61,11 @@ ADAM_OF_MEAN_FLOW = {
     "init_args": {"lr": 1e-4, "betas": [0.9, 0.95]},
 }
 """What a MeanFlow run of 0.3.0 had where none was given."""
+
+DEFAULT_TANGENTS = {"method": "dual", "check": True, "compile": False}
+"""Of 0.3.0, which wrote them down; now they are `dual`."""
+UNWRITTEN = "Unable to serialize instance <function "
+"""How 0.3.0 kept a function that nobody had given, such as the default optimizer."""
 
 _said: set[str] = set()
 
@@ -102,7 +110,8 @@ def place_of_old(option: str) -> str | None:
     Args:
         option: its name, with all or none of what stands before it.
     """
-    place = (RENAMED_OF_TEACHER | RENAMED).get(option.removeprefix("model.init_args."))
+    names = {"network": "student", **RENAMED_OF_TEACHER, **RENAMED}
+    place = names.get(option.removeprefix("model.init_args."))
     return place and f"model.init_args.{place}"
 
 
@@ -111,6 +120,15 @@ def _names(model: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str,
     if "objective" in options:
         return {}
     path = str(model.get("class_path", ""))
+    try:
+        kind = pkgutil.resolve_name(path)
+        above = [each.__name__ for each in kind.__mro__]
+        own = {*inspect.signature(kind).parameters}
+    except Exception:  # no class, a short name, or a module that fails: the parser says which
+        above, own = [], set()
+    if above:
+        found = (TABLES[name] for name in above if name in TABLES)
+        return {name: place for name, place in next(found, {}).items() if name not in own}
     if path.endswith(("ConsistencyModule", MEAN_FLOW)) or ONLY_OF_STUDENTS & options.keys():
         return RENAMED
     return RENAMED_OF_TEACHER
@@ -138,10 +156,13 @@ def _move(
             continue  # it takes no derivative
         else:
             _put(kept, place.split("."), options[name])
-    if "objective" in kept and kept.get("objective") is not options.get("objective"):
-        given = {"class_path", "student", "network"} & {*options}
-        if kind != "Consistency" or given:
-            kept["objective"] = {"class_path": f"{OBJECTIVES}{kind}", **kept["objective"]}
+    objective, student = kept.get("objective", {}), kept.get("student")
+    # An overlay changes options of the objective below it, whichever that is, if it chooses none.
+    is_whole = isinstance(student, Mapping) and "class_path" in student
+    if is_whole and _are_default(objective.get("init_args", {}).get("tangents")):
+        objective["init_args"]["tangents"] = "dual"
+    if is_whole or is_mean_flow or {"num_segments", "num_intervals"} & options.keys():
+        kept["objective"] = {"class_path": f"{OBJECTIVES}{kind}", **objective}
 
 
 def _put(tree: dict[str, Any], place: list[str], value: Any) -> None:
@@ -154,9 +175,19 @@ def _put(tree: dict[str, Any], place: list[str], value: Any) -> None:
     tree[last] = value
 
 
+def _are_default(tangents: Any) -> bool:
+    """Whether tangents are given, and as they are without."""
+    given = tangents.get("init_args", tangents) if isinstance(tangents, Mapping) else {}
+    return bool(given) and given.items() <= DEFAULT_TANGENTS.items()
+
+
 def _with_moved_classes(config: Any) -> Any:
     if isinstance(config, Mapping):
-        return {key: _with_moved_classes(value) for key, value in config.items()}
+        return {
+            key: _with_moved_classes(value)
+            for key, value in config.items()
+            if not (isinstance(value, str) and value.startswith(UNWRITTEN))
+        }
     if isinstance(config, list):
         return [_with_moved_classes(each) for each in config]
     return MOVED_CLASSES.get(config, config) if isinstance(config, str) else config

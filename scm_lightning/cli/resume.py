@@ -14,7 +14,7 @@ from typing import Any
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.callbacks.side_files import set_aside
@@ -108,7 +108,7 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
             for name in sorted({*before} | {*now}, key=str):
                 values = before.get(name, ABSENT), now.get(name, ABSENT)
                 compare(*values, f"{key}.{name}" if key else str(name))
-        elif before != now and key not in left_out:
+        elif before != now and (before, now) != (ABSENT, None) and key not in left_out:
             found[key] = (str(before), str(now))
 
     before, derived = _read_or_set_aside(saved)
@@ -169,7 +169,7 @@ def _check_is_same_run(
 
 @rank_zero_only
 def _show(changes: Mapping[str, tuple[str, str]]) -> None:
-    table = Table("changed option", "so far", "now")
+    table = Table(Column("changed option", overflow="fold"), "so far", "now")
     for key, values in list(changes.items())[:MOST_ROWS]:
         table.add_row(key, *values)
     if len(changes) > MOST_ROWS:

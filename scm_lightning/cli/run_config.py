@@ -5,6 +5,7 @@ Nothing is in it that was derived, so that everything follows `trainer.default_r
 that it means the folder that the file lies in, so that a run can be moved, copied and renamed.
 """
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def typed(config: Namespace) -> Namespace:
     kept = config.clone()
     for key, value in OF_A_START.items():
         kept[key] = value
+    for key, value in config.items():
+        if inspect.isfunction(value):  # a default, such as the optimizer's, that YAML cannot say
+            del kept[key]
     return kept
 
 

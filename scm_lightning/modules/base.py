@@ -4,7 +4,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -67,8 +67,22 @@ class GenerativeModule(LightningModule, ABC):
             first is that one and the others are only tracked, for `EMASnapshots`.
     """
 
+    moved: ClassVar[Mapping[str, str]] = {
+        "samplers": "draws",
+        "reference_samplers": "reference_draws",
+    }
+    """Methods of version 0.3.0 that subclasses overrode, and where to do so now."""
+
     module_kind: str
     """Written into checkpoints, to tell one kind of run from the other."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if moved := sorted(cls.moved.keys() & vars(cls).keys()):
+            raise TypeError(
+                f"{cls.__name__}.{moved[0]} would not be called: since 0.4.0 it is "
+                f"{cls.moved[moved[0]]}; see CHANGELOG.md"
+            )
 
     def __init__(
         self,

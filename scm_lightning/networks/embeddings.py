@@ -94,7 +94,7 @@ def check_conditions(
         raise ValueError(
             f"a network built with two_times={two_times} got "
             f"{'no second time' if t_end is None else 'a second time'}; set two_times to match: "
-            "MeanFlow needs it, consistency models have none"
+            "flow maps need it (MeanFlow, AlphaFlow, Segments), the other objectives have none"
         )
 
 

@@ -4,6 +4,7 @@
 Axes: B batch, ... data axes. Times in radians.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,13 @@ class Samples(NamedTuple):
     nfe: int
 
 
+def _check_guidance(guidance: float | None) -> None:
+    if guidance is not None and not math.isfinite(guidance):
+        raise ValueError(
+            f"guidance of sampling must be a finite scale, got {guidance}; 1 is the plain model"
+        )
+
+
 @dataclass(frozen=True)
 class DiffusionSampling:
     """How a diffusion model is sampled.
@@ -48,7 +56,8 @@ class DiffusionSampling:
         guidance: scale of classifier-free guidance, at twice the calls; None for none.
 
     Raises:
-        ValueError: if the number of steps has no grid, or the solver cannot be churned.
+        ValueError: if the number of steps has no grid, the solver cannot be churned, or the scale
+            is no number.
     """
 
     num_steps: int = 18
@@ -57,6 +66,7 @@ class DiffusionSampling:
     guidance: float | None = None
 
     def __post_init__(self) -> None:
+        _check_guidance(self.guidance)
         time_grid(self.num_steps, TrigFlow())
         check_solver(self.solver, self.churn)
 
@@ -101,7 +111,7 @@ class FewStepSampling:
         sweep: further ways to compare in `scm test`.
 
     Raises:
-        ValueError: if a number of steps is out of range.
+        ValueError: if a number of steps is out of range, or the scale is no number.
     """
 
     num_steps: Sequence[int] | None = None
@@ -117,6 +127,7 @@ class FewStepSampling:
                 "takes 1 and 2"
             )
         check_num_steps(max(self.num_steps or [1]))
+        _check_guidance(self.guidance)
 
 
 def few_step_draw(

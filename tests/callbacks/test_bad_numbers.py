@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from gaussian import PATH
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from tiny import loader, mlp, trainer
+from torch import nn
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import BadNumbers
@@ -130,6 +131,29 @@ def test_bad_steps_are_logged_from_the_first_on(tmp_path):
     )
     place = header.index("bad_steps")
     assert [row[place] for row in rows if row[place]] == ["0", "1"]
+
+
+class PassingOver(LightningModule):
+    """Somebody's module, which passes over its first batch and fails in its third."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 1)
+
+    def training_step(self, batch, batch_idx):
+        factor = math.nan if batch_idx == 2 else 1.0
+        return factor * self.linear(batch.x0).square().mean() if batch_idx else None
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters())
+
+
+def test_a_module_may_pass_over_a_batch(tmp_path):
+    """Lightning allows it: there is no loss then, and nothing bad."""
+    guard, module = BadNumbers(), PassingOver()
+    trainer(3, callbacks=[guard], default_root_dir=tmp_path).fit(module, loader())
+    assert guard.bad_steps == 1
+    assert module.linear.weight.isfinite().all()
 
 
 def test_the_worst_sample_by_loss_by_tangent_and_by_size():

@@ -135,5 +135,14 @@ def test_impossible_measurements_are_refused(tmp_path):
         fit(linear(), loader(), tmp_path, num_batches=7)
     with pytest.raises(ValueError, match="the 9 samples"):
         fit(linear(), loader(), tmp_path, num_samples=9)
-    with pytest.raises(ValueError, match="a GenerativeModule, one process and at least 4"):
+    with pytest.raises(
+        ValueError, match="whose training_step takes `times`, one process and at least 4"
+    ):
         fit(BoringModel(), loader(), tmp_path)
+
+    class WithoutTimes(DiffusionModule):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="takes `times`, one process"):
+        fit(WithoutTimes(MLP((3,), 16, 1, 8), PATH), loader(), tmp_path)

@@ -2,12 +2,15 @@
 """Configurations and checkpoints of 0.3.0: read under the new names, and said."""
 
 import copy
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from gaussian import PATH
+from lightning.pytorch import LightningModule
 from tiny import loader, mlp, trainer, wake
 
 from scm_lightning import ConsistencyModule
@@ -39,10 +42,7 @@ def test_a_kept_configuration_is_translated_whole(capsys):
         "class_path": "scm_lightning.objectives.Consistency",
         "init_args": {
             "times": {"P_mean": -1.2, "P_std": 1.8},
-            "tangents": {
-                "class_path": "scm_lightning.TangentComputer",
-                "init_args": {"method": "dual", "compile": False},
-            },
+            "tangents": "dual",
             "bound": {"kind": "l2", "c": 0.1},
             "warmup": {"steps": 30},
             "weighting": "learned",
@@ -92,6 +92,56 @@ def test_overlays_name_no_class_and_change_what_they_name():
     assert size == {"sampling": {"guidance": 1.2}}
     untouched = {"model": {"init_args": {"student": {"init_args": {"dropout": 0.1}}}}}
     assert renamed(untouched) == untouched
+    part = {"student": {"init_args": {"dropout": 0.1}}, "tangent_warmup_steps": 7}
+    smaller = renamed({"model": {"init_args": part}})["model"]["init_args"]
+    assert smaller["objective"] == {"init_args": {"warmup": {"steps": 7}}}
+
+
+@pytest.mark.parametrize("off", [{"num_intervals": None}, {"num_segments": 1}])
+def test_an_overlay_turns_intervals_and_segments_off(off):
+    objective = renamed({"model": {"init_args": off}})["model"]["init_args"]["objective"]
+    assert objective == {"class_path": "scm_lightning.objectives.Consistency"}
+
+
+def test_tangents_are_short_only_where_they_are_as_without():
+    """A run of 0.3.0 wrote the default down; compared with `dual` it would be another run."""
+    for given in ({"method": "dual"}, {"class_path": "x", "init_args": {"check": True}}):
+        assert student(tangents=given)["objective"]["init_args"]["tangents"] == "dual"
+    other = student(tangents={"method": "two_pass"})["objective"]["init_args"]["tangents"]
+    assert other == {"method": "two_pass", "compile": False}
+    assert student(compile=True)["objective"]["init_args"]["tangents"] != "dual"
+    part = renamed({"model": {"init_args": {"compile": False}}})["model"]["init_args"]
+    assert part["objective"] == {"init_args": {"tangents": {"compile": False}}}
+
+
+class Foreign(LightningModule):
+    """Somebody's module, with options that a student of 0.3.0 had too."""
+
+    def __init__(self, compile=False, sweep=None): ...  # noqa: A002
+
+
+class Own(ConsistencyModule):
+    """A subclass with options of its own."""
+
+    def __init__(self, *args, prior=0.5, **options): ...
+
+
+def test_options_that_a_class_takes_are_its_own():
+    foreign = {"class_path": f"{__name__}.Foreign", "init_args": {"compile": True, "sweep": 3}}
+    assert renamed({"model": foreign}) == {"model": foreign}
+    own = {"class_path": f"{__name__}.Own", "init_args": {"prior": 2.0, "times": {"P_mean": 1.0}}}
+    assert renamed({"model": own})["model"]["init_args"] == {
+        "prior": 2.0,
+        "objective": {"init_args": {"times": {"P_mean": 1.0}}},
+    }
+
+
+def test_a_finished_run_of_0_3_0_is_finished(tmp_path, capsys):
+    """Nothing that this version says otherwise makes it another run."""
+    shutil.copytree(RUN, tmp_path / "run")
+    place = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.max_steps", "20"]
+    main(["fit", "--config", str(RUN.with_name("digits.yaml")), *place])
+    assert "already at step 20 of 20" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_mean_flow_module_is_a_student_of_that_objective(capsys):
@@ -107,6 +157,9 @@ def test_a_mean_flow_module_is_a_student_of_that_objective(capsys):
         "class_path": "scm_lightning.objectives.MeanFlow",
         "init_args": {"share_of_intervals": 0.5, "c": 1e-3},
     }
+    unwritten = "Unable to serialize instance <function MeanFlowModule.<lambda> at 0x7f9c>"
+    kept = renamed({"model": {**old, "init_args": {**options, "optimizer": unwritten}}})
+    assert kept["model"]["init_args"]["optimizer"] == found["optimizer"]
     assert "added to the sum of squares" in " ".join(capsys.readouterr().out.split())
 
 
@@ -122,13 +175,23 @@ def test_teachers_are_translated_too():
     }
 
 
-def test_on_the_command_line_an_old_name_is_refused_with_the_new_one(capsys):
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("tangent_bound=rms", "tangent_bound is model.init_args.objective.init_args.bound.kind"),
+        ("times.P_mean=-1", "times is model.init_args.objective.init_args.times"),
+        ("sweep.t_mid=[]", "sweep is model.init_args.sampling.sweep"),
+        ("network.init_args.dropout=0", "network is model.init_args.student"),
+    ],
+)
+def test_on_the_command_line_an_old_name_is_refused_with_the_new_one(option, place, capsys):
+    """Once, and also where something below it is set."""
     assert place_of_old("batch_size") is None
-    configuration = str(RUN.with_name("digits.yaml"))
     with pytest.raises(SystemExit):
-        main(["fit", "--config", configuration, "--model.init_args.tangent_bound", "rms"])
+        main(["fit", "--config", str(RUN.with_name("digits.yaml")), f"--model.init_args.{option}"])
     line = capsys.readouterr().err
-    assert "since 0.4.0 it is model.init_args.objective.init_args.bound.kind" in line
+    assert f"since 0.4.0 {place}" in line
+    assert line.count("since 0.4.0") == 1
 
 
 def as_of_0_3_0(checkpoint, kind, moved):
@@ -186,11 +249,15 @@ def test_a_run_does_not_change_its_objective(tmp_path):
         trainer(2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_a_subclass_that_overrides_what_moved_is_refused():
-    with pytest.raises(
-        TypeError, match=r"Mine\.log_weight would not be called: since 0\.4\.0 it is"
-    ):
+def test_arguments_of_0_3_0_by_position_are_refused():
+    with pytest.raises(ValueError, match="objective must be an Objective, got False"):
+        ConsistencyModule(mlp(), TeacherVelocity(), mlp(), False, path=PATH)
 
-        class Mine(ConsistencyModule):
-            def log_weight(self, t, num_elements):
-                return t
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("log_weight", "log_weight of the objective"), ("samplers", "draws")]
+)
+def test_a_subclass_that_overrides_what_moved_is_refused(name, place):
+    message = f"Mine.{name} would not be called: since 0.4.0 it is {place}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        type("Mine", (ConsistencyModule,), {name: lambda self: None})

@@ -64,6 +64,22 @@ def test_a_kept_configuration_trains_elsewhere(place):
     assert step_of(place / "p2") == 2
 
 
+def test_a_default_that_yaml_cannot_say_is_left_out(tmp_path, monkeypatch, capsys):
+    """Such as a student's optimizer: the kept configuration is read, and nothing differs."""
+    shutil.copytree(FIXTURE, tmp_path / "old", symlinks=True)
+    monkeypatch.chdir(tmp_path / "old")
+    config = yaml.safe_load(Path("digits.yaml").read_text())
+    del config["model"]["init_args"]["optimizer"]
+    Path("own.yaml").write_text(yaml.safe_dump(config))
+    root = ["--trainer.default_root_dir", "p2", "--trainer.max_steps", "2"]
+    main(["fit", "--config", "own.yaml", *root])
+    assert "optimizer" not in saved(Path("p2"))["model"]["init_args"]
+    main(["fit", "--config", "p2/config.yaml"])
+    printed = capsys.readouterr()
+    assert "already at step 2 of 2" in " ".join(printed.out.split())
+    assert "serialize" not in printed.out + printed.err
+
+
 def test_a_configuration_of_version_0_3_0_trains_elsewhere(tmp_path, monkeypatch):
     """It holds what that version derived, which is told by its value."""
     shutil.copytree(FIXTURE, tmp_path / "old", symlinks=True)

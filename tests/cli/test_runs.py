@@ -14,7 +14,7 @@ from scm_lightning.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDENTS = ["digits_scd", "digits_sct"]
-ALONE = ["digits_sct_scratch", "digits_mean_flow"]
+ALONE = ["digits_sct_scratch", "digits_mean_flow", "digits_alpha_flow"]
 SAMPLES = "data.init_args.num_{}_samples"
 
 
