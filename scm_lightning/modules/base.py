@@ -18,7 +18,12 @@ from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.batch_checks import BatchChecks
 from scm_lightning.modules.drawing import draw_samples
 from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_profiles
-from scm_lightning.modules.given_options import KeptSchedule, class_name, keep_options
+from scm_lightning.modules.given_options import (
+    KeptSchedule,
+    class_name,
+    keep_options,
+    say_untrained,
+)
 from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
 from scm_lightning.networks import check_time_embeddings, normalize_weights
@@ -177,6 +182,7 @@ class GenerativeModule(LightningModule, ABC):
 
         Lightning seeds all of them alike, and restores options with the state that comes next.
         """
+        say_untrained(self, self.trainer.optimizers)
         for place, optimizer in enumerate(self.trainer.optimizers):
             keep_options(optimizer, next(iter(self._saved_optimizers[place:]), None))
         self._kept_schedules = [

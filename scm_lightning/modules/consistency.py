@@ -180,7 +180,7 @@ class ConsistencyModule(GenerativeModule):
         if self.objective.two_times:
             check_takes_end(self.student, type(self.objective).__name__)
         if stage == "fit":
-            for part in (self.velocity_source, *self.terms):
+            for part in (self.velocity_source, self.objective, *self.terms):
                 check_teacher(part, self.teacher)
         if self.guidance is not None and not self.velocity_source.needs_teacher:
             raise ValueError(

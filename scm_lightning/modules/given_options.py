@@ -11,11 +11,11 @@ back both, so that a rate lowered between two starts of a run would change nothi
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -51,6 +51,23 @@ def keep_options(optimizer: Optimizer, saved_class: str | None) -> None:
         return {**state, "state": {} if reason else state["state"], "param_groups": groups}
 
     optimizer.register_load_state_dict_pre_hook(with_given_options)
+
+
+def say_untrained(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Say which parameters would be trained, if an optimizer had them.
+
+    Args:
+        module: owner of all networks.
+        optimizers: of the run.
+    """
+    groups = (group for each in optimizers for group in each.param_groups)
+    known = {id(parameter) for group in groups for parameter in group["params"]}
+    left = [n for n, x in module.named_parameters() if x.requires_grad and id(x) not in known]
+    if left:
+        rank_zero_warn(
+            f"{len(left)} parameters with gradients are in no group of the optimizer and stay as "
+            f"they are, the first of them {left[0]}; name them in parameter_groups"
+        )
 
 
 class KeptSchedule:

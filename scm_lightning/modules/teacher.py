@@ -6,11 +6,11 @@ from torch import nn
 from scm_lightning.core import TrigFlow
 from scm_lightning.given_files import given_path
 from scm_lightning.networks import without_added_conditions
-from scm_lightning.objectives import Term, Velocity
+from scm_lightning.objectives import Objective, Term, Velocity
 from scm_lightning.teachers import load_teacher, weights_mismatch
 
 
-def check_teacher(part: Velocity | Term, teacher: nn.Module | None) -> None:
+def check_teacher(part: Velocity | Objective | Term, teacher: nn.Module | None) -> None:
     """Refuse to train without a teacher what needs one.
 
     Raises:

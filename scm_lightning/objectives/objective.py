@@ -69,10 +69,12 @@ class Objective(nn.Module, ABC):
         tangents: how a derivative along the ODE is computed, at a fixed end; None for an objective
             without one.
         steps: how the student is sampled.
+        needs_teacher: whether there has to be a teacher, for `velocity` at other places.
         two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
     """
 
     two_times: bool = False
+    needs_teacher: bool = False
     tangents: TangentComputer | None = None
     steps: Steps
 

@@ -23,7 +23,7 @@ class Velocity(ABC):
         needs_teacher: whether there has to be a teacher.
     """
 
-    needs_teacher: bool
+    needs_teacher: bool = False
 
     @abstractmethod
     def __call__(

@@ -115,6 +115,25 @@ def test_it_trains_through_all_of_its_schedule():
     assert list(module.draws()) == ["1_step", "2_step"]
 
 
+def test_an_objective_may_need_a_teacher_and_train_a_network_of_its_own():
+    """Without the one it is refused; the other, in no group of the optimizer, is named."""
+
+    class Own(AlphaFlow):
+        needs_teacher = True
+
+        def __init__(self):
+            super().__init__()
+            self.critic = nn.Linear(3, 1)
+
+    network = mlp(two_times=True)
+    with pytest.raises(ValueError, match="Own needs a teacher, got none"):
+        trainer(1).fit(ConsistencyModule(network, objective=Own(), path=PATH), loader())
+    Own.needs_teacher = False
+    module = ConsistencyModule(network, objective=Own(), path=PATH)
+    with pytest.warns(UserWarning, match="2 parameters .* the first of them objective.critic.weig"):
+        trainer(1).fit(module, loader())
+
+
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="share_of_intervals is a probability and c positive"):
         AlphaFlow(share_of_intervals=1.2)
