@@ -4,7 +4,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -33,24 +33,6 @@ from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]
-
-
-class StepOutput(TypedDict, total=False):
-    """What a training step returns, to Lightning and to callbacks.
-
-    Attributes:
-        loss: what is differentiated. ().
-        t: times. (B,), radians.
-        sample_loss: loss of every sample. (B,).
-        tangent_norm: L2 norm of what every sample is pulled by; not of a diffusion model. (B,).
-        logs: numbers for the log, by name. () each.
-    """
-
-    loss: Tensor
-    t: Tensor
-    sample_loss: Tensor
-    tangent_norm: Tensor
-    logs: dict[str, Tensor]
 
 
 def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from scm_lightning.modules.base import (
     GenerativeModule,
     OptimizerFactory,
     ScheduleFactory,
-    StepOutput,
     parameter_group,
 )
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import (

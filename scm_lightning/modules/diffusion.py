@@ -13,10 +13,10 @@ from scm_lightning.modules.base import (
     GenerativeModule,
     OptimizerFactory,
     ScheduleFactory,
-    StepOutput,
     parameter_group,
 )
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
 from scm_lightning.sampling import DiffusionSampling, Draw
 
