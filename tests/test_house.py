@@ -4,6 +4,7 @@
 import ast
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,3 +107,29 @@ def test_no_path_of_a_machine_is_written_down():
     for file in [*FILES, *ROOT.glob("*.md"), *(ROOT / "configs").glob("*")]:
         if file.is_file() and file.suffix in {".py", ".md", ".yaml"}:
             assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", file.read_text()), file
+
+
+AT_WORK = """
+import importlib, sys, traceback
+import scm_lightning.torchvision_guard
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Said(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        at = [each for each in traceback.extract_stack() if each.filename.startswith(sys.argv[1])]
+        if at and not at[-1].line.startswith(("from ", "import ")):  # what torch does by itself
+            print(func, at[-1].filename, at[-1].lineno)
+        return func(*args, **(kwargs or {}))
+
+with Said():
+    for room in sys.argv[2:]:
+        importlib.import_module(f"scm_lightning.{room}")
+"""
+
+
+def test_importing_computes_nothing():
+    """Threads that torch starts for an operation do not survive a fork of a job's processes."""
+    command = [sys.executable, "-c", AT_WORK, str(PACKAGE), *sorted(FLOORS), "cli.app"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""

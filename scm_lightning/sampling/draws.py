@@ -19,7 +19,7 @@ from scm_lightning.sampling.consistency import sample_consistency
 from scm_lightning.sampling.ode import Solver, check_solver, sample_ode
 from scm_lightning.sampling.steps import Network, Steps
 from scm_lightning.sampling.sweep import SamplerSweep
-from scm_lightning.sampling.times import time_grid
+from scm_lightning.sampling.times import check_solver_steps, time_grid
 
 Draw = Callable[[Tensor, Tensor | None, Generators], Tensor]
 """(noise, labels, generators) to samples. Both (B, ...), data units; labels (B,), or None."""
@@ -67,7 +67,7 @@ class DiffusionSampling:
 
     def __post_init__(self) -> None:
         _check_guidance(self.guidance)
-        time_grid(self.num_steps, TrigFlow())
+        check_solver_steps(self.num_steps)
         check_solver(self.solver, self.churn)
 
     def draws(self, network: Network, path: TrigFlow) -> dict[str, Draw]:

@@ -50,6 +50,17 @@ def check_times(times: Sequence[float], *, last: float) -> tuple[float, ...]:
     return usable
 
 
+def check_solver_steps(num_steps: int) -> None:
+    """Refuse a number of solver steps that has no grid.
+
+    Raises:
+        ValueError: if it is below 2, or above a million.
+    """
+    if num_steps < 2:
+        raise ValueError(f"an ODE needs at least 2 solver steps, got {num_steps}; EDM uses 18")
+    check_num_steps(num_steps)
+
+
 def time_grid(
     num_steps: int,
     path: TrigFlow,
@@ -74,9 +85,7 @@ def time_grid(
 
     Source: arXiv 2206.00364, Eq. 5; mapped by t = atan(sigma / sigma_data).
     """
-    if num_steps < 2:
-        raise ValueError(f"an ODE needs at least 2 solver steps, got {num_steps}; EDM uses 18")
-    check_num_steps(num_steps)
+    check_solver_steps(num_steps)
     levels = edm_levels(num_steps, sigma_max, sigma_min, rho)
     times: list[float] = path.t_from_sigma(levels).tolist()
     return [*times, 0.0]
