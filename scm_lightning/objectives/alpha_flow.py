@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
+from scm_lightning.autodiff import MethodName, TangentComputer
 from scm_lightning.autodiff.methods import same_random_numbers
 from scm_lightning.core import (
     TRIGONOMETRIC,
@@ -31,7 +31,7 @@ from scm_lightning.core import (
     tangent_norm,
     widen,
 )
-from scm_lightning.objectives.objective import Losses, Objective, Point, Times
+from scm_lightning.objectives.objective import IntervalObjective, Losses, Point
 from scm_lightning.sampling import FreshNoise
 
 
@@ -95,7 +95,7 @@ class AlphaSchedule:
         return 0.0 if alpha < self.cut else 1.0 if alpha > 1 - self.cut else alpha
 
 
-class AlphaFlow(Objective):
+class AlphaFlow(IntervalObjective):
     """A flow map on TrigFlow, trained from short steps; the student has `two_times: true`.
 
     Args:
@@ -112,9 +112,6 @@ class AlphaFlow(Objective):
     Source: arXiv 2510.20771; 25 % velocity matching there, 50 % in the largest model.
     """
 
-    two_times = True
-    tangents: TangentComputer
-
     def __init__(
         self,
         times: TimeProposal = TimeProposal(P_mean=-0.8, P_std=1.6),
@@ -128,21 +125,10 @@ class AlphaFlow(Objective):
                 f"share_of_intervals is a probability and c positive, got {share_of_intervals} "
                 f"and {c}; alpha-Flow has 0.75 and 1e-3"
             )
-        super().__init__()
-        self.times = times
-        self.share_of_intervals = share_of_intervals
+        super().__init__(times, share_of_intervals, tangents)
         self.schedule = schedule
         self.c = c
-        self.tangents = computer_of(tangents)
         self.steps = FreshNoise(tells_end=True)
-
-    def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:
-        """Draw t and s <= t."""
-        return self.times.sample_pairs(num, self.share_of_intervals, path, device=device)
-
-    def times_at(self, t: Tensor, path: TrigFlow) -> Times:
-        """The end is t itself: velocity matching."""
-        return t, t
 
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
         """See `Objective`."""

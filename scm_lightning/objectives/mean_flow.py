@@ -10,10 +10,7 @@ any path.
 Axes: B batch, ... data axes.
 """
 
-import torch
-from torch import Tensor
-
-from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
+from scm_lightning.autodiff import MethodName, TangentComputer
 from scm_lightning.core import (
     AVERAGE_VELOCITY,
     Bound,
@@ -23,11 +20,11 @@ from scm_lightning.core import (
     tangent_norm,
     widen,
 )
-from scm_lightning.objectives.objective import Losses, Objective, Point, Times
+from scm_lightning.objectives.objective import IntervalObjective, Losses, Point
 from scm_lightning.sampling import EqualJumps
 
 
-class MeanFlow(Objective):
+class MeanFlow(IntervalObjective):
     """A flow map x_s = x_t - (t - s) sigma_data F; the student is built with `two_times: true`.
 
     Args:
@@ -44,9 +41,6 @@ class MeanFlow(Objective):
     Source: arXiv 2505.13447, Algorithm 1; 25 % intervals, p = 1, c = 1e-3 there.
     """
 
-    two_times = True
-    tangents: TangentComputer
-
     def __init__(
         self,
         times: TimeProposal = TimeProposal(P_mean=-0.8, P_std=1.6),
@@ -60,21 +54,10 @@ class MeanFlow(Objective):
                 f"share_of_intervals is a probability, p at least 0 and c positive, got "
                 f"{share_of_intervals}, {p} and {c}; MeanFlow has 0.25, 1 and 1e-3"
             )
-        super().__init__()
-        self.times = times
-        self.share_of_intervals = share_of_intervals
+        super().__init__(times, share_of_intervals, tangents)
         self.p = p
         self.c = c
-        self.tangents = computer_of(tangents)
         self.steps = EqualJumps()
-
-    def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:
-        """Draw t and s <= t."""
-        return self.times.sample_pairs(num, self.share_of_intervals, path, device=device)
-
-    def times_at(self, t: Tensor, path: TrigFlow) -> Times:
-        """The end is t itself: velocity matching."""
-        return t, t
 
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
         """See `Objective`."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scm_lightning.autodiff import TangentComputer
-from scm_lightning.core import Bound, TrigFlow
+from scm_lightning.autodiff import MethodName, TangentComputer, computer_of
+from scm_lightning.core import Bound, TimeProposal, TrigFlow
 from scm_lightning.sampling import Steps
 
 Times = tuple[Tensor, Tensor | None]
@@ -111,3 +111,36 @@ class Objective(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the optimizer for what the objective trains beside the student."""
         return []
+
+
+class IntervalObjective(Objective, ABC):
+    """What flow maps between any two times share: of two drawn, the earlier is where t leads.
+
+    Args:
+        times: which times to train at.
+        share_of_intervals: probability that the two differ; where they do not, the loss is velocity
+            matching.
+        tangents: how the derivative is computed; or the short name of a method.
+    """
+
+    two_times = True
+    tangents: TangentComputer
+
+    def __init__(
+        self,
+        times: TimeProposal,
+        share_of_intervals: float,
+        tangents: TangentComputer | MethodName,
+    ) -> None:
+        super().__init__()
+        self.times = times
+        self.share_of_intervals = share_of_intervals
+        self.tangents = computer_of(tangents)
+
+    def sample_times(self, num: int, path: TrigFlow, device: torch.device | str) -> Times:
+        """Draw t and s <= t."""
+        return self.times.sample_pairs(num, self.share_of_intervals, path, device=device)
+
+    def times_at(self, t: Tensor, path: TrigFlow) -> Times:
+        """The end is t itself: velocity matching."""
+        return t, t
