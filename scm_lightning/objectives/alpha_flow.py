@@ -128,6 +128,7 @@ class AlphaFlow(IntervalObjective):
         super().__init__(times, share_of_intervals, tangents)
         self.schedule = schedule
         self.c = c
+        self._is_checked = False
         self.steps = FreshNoise(tells_end=True)
 
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
@@ -136,6 +137,10 @@ class AlphaFlow(IntervalObjective):
         if alpha == 0:
             F, pull = self._derivative(student, at, path)
         else:
+            if not self._is_checked:  # now, not in the middle of a run
+                with same_random_numbers(at.x_t):
+                    self._derivative(student, at, path)
+                self._is_checked = True
             F, pull = self._short_step(student, at, path, alpha)
         losses = adaptive_loss(F, widen(F.detach()) + pull, c=self.c * F[0].numel())
         return Losses(losses, tangent_norm(pull))

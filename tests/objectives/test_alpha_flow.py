@@ -134,6 +134,30 @@ def test_an_objective_may_need_a_teacher_and_train_a_network_of_its_own():
         trainer(1).fit(module, loader())
 
 
+def test_a_network_without_a_derivative_is_refused_at_the_first_step():
+    """Thousands of steps before one is taken; a network that has one draws what it drew anyway."""
+
+    class Escapes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, u, t, labels=None, guidance=None, t_end=None):
+            return self.layer(u) * float(u.mean())
+
+    module = ConsistencyModule(Escapes(), objective=AlphaFlow(), path=PATH)
+    with pytest.raises(ValueError, match="in Escapes: "):
+        trainer(1).fit(module, loader())
+    module = ConsistencyModule(
+        wake(mlp(two_times=True, dropout=0.3)), objective=AlphaFlow(), path=PATH
+    )
+    batch, losses = next(iter(loader())), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        losses.append(module.training_step(batch, 0)["loss"])
+    assert torch.equal(*losses)
+
+
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="share_of_intervals is a probability and c positive"):
         AlphaFlow(share_of_intervals=1.2)
