@@ -199,6 +199,9 @@ class SCMCommandLine(LightningCLI):
         """Say what to type to sample as the best point of a sweep does."""
         module, file = self.model, Path(self.trainer.default_root_dir) / SWEEP_FILE
         is_swept = isinstance(module, ConsistencyModule) and module.sampling.sweep is not None
+        trainer: Any = self.trainer
+        scores = (each for each in trainer.callbacks if isinstance(each, SampleMetrics))
+        is_swept &= any(each.features is not None for each in scores)  # else it is an older file
         if is_swept and self.trainer.is_global_zero and file.exists():
             options = json.loads(file.read_text())["options"].items()
             words = [f"--model.init_args.sampling.{key}={json.dumps(x)}" for key, x in options]
