@@ -14,17 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scm_lightning.data import load_digit_splits, load_fashion_splits
 from scm_lightning.data.shards import Array
-from scm_lightning.data.sources.fashion import DEBIAN_FOLDER
 from scm_lightning.metrics.classifier import SmallClassifier
 from scm_lightning.metrics.digits import digit_classifier
 from scm_lightning.metrics.fashion import fashion_classifier
+from scm_lightning.preparation import ImageTransform, load_digit_splits
+from scm_lightning.preparation.sources.fashion import DEBIAN_FOLDER, open_fashion
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class Training:
     weight_decay: float
 
 
+def load_fashion_splits() -> dict[str, tuple[Array, Array]]:
+    """Halved to 16x16, classes in turn. (N, 1, 16, 16) uint8 and (N,)."""
+    source, halve, splits = open_fashion(Path(DEBIAN_FOLDER)), ImageTransform(16, "adm"), {}
+    for split in ("train", "heldout"):
+        numbers = np.array([n for n, item in enumerate(source.items) if item.split == split])
+        labels = np.array([source.items[n].label for n in numbers])
+        turn = np.empty(len(labels), np.int64)
+        for label in range(len(source.class_names)):
+            members = np.flatnonzero(labels == label)
+            turn[members] = np.arange(len(members))
+        order = np.lexsort((labels, turn))
+        images = np.stack([halve(source.load(n)) for n in numbers[order]])
+        splits[split] = (images, labels[order])
+    return splits
+
+
 TRAININGS = {
     "digits": Training(
         load_digit_splits,
@@ -51,7 +68,7 @@ TRAININGS = {
         weight_decay=1e-2,
     ),
     "fashion": Training(
-        lambda: load_fashion_splits(Path(DEBIAN_FOLDER), 16),
+        load_fashion_splits,
         255.0,
         fashion_classifier,
         num_epochs=15,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from scm_lightning.data import Sample, ShardIndex, read_shard
-from scm_lightning.data.preparation.content import Pixels
-from scm_lightning.data.preparation.engine import Recipe
-from scm_lightning.data.preparation.transform import ImageTransform
-from scm_lightning.data.sources.source import ImageSource, Item, UnreadableImageError
+from scm_lightning.preparation.content import Pixels
+from scm_lightning.preparation.engine import Recipe
+from scm_lightning.preparation.sources import ImageSource, Item, UnreadableImageError
+from scm_lightning.preparation.transform import ImageTransform
 
 SHAPE = (3, 6, 4)
 AS_IT_IS = ImageTransform()
@@ -49,7 +49,7 @@ class PaintedImages(ImageSource):
         for number in range(num_heldout):
             splits[number * step] = "heldout"
         self.items = [
-            Item(f"painted/{number}.png", label, split)
+            Item(f"painted/{number}.png", label, split, 72)
             for number, (label, split) in enumerate(zip(labels, splits, strict=True))
         ]
         self.unreadable, self.seconds, self.failing = set(unreadable), seconds, failing
@@ -69,9 +69,6 @@ class PaintedImages(ImageSource):
         """Number of an image that was stored. (3, H, W)."""
         high, low, _ = stored[:, 0, 0]
         return 256 * int(high) + int(low)
-
-    def _sizes(self) -> list[int]:
-        return [72] * len(self.items)
 
 
 def recipe(source: ImageSource, transform: ImageTransform = AS_IT_IS, **options: object) -> Recipe:

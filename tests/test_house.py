@@ -24,6 +24,7 @@ FLOORS = {
     "objectives": 5,
     "modules": 6,
     "callbacks": 7,
+    "preparation": 7,
     "cli": 8,
 }
 TORCH_ONLY = {"core", "autodiff", "networks"}

@@ -19,10 +19,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from scm_lightning.data import load_fashion_splits
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.sources.fashion import DEBIAN_FOLDER
 from scm_lightning.metrics import FashionFeatures, frechet_distance, statistics
+from scm_lightning.preparation.sources.fashion import DEBIAN_FOLDER, open_fashion
 
 STEPS = 1800
 BATCH_SIZE = 32
@@ -36,10 +35,10 @@ def main(folder: str) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    splits = {
-        name: torch.from_numpy(images).float() / 255.0
-        for name, (images, _) in load_fashion_splits(Path(DEBIAN_FOLDER), 32).items()
-    }
+    source = open_fashion(Path(DEBIAN_FOLDER))
+    images = torch.from_numpy(source.images).permute(0, 3, 1, 2).float() / 255.0
+    is_heldout = torch.tensor([item.split == "heldout" for item in source.items])
+    splits = {"train": images[~is_heldout], "heldout": images[is_heldout]}
     model = AutoencoderKL(
         in_channels=1,
         out_channels=1,

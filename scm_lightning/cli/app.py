@@ -24,7 +24,8 @@ from rich.console import Console
 import scm_lightning.data
 import scm_lightning.modules
 import scm_lightning.networks
-import scm_lightning.objectives  # noqa: F401  class names resolve once they are imported
+import scm_lightning.objectives
+import scm_lightning.preparation  # noqa: F401  class names resolve once they are imported
 from scm_lightning.callbacks import (
     BadNumbers,
     Checkpoints,

@@ -15,9 +15,9 @@ from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.data.faults import checked
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.preparation.engine import NAMED, Preparation, Recipe
-from scm_lightning.data.preparation.space import megabytes, shard_bytes
 from scm_lightning.data.shards import Sample, read_shard
+from scm_lightning.preparation.engine import NAMED, Preparation, Recipe
+from scm_lightning.preparation.space import megabytes, shard_bytes
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000

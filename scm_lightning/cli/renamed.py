@@ -20,7 +20,9 @@ MEAN_FLOW = "MeanFlowModule"
 MOVED_CLASSES = {
     f"scm_lightning.modules.{name}": f"{OBJECTIVES}{name}"
     for name in ("AdaptiveVSD", "PairVelocity", "TeacherVelocity", "Velocity")
-}
+} | {"scm_lightning.data.Digits": "scm_lightning.preparation.Digits"}
+FASHION = "scm_lightning.data.FashionMNIST"
+"""Was a data module of its own; its shards are read as any."""
 
 RENAMED = {
     "times": "objective.init_args.times",
@@ -82,7 +84,7 @@ def renamed(config: Any) -> Any:
     Raises:
         ValueError: if it asks for segments and intervals at once, as 0.3.0 refused too.
     """
-    config = _with_moved_classes(config)
+    config = _with_shards_of_fashion(_with_moved_classes(config))
     model = config.get("model") if isinstance(config, Mapping) else None
     options = model.get("init_args") if isinstance(model, Mapping) else None
     if not isinstance(options, Mapping):
@@ -191,6 +193,18 @@ def _with_moved_classes(config: Any) -> Any:
     if isinstance(config, list):
         return [_with_moved_classes(each) for each in config]
     return MOVED_CLASSES.get(config, config) if isinstance(config, str) else config
+
+
+def _with_shards_of_fashion(config: Any) -> Any:
+    data = config.get("data") if isinstance(config, Mapping) else None
+    if not isinstance(data, Mapping) or data.get("class_path") != FASHION:
+        return config
+    if FASHION not in _said:
+        say(f"{FASHION} is scm_lightning.data.Shards, which reads the shards at its root as before")
+    _said.add(FASHION)
+    given = {k: v for k, v in data.get("init_args", {}).items() if k not in ("source", "size")}
+    options = {"num_test_samples": 10_000, **given}
+    return {**config, "data": {"class_path": "scm_lightning.data.Shards", "init_args": options}}
 
 
 def _say(names: Mapping[str, str]) -> None:

@@ -10,26 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from scm_lightning.data.augmentation import Augmentation
 from scm_lightning.data.batch import Batch, SampleRequest
-from scm_lightning.data.image_set import ImageSet, prepare_shards
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
+from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import Sample, read_shard, write_shard
 
 if TYPE_CHECKING:
-    from scm_lightning.data.digits import Digits, load_digit_splits, prepare_digits
-    from scm_lightning.data.fashion_mnist import FashionMNIST, load_fashion_splits
-    from scm_lightning.data.module import Reading, ShardDataModule
+    from scm_lightning.data.module import ShardDataModule
     from scm_lightning.data.noise import GaussianNoise
     from scm_lightning.data.prepared import Shards
 
 __all__ = [
     "Augmentation",
     "Batch",
-    "Digits",
-    "FashionMNIST",
     "GaussianNoise",
-    "ImageSet",
     "Latents",
     "NumberedBatches",
     "Reading",
@@ -42,15 +37,11 @@ __all__ = [
     "Shards",
     "Split",
     "TrainingLoader",
-    "load_digit_splits",
-    "load_fashion_splits",
-    "prepare_digits",
-    "prepare_shards",
     "read_shard",
     "write_shard",
 ]
 
-_ON_FIRST_USE = ("module", "digits", "fashion_mnist", "noise", "prepared")
+_ON_FIRST_USE = ("module", "noise", "prepared")
 
 
 def __getattr__(name: str) -> Any:

@@ -194,13 +194,18 @@ class ShardIndex:
         if is_remote(str(root)):
             return []
         found = []
-        for shard in (shard for split in self.splits.values() for shard in split.shards):
+        for shard in self.shards:
             file = Path(place_of(str(root), shard.name))
             size = file.stat().st_size if file.is_file() else None
             if size != shard.num_bytes:
                 what = "is missing" if size is None else f"has {size} bytes"
                 found.append(f"shard {file} {what}, of {shard.num_bytes} listed in {INDEX_FILE}")
         return found
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The files of all splits."""
+        return [shard for split in self.splits.values() for shard in split.shards]
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -273,7 +278,7 @@ def _check_types(index: ShardIndex) -> None:
     latents = index.latents
     shapes = [*index.shape, *(latents.image_shape if latents is not None else ())]
     of_latents = (latents.autoencoder, latents.weights_sha256, latents.stored) if latents else ()
-    shards = [shard for split in index.splits.values() for shard in split.shards]
+    shards = index.shards
     texts = [index.source, index.source_checksum, index.version, *of_latents, *index.class_names]
     texts += [text for shard in shards for text in (shard.name, shard.sha256)]
     counts = [index.num_classes, index.num_unreadable, *(shard.num_bytes for shard in shards)]

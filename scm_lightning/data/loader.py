@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.batch import Batch
-from scm_lightning.data.worker_signals import StoppedWorkers, leave_signals_to_parent
+from scm_lightning.data.worker_signals import StoppedWorkers, leave_signals_to_parent, own_message
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,7 @@ class TrainingLoader:
             try:
                 batch = next(self._stream)
             except ValueError as error:
-                # A worker's error comes with its traceback, which ends in the message.
-                message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-                raise ValueError(message) from error
+                raise ValueError(own_message(error)) from error
             except (RuntimeError, OSError, EOFError):
                 self._workers.explain()
                 raise

@@ -5,9 +5,8 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Literal
 
 # isort: off
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
@@ -27,44 +26,13 @@ from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.location import is_remote, place_of
 from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches
 from scm_lightning.data.mapped_cache import map_split
+from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import read_shard
 from scm_lightning.data.stream import Layout, StreamedBatches
 from scm_lightning.given_files import given_path
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How shards are read.
-
-    Args:
-        mapped: decode the training split once into a cache on the disk, and map that into memory;
-            None for sets in a folder of up to 4 GiB. Other sets are streamed.
-        shuffle_buffer: samples that a loader worker shuffles at a time, in streamed sets.
-        start_method: how loader workers are started: fork, spawn or forkserver; None for the
-            system's.
-        max_damaged: damaged samples that are left out with a warning; one more is an error.
-        verify: once, when a shard is first read to its end, its content is compared with the
-            checksum in the index, and if it does not fit all its samples are damaged; or never.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    mapped: bool | None = None
-    shuffle_buffer: int = 8192
-    start_method: Literal["fork", "spawn", "forkserver"] | None = None
-    max_damaged: int = 0
-    verify: Literal["once", "never"] = "once"
-
-    def __post_init__(self) -> None:
-        if self.shuffle_buffer < 1 or self.max_damaged < 0:
-            raise ValueError(
-                f"shuffle_buffer must be at least 1 and max_damaged at least 0, got "
-                f"{self.shuffle_buffer} and {self.max_damaged}"
-            )
 
 
 class ShardDataModule(LightningDataModule, ABC):
@@ -88,6 +56,7 @@ class ShardDataModule(LightningDataModule, ABC):
             EDM's whole augmentation, whose network is told, is an option of the teacher's module.
         reading: how shards are read, and what is done with damaged ones.
         autoencoder: folder or name of the autoencoder of latents; None for the one in the index.
+        prepared_by: command that writes the shards, which is named where they are missing.
 
     Raises:
         ValueError: if a number is out of range.
@@ -109,6 +78,7 @@ class ShardDataModule(LightningDataModule, ABC):
         horizontal_flip: bool = False,
         reading: Reading = Reading(),
         autoencoder: str | None = None,
+        prepared_by: str = "scm prepare",
     ) -> None:
         super().__init__()
         if min(batch_size, sample_batch_size) < 1 or num_workers < 0:
@@ -137,6 +107,7 @@ class ShardDataModule(LightningDataModule, ABC):
         self.horizontal_flip = horizontal_flip
         self.reading = reading
         self.autoencoder = None if autoencoder is None else given_path(autoencoder)
+        self.prepared_by = prepared_by
 
     @abstractmethod
     def prepare_data(self) -> None:
@@ -162,12 +133,11 @@ class ShardDataModule(LightningDataModule, ABC):
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
             )
-        listed = [shard for split in self.index.splits.values() for shard in split.shards]
-        without = [shard.name for shard in listed if not shard.sha256]
+        without = [shard.name for shard in self.index.shards if not shard.sha256]
         if without and self.reading.verify == "once" and not self._process()[0]:
             logger.warning(
                 "%d of %d shards in %s have no checksum, so that damage may go unnoticed; first %s",
-                *(len(without), len(listed), self.root, without[0]),
+                *(len(without), len(self.index.shards), self.root, without[0]),
             )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.faults = {

@@ -20,5 +20,5 @@ class Shards(ShardDataModule):
         if not is_remote(self.root) and not Path(place_of(self.root, INDEX_FILE)).is_file():
             raise ValueError(
                 f"there are no shards in {self.root}: it has no {INDEX_FILE}; write them with "
-                "`scm prepare`, or give another root"
+                f"`{self.prepared_by}`, or give another root"
             )

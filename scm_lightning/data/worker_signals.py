@@ -44,6 +44,11 @@ def _obey(parent: int) -> None:
     os._exit(0)
 
 
+def own_message(error: Exception) -> str:
+    """What an error says; one of a worker comes with its traceback, which ends in the message."""
+    return str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+
+
 class StoppedWorkers:
     """Ends a worker that is stopped while a batch is waited for; from a thread.
 

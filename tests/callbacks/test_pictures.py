@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_sets import write_set
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import SampleGrids, SampleMetrics
 from scm_lightning.callbacks.grids import heldout_of
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_picture
 from scm_lightning.callbacks.sweep import report_sweep
-from scm_lightning.data import ImageSet, SampleRequest, Shards, prepare_shards
+from scm_lightning.data import SampleRequest, Shards
 from scm_lightning.metrics import DigitFeatures, Score
 from scm_lightning.networks import MLP
 from scm_lightning.sampling import FewStepSampling, SamplerSweep
@@ -38,8 +39,8 @@ def data(folder, shape, labels=(0, 1, 2), num=24, num_classes=3, dtype=np.float3
     )
     split = arrays.astype(dtype), np.resize(labels, num)
     white = 255.0 if dtype == np.uint8 else 1.0
-    images = ImageSet({"train": split, "heldout": split}, num_classes, white, "a test")
-    prepare_shards(folder / "shards", lambda: images, 10)
+    splits = {"train": split, "heldout": split}
+    write_set(folder / "shards", splits, num_classes, white, 10)
     made = Shards(SIGMA_DATA, str(folder / "shards"), sample_batch_size=5)
     made.setup("predict")
     return made

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_sets import write_set
 
 from scm_lightning.callbacks import SampleMetrics
 from scm_lightning.callbacks.metrics import training_data
-from scm_lightning.data import Digits, ImageSet, SampleRequest, prepare_digits, prepare_shards
+from scm_lightning.data import SampleRequest
 from scm_lightning.metrics import DigitFeatures, fidelity, reference
+from scm_lightning.preparation import Digits
 
 NUM_SAMPLES, SIGMA_DATA = 23, 0.7
 
@@ -166,7 +168,7 @@ def test_a_reference_is_kept_with_the_data_of_a_folder(datamodule, tmp_path):
 
 def test_images_in_another_folder_are_compared_with(datamodule, folder, tmp_path):
     """As latents are: the same images give the same scores, but no nearest one."""
-    prepare_digits(tmp_path / "same")
+    Digits(SIGMA_DATA, str(tmp_path / "same")).prepare_data()
     own = scored(SampleMetrics(DigitFeatures()), datamodule, tmp_path)
     theirs = scored(
         SampleMetrics(DigitFeatures(), reference=str(tmp_path / "same")), datamodule, tmp_path
@@ -178,7 +180,7 @@ def test_images_in_another_folder_are_compared_with(datamodule, folder, tmp_path
     larger = np.zeros((4, 1, 9, 9), np.uint8)
     larger[::2] = 1
     splits = {"train": (larger, np.zeros(4)), "heldout": (larger, np.zeros(4))}
-    prepare_shards(tmp_path / "larger", lambda: ImageSet(splits, 0, 1.0, "a test"), 5)
+    write_set(tmp_path / "larger", splits, 0, 1.0, 5)
     with pytest.raises(ValueError, match=r"images of their own shape only, \(1, 8, 8\), got"):
         scored(
             SampleMetrics(DigitFeatures(), reference=str(tmp_path / "larger")), datamodule, tmp_path

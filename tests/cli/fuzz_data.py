@@ -10,6 +10,7 @@ import yaml
 from fuzz_engine import Kind
 from fuzz_mutations import either, mutate_json, mutate_tar, mutate_text
 from painted import PaintedImages, recipe
+from small_sets import write_set
 
 from scm_lightning.callbacks import RunLog
 from scm_lightning.cli import ablation
@@ -17,9 +18,9 @@ from scm_lightning.cli.ablation_report import CURVES_FILE, collect
 from scm_lightning.cli.renamed import renamed
 from scm_lightning.cli.resume import differences
 from scm_lightning.cli.strict_yaml import install
-from scm_lightning.data import ImageSet, Reading, ShardIndex, Shards, prepare_shards
+from scm_lightning.data import Reading, ShardIndex, Shards
 from scm_lightning.data.faults import Faults, read_slots
-from scm_lightning.data.preparation.folder import ACCOUNT_FILE, PreparationFolder, read_account
+from scm_lightning.preparation.folder import ACCOUNT_FILE, PreparationFolder, read_account
 
 SIGMA_DATA = 0.7
 SHAPE = (1, 2, 3)
@@ -72,7 +73,7 @@ def shards() -> dict[str, bytes]:
     splits = {"train": (arrays, labels), "heldout": (arrays[:6], labels[:6])}
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "shards"
-        prepare_shards(root, lambda: ImageSet(splits, 3, 1.0, "a test"), 20)
+        write_set(root, splits, 3, 1.0, 20)
         read_shards(root)
         return content_below(root)
 
@@ -164,8 +165,8 @@ def preparations() -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Files of a preparation that is half done, and of a finished one."""
     import shutil
 
-    from scm_lightning.data.preparation import folder as preparation_folder
-    from scm_lightning.data.preparation.engine import prepare
+    from scm_lightning.preparation import folder as preparation_folder
+    from scm_lightning.preparation.engine import prepare
 
     kept: dict[str, bytes] = {}
 

@@ -23,9 +23,9 @@ from fuzz_mutations import (
 )
 from PIL import Image
 
-from scm_lightning.data.sources import open_source
-from scm_lightning.data.sources.cifar10 import read_batch
-from scm_lightning.data.sources.fashion import read_idx
+from scm_lightning.preparation.sources import open_source
+from scm_lightning.preparation.sources.cifar10 import read_batch
+from scm_lightning.preparation.sources.fashion import read_idx
 
 
 def image(kind: str, number: int = 0) -> bytes:

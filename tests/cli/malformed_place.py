@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_sets import write_set
 
 import scm_lightning.cli.ablate as ablate_command
 from scm_lightning.cli import main
 from scm_lightning.cli.app import SCMCommandLine
-from scm_lightning.data import ImageSet, prepare_shards
 from scm_lightning.modules import GenerativeModule
 
 SHAPE = (1, 2, 3)
@@ -100,7 +100,7 @@ def make(folder: Path) -> None:
     labels = np.arange(40) % 3
     arrays = random.normal(size=(40, *SHAPE)).astype(np.float32)
     splits = {"train": (arrays, labels), "heldout": (arrays[:6], labels[:6])}
-    prepare_shards(folder / "shards", lambda: ImageSet(splits, 3, 1.0, "a test"), 20)
+    write_set(folder / "shards", splits, 3, 1.0, 20)
     content = base(folder)
     (folder / "base.yaml").write_text(yaml.safe_dump(content))
     _train(folder, "run", [])

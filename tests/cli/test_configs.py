@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from small_sets import write_set
 
 from scm_lightning.cli import main
-from scm_lightning.data import ImageSet, ShardIndex, prepare_shards
+from scm_lightning.data import ShardIndex
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.teachers import read_checkpoint
@@ -77,7 +78,7 @@ def fit(base, folder, *overlays):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, *shape)).astype(np.uint8)
     splits = {name: (images, np.arange(24) % num_classes) for name in ("train", "heldout")}
-    prepare_shards(folder / data, lambda: ImageSet(splits, num_classes, 255.0, "a test"), 10)
+    write_set(folder / data, splits, num_classes, 255.0, 10)
     if data.endswith("latent"):
         make_latents(folder / data)
     options = {

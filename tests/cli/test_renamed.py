@@ -261,3 +261,14 @@ def test_a_subclass_that_overrides_what_moved_is_refused(name, place):
     message = f"Mine.{name} would not be called: since 0.4.0 it is {place}"
     with pytest.raises(TypeError, match=re.escape(message)):
         type("Mine", (ConsistencyModule,), {name: lambda self: None})
+
+
+def test_data_modules_that_moved(capsys):
+    """Shards of Fashion-MNIST are read as any; where and how large its files are, no longer asked."""
+    old = {"root": "x", "source": "/files", "size": 16, "batch_size": 7}
+    data = {"class_path": "scm_lightning.data.FashionMNIST", "init_args": old}
+    found = renamed({"data": data})["data"]
+    options = {"num_test_samples": 10_000, "root": "x", "batch_size": 7}
+    assert found == {"class_path": "scm_lightning.data.Shards", "init_args": options}
+    digits = {"data": {"class_path": "scm_lightning.data.Digits"}}
+    assert renamed(digits)["data"]["class_path"] == "scm_lightning.preparation.Digits"

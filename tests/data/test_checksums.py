@@ -9,8 +9,9 @@ import tarfile
 
 import numpy as np
 import pytest
+from small_sets import write_set
 
-from scm_lightning.data import ImageSet, Reading, Shards, prepare_shards
+from scm_lightning.data import Reading, Shards
 
 SHAPE = (1, 4, 4)
 NUM_SAMPLES, PER_SHARD, BATCH = 60, 20, 6
@@ -28,7 +29,7 @@ def whole(tmp_path_factory):
     arrays = random.integers(0, 256, (NUM_SAMPLES, *SHAPE)).astype(np.uint8)
     labels = np.arange(NUM_SAMPLES) % 4
     splits = {"train": (arrays, labels), "heldout": (arrays[:8], labels[:8])}
-    prepare_shards(folder, lambda: ImageSet(splits, 4, 255.0, "a test"), PER_SHARD)
+    write_set(folder, splits, 4, 255.0, PER_SHARD)
     return folder
 
 

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from small_sets import write_set
 
-from scm_lightning.data import ImageSet, Reading, Shards, prepare_shards
+from scm_lightning.data import Reading, Shards
 from scm_lightning.data.mapped_cache import CACHE_FOLDER
 
 SIGMA_DATA = 0.7
@@ -34,7 +35,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "shards"
     arrays = np.random.default_rng(0).normal(size=(NUM_SAMPLES, 2, 3, 5)).astype(np.float32)
     splits = {"train": (arrays, np.arange(12) % 3), "heldout": (arrays[:4], np.arange(4) % 3)}
-    prepare_shards(folder, lambda: ImageSet(splits, 3, 1.0, "a test"), 4)
+    write_set(folder, splits, 3, 1.0, 4)
     return folder
 
 

@@ -20,7 +20,7 @@ from scm_lightning.data import ShardIndex, Shards, Split, latents
 from scm_lightning.data.collate import Collate
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import WEIGHTS_FILE, Autoencoder
-from scm_lightning.data.preparation.latent_content import EncodedLatents, paper_statistics
+from scm_lightning.preparation.latent_content import EncodedLatents, paper_statistics
 
 SIGMA_DATA = 0.7
 LAZY = {"diffusers", "huggingface_hub"}

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_sets import write_set
 
-from scm_lightning.data import ImageSet, Shards, prepare_shards
+from scm_lightning.data import Shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def test_data_without_classes_or_told_to_hide_them(tmp_path, num_classes, use_la
     images = np.arange(12 * 2 * 4, dtype=np.float32).reshape(12, 2, 4, 1)
     labels = np.arange(12) % max(num_classes, 1)
     splits = {"train": (images, labels), "heldout": (images, labels)}
-    prepare_shards(tmp_path / "x", lambda: ImageSet(splits, num_classes, 1.0, "a test"), 5)
+    write_set(tmp_path / "x", splits, num_classes, 1.0, 5)
     data = Shards(0.7, str(tmp_path / "x"), batch_size=5, use_labels=use_labels)
     data.prepare_data()
     data.setup("fit")
@@ -47,13 +48,15 @@ def test_data_without_classes_or_told_to_hide_them(tmp_path, num_classes, use_la
 def test_missing_shards_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no shards in .*nowhere: it has no shards.json"):
         Shards(0.7, str(tmp_path / "nowhere")).prepare_data()
+    with pytest.raises(ValueError, match="write them with `scm prepare --out x`, or"):
+        Shards(0.7, str(tmp_path), prepared_by="scm prepare --out x").prepare_data()
 
 
 def test_half_of_the_images_are_mirrored_always_the_same_ones(tmp_path):
     """In training only; another pass mirrors others."""
     images = np.random.default_rng(0).normal(size=(40, 2, 4, 3)).astype(np.float32)
     splits = {"train": (images, np.zeros(40, np.int64)), "heldout": (images, np.zeros(40))}
-    prepare_shards(tmp_path / "x", lambda: ImageSet(splits, 0, 1.0, "a test"), 15)
+    write_set(tmp_path / "x", splits, 0, 1.0, 15)
 
     def passes(flip):
         data = Shards(0.7, str(tmp_path / "x"), batch_size=20, horizontal_flip=flip)

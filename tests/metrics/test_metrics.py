@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from scm_lightning.data import load_digit_splits
 from scm_lightning.metrics import (
     DigitFeatures,
     FeatureExtractor,
@@ -22,6 +21,7 @@ from scm_lightning.metrics import (
     statistics,
 )
 from scm_lightning.metrics.frechet import merged, moments, statistics_of
+from scm_lightning.preparation import load_digit_splits
 
 
 def distance(real, generated):

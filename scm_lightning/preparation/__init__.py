@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floor 7: from a source of images to a folder of shards, as `scm prepare` does; the digits."""
+
+from scm_lightning.preparation.content import Moments, Pixels, ShardContent
+from scm_lightning.preparation.digits import Digits, load_digit_splits
+from scm_lightning.preparation.engine import Preparation, Recipe, prepare
+from scm_lightning.preparation.latent_content import EncodedLatents
+from scm_lightning.preparation.transform import ImageTransform
+
+__all__ = [
+    "Digits",
+    "EncodedLatents",
+    "ImageTransform",
+    "Moments",
+    "Pixels",
+    "Preparation",
+    "Recipe",
+    "ShardContent",
+    "load_digit_splits",
+    "prepare",
+]

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where images to prepare come from: folders, archives and data sets as they are handed out."""
+
+from scm_lightning.preparation.sources.decoding import UnreadableImageError
+from scm_lightning.preparation.sources.opening import KINDS, open_source
+from scm_lightning.preparation.sources.source import ImageSource, Item
+
+__all__ = ["KINDS", "ImageSource", "Item", "UnreadableImageError", "open_source"]

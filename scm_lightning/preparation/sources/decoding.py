@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""From the bytes of an image file to pixels, without trust in the bytes.
+
+    16 bits grey      p = round(v 255 / 65535)
+    16 bits colour    the upper byte; Pillow reads no more
+    CMYK              p = (255 - K) (255 - ink) / 255    for cyan, magenta, yellow
+    palette           its colors
+    transparency      as alpha, whatever way the file tells it
+
+Only the six formats below are tried: Pillow knows some that start other programs. An image of
+more pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million) is refused before it is decoded, as a
+small file may claim to be a huge image. Cut images are refused, never filled up. An animation is
+its first frame. The orientation that a camera noted is applied.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from scm_lightning.data.shards import Array
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_FILE_BYTES = 1 << 28
+"""Larger files are refused: so much would have to be kept in memory."""
+
+
+class UnreadableImageError(ValueError):
+    """An image that is damaged, dangerous or of no use; names the image and says why."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def decode_image(content: bytes, name: str) -> Array:
+    """Decode an image file.
+
+    Args:
+        content: of the file.
+        name: what to call it in errors.
+
+    Returns:
+        The image. (H, W, C) uint8, C in {1, 3, 4}.
+
+    Raises:
+        UnreadableImageError: if it is no whole image of a known format, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # thousands of photographs have damaged EXIF data
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.load()
+                pixels = _pixels(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(
+            f"{name} cannot be read: its content is no image of a known format"
+        ) from error
+    # Whatever a decoder makes of damaged bytes: Pillow's raise about a dozen kinds of error.
+    except Exception as error:
+        raise UnreadableImageError(f"{name} cannot be read: {error or repr(error)}") from error
+    return pixels
+
+
+def _pixels(image: Image.Image) -> Array:
+    """Pixels of a decoded image in one of the three forms. (H, W, C) uint8."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its whole numbers do not fit into 16 bits")
+        return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
+    if image.mode == "F":
+        raise ValueError("its pixels are fractions, whose white is unknown")
+    transparent = image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info
+    if image.mode == "La":
+        image = image.convert("LA")
+    if transparent:
+        image = image.convert("RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    pixels = np.array(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels

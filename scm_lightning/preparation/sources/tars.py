@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Webdataset: images in tar files, beside their classes.
+
+    KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
+    KEY.cls                                     its class, a number or a name
+    KEY.json                                    or {"label": its class, ...}
+
+A key is a member's path up to the first dot of its file name. What has no image is no sample. The
+headers are read once, and then each image from its place: nothing is unpacked onto the disk and
+nothing is unpickled. Links, devices and paths that lead outside are refused, and so are tar files
+that are compressed as a whole, in which no place can be looked up.
+
+Where the path of every tar file holds one of the words train, val, valid, validation and test, and
+both sides occur, the words are the split.
+"""
+
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast, final
+
+import braceexpand
+from rich.progress import track
+
+from scm_lightning.given_files import open_regular
+from scm_lightning.preparation.sources.decoding import SUFFIXES
+from scm_lightning.preparation.sources.files import check_member_names
+from scm_lightning.preparation.sources.labels import HELDOUT_NAMES, Classes, number_labels
+from scm_lightning.preparation.sources.source import EncodedSource, Item, check_size
+
+MAX_TARS = 100_000
+MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
+KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
+
+
+class Place(NamedTuple):
+    """Where the bytes of a member are: offset and length."""
+
+    offset: int
+    num_bytes: int
+
+
+@final
+class WebDatasetSource(EncodedSource):
+    """Images in tar files.
+
+    Args:
+        path: a tar file, a folder of them, or a pattern with `*` or `{000..099}`.
+
+    Raises:
+        ValueError: if there are none, one is damaged or dangerous, or only some images have a
+            class.
+    """
+
+    def __init__(self, path: str) -> None:
+        tars = find_tars(path)
+        folder = os.path.commonpath([file.parent for file in tars])
+        names = [file.relative_to(folder).as_posix() for file in tars]
+        self._places: list[tuple[Path, Place]] = []
+        keys, labels, splits = list[str](), list[str | None](), list[str]()
+        bar = track(tars, "reading tar headers", disable=len(tars) < 2)
+        # Closed at once: rich waits for itself if its thread collects a bar left half-way.
+        with closing(bar) as files:  # type: ignore[type-var]
+            for file, name, split in zip(files, names, _splits(names), strict=True):
+                for key, place, label in _read_tar(file):
+                    keys.append(f"{name}/{key}")
+                    self._places.append((file, place))
+                    labels.append(label)
+                    splits.append(split)
+        if not keys:
+            raise ValueError(f"the tar files of {path} must hold images, got none")
+        numbers, class_names = _number(labels, keys)
+        sizes = [place.num_bytes for _, place in self._places]
+        items = [Item(*each) for each in zip(keys, numbers, splits, sizes, strict=True)]
+        super().__init__("webdataset", path, class_names, items)
+
+    def read(self, number: int) -> bytes:
+        """Content of an image's file; see `EncodedSource.read`."""
+        file, place = self._places[number]
+        with open_regular(file) as opened:
+            return _read_at(opened, place)
+
+
+def find_tars(path: str) -> list[Path]:
+    """Tar files of a folder, a pattern, or a path.
+
+    Raises:
+        ValueError: if there are none, or one is missing.
+    """
+    if os.path.isdir(path):
+        files = sorted(Path(path).glob("*.tar")) or sorted(Path(path).glob("*/*.tar"))
+    elif os.path.exists(path):
+        files = [Path(path)]
+    elif "{" in path:
+        files = _expand_braces(path)
+    else:
+        files = [Path(each) for each in sorted(glob.glob(path))]
+    if not 1 <= len(files) <= MAX_TARS or len(set(files)) < len(files):
+        found = "more" if len(files) > MAX_TARS else "one twice" if files else "none"
+        raise ValueError(
+            f"{path} must be 1 to {MAX_TARS} different tar files on this machine, got "
+            f"{found}; give a folder, or a pattern with * or {{000..099}}"
+        )
+    if missing := [file for file in files if not file.is_file()]:
+        raise ValueError(
+            f"{len(missing)} tar files are missing, first {missing[0]}; give only those that are "
+            "on this machine"
+        )
+    return files
+
+
+def _expand_braces(path: str) -> list[Path]:
+    """Paths of a pattern like `{000..099}`; more than are allowed if there are too many."""
+    # braceexpand writes a whole range down before it gives out the first.
+    for first, last in re.findall(r"\{(\d+)\.\.(\d+)", path):
+        if abs(int(last) - int(first)) >= MAX_TARS:
+            raise ValueError(f"{path} must be 1 to {MAX_TARS} tar files, got more; give fewer")
+    try:
+        expanded = itertools.islice(braceexpand.braceexpand(path), MAX_TARS + 1)
+        return [Path(each) for each in expanded]
+    except ValueError as error:
+        raise ValueError(f"the braces of {path} must be closed: {error}") from error
+
+
+def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
+    """Key, place of the image and class of every sample of a tar file."""
+    images, classes, texts = dict[str, Place](), dict[str, Place](), dict[str, Place]()
+    kept = {".cls": classes, ".json": texts, **dict.fromkeys(SUFFIXES, images)}
+    with open_regular(file) as opened:
+        for name, place in _members(opened, file):
+            if match := KEY.fullmatch(name):
+                key, suffix = match[1], f".{match[2].lower()}"
+                found = kept.get(suffix)
+                if found is not None and found.setdefault(key, place) != place:
+                    raise ValueError(f"{file} must hold one image of the key {key}, got two")
+        for key, place in images.items():
+            label = None
+            if key in classes:
+                label = _read_text(opened, classes[key], f"{key}.cls of {file}")
+            elif key in texts:
+                label = _json_label(opened, texts[key], f"{key}.json of {file}")
+            yield key, place, label
+
+
+def _members(opened: BinaryIO, file: Path) -> Iterator[tuple[str, Place]]:
+    """Names and places of the regular files of a tar file."""
+    num_bytes = os.fstat(opened.fileno()).st_size
+    try:
+        # "r:" takes no compression.
+        with tarfile.open(fileobj=cast(BinaryIO, _Headers(opened)), mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # else all stay in memory
+                if member.isdir():
+                    continue
+                # Sparse files pass for regular ones, and may claim to be of any size.
+                if not member.isreg() or member.issparse():
+                    raise ValueError(
+                        f"{file} must hold regular files only, got {member.name!r}, a link, device "
+                        "or sparse file; pack the images again"
+                    )
+                if member.size < 0 or member.offset_data + member.size > num_bytes:
+                    raise tarfile.ReadError(f"{member.name!r} ends outside of it")
+                check_member_names([member.name], file)
+                yield member.name.removeprefix("./"), Place(member.offset_data, member.size)
+            opened.seek(archive.offset)
+            if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it breaks off before its end")
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(
+            f"{file} must be a whole tar file without compression: {error}; get it again, or "
+            "unpack .gz first"
+        ) from error
+
+
+class _Headers:
+    """A tar file as tarfile reads it, which takes in a long name at any length that it claims."""
+
+    def __init__(self, opened: BinaryIO) -> None:
+        self.seek, self.tell, self._opened = opened.seek, opened.tell, opened
+
+    def read(self, size: int) -> bytes:
+        """Read a header.
+
+        Raises:
+            tarfile.ReadError: if it is larger than any.
+        """
+        if size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._opened.read(size)
+
+
+def _read_at(file: BinaryIO, place: Place) -> bytes:
+    check_size(place.num_bytes)
+    file.seek(place.offset)
+    content = file.read(place.num_bytes)
+    if len(content) < place.num_bytes:
+        raise OSError("the tar file has become shorter")
+    return content
+
+
+def _read_text(file: BinaryIO, place: Place, where: str) -> str:
+    if place.num_bytes > MAX_LABEL_BYTES:
+        raise ValueError(f"{where} must be a class of a few letters, got {place.num_bytes} bytes")
+    try:
+        return _read_at(file, place).decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} must be text in UTF-8: {error}") from error
+
+
+def _json_label(file: BinaryIO, place: Place, where: str) -> str | None:
+    content = _read_text(file, place, where)
+    try:
+        label = json.loads(content).get("label")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f'{where} must hold {{"label": ...}}: {error}; correct it') from error
+    if label is None:
+        return None
+    if type(label) not in (int, str) or (type(label) is int and label < 0):
+        raise ValueError(f"the label in {where} must be a number from 0 or a name, got {label!r}")
+    return str(label)
+
+
+def _number(labels: list[str | None], keys: list[str]) -> Classes:
+    """Number the classes, which all images have or none."""
+    given = [label for label in labels if label is not None]
+    if not given:
+        return [0] * len(labels), []
+    if len(given) < len(labels):
+        raise ValueError(
+            f"every image must have a class or none, got {len(labels) - len(given)} without of "
+            f"{len(labels)}, first {keys[labels.index(None)]}; add KEY.cls"
+        )
+    return number_labels(given, "the tar files")
+
+
+def _splits(names: list[str]) -> list[str]:
+    """Split of every tar file by the words of its path; empty if these do not say it of all."""
+    words = [set(re.split(r"[^a-z]+", name.lower())) for name in names]
+    train = ["train" in each for each in words]
+    heldout = [not each.isdisjoint(HELDOUT_NAMES) for each in words]
+    if train == [not each for each in heldout] and any(train) and any(heldout):
+        return ["train" if each else "heldout" for each in train]
+    return [""] * len(names)
