@@ -87,6 +87,7 @@ class TrainingLoader:
             try:
                 batch = next(self._stream)
             except ValueError as error:
+                self._workers.end()
                 raise ValueError(own_message(error)) from error
             except (RuntimeError, OSError, EOFError):
                 self._workers.explain()

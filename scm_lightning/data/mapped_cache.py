@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of a split's arrays, from which `mapped.py` takes its batches.
 
-    ROOT/.mapped/SPLIT-DIGEST/    arrays.npy, labels.npy, indices.npy, checksums.npy, damaged.json
+    ROOT/.mapped/SPLIT-DIGEST/samples.npy     array, label, number and checksum of every sample
+    ROOT/.mapped/SPLIT-DIGEST/list.json       how many there are, and damage
 
 It is decoded from the shards once, and appears when all of it is on the disk; where nothing can be
 written, every process decodes into its own memory. Shards are compared with their checksums on the
@@ -32,10 +33,9 @@ from scm_lightning.whole_files import flush_file, flush_folder, scratch_folder
 
 logger = logging.getLogger(__name__)
 
+Listed = tuple[str, Damage, list[int]]
 CACHE_FOLDER = ".mapped"
-TABLES = ("labels", "indices", "checksums")
-"""Files of a cache besides the arrays."""
-DAMAGED_FILE = "damaged.json"
+SAMPLES_FILE, LIST_FILE = "samples.npy", "list.json"
 
 
 def map_split(index: ShardIndex, root: str, split: str, faults: Faults) -> MappedSplit:
@@ -63,7 +63,7 @@ def map_split(index: ShardIndex, root: str, split: str, faults: Faults) -> Mappe
             return _open_cache(cache, index, split)
     except OSError as error:
         logger.warning("%s cannot be cached, and is decoded into memory: %s", root, error)
-        return _decode_split(index, root, split, faults, folder=None)
+        return _decode_split(index, root, split, faults, file=None)
     for shard, damage, numbers in mapped.damaged:
         faults.meet(shard, damage, numbers)
     return mapped
@@ -83,10 +83,8 @@ def _make_cache(index: ShardIndex, root: str, split: str, faults: Faults, cache:
     for older in cache.parent.glob(f"{split}-*"):
         shutil.rmtree(older, ignore_errors=True)
     with scratch_folder(cache.parent, ".part-") as scratch:
-        mapped = _decode_split(index, root, split, faults, scratch)
-        for name in TABLES:
-            np.save(scratch / f"{name}.npy", getattr(mapped, name))
-        (scratch / DAMAGED_FILE).write_text(json.dumps(mapped.damaged))
+        made = _decode_split(index, root, split, faults, scratch / SAMPLES_FILE)
+        (scratch / LIST_FILE).write_text(json.dumps([len(made.labels), made.damaged]))
         for file in scratch.iterdir():
             flush_file(file)
         flush_folder(scratch)
@@ -100,88 +98,68 @@ def _make_cache(index: ShardIndex, root: str, split: str, faults: Faults, cache:
 
 
 def _open_cache(cache: Path, index: ShardIndex, split: str) -> MappedSplit:
-    """The arrays that `_make_cache` wrote, or others that would do until their checksums are met.
+    """The samples that `_make_cache` wrote, or others that would do until their checksums are met.
 
-    All are mapped first: the header of a damaged file can ask for any amount of memory.
+    They are mapped: the header of a damaged file can ask for any amount of memory.
     """
     try:
-        arrays, *tables = (_mapped_array(cache / f"{name}.npy") for name in ("arrays", *TABLES))
-        labels, indices, checksums = tables
-        damaged = _listed(json.loads(read_regular(cache / DAMAGED_FILE, MAX_INDEX_BYTES)))
+        open_regular(cache / SAMPLES_FILE).close()
+        samples = np.load(cache / SAMPLES_FILE, mmap_mode="r")
+        num_whole, listed = json.loads(read_regular(cache / LIST_FILE, MAX_INDEX_BYTES))
+        damaged = [(str(shard), Damage(*map(str, of)), numbers) for shard, of, numbers in listed]
+        numbers = np.array([-1, *(n for _, _, of in damaged for n in of)])
         fitting = (
-            arrays.dtype == np.dtype(index.dtype)
-            and arrays.shape[1:] == index.stored_shape
-            and 0 < labels.size <= len(arrays)
-            and labels.shape == indices.shape == checksums.shape == (labels.size,)
-            and checksums.dtype == np.uint32
-            and labels.dtype == indices.dtype == np.int64
-            and _are_within(labels, 0, max(index.num_classes, 1))
-            and all(
-                _are_within(numbers, least, index.splits[split].num_samples)
-                for numbers, least in [(indices, 0), *((numbers, -1) for _, _, numbers in damaged)]
-            )
+            (samples.dtype, samples.ndim) == (_sample_type(index), 1)
+            and 0 < num_whole <= len(samples)
+            and numbers.dtype == np.int64
+            and numbers.min() == -1
+            and numbers.max() < index.splits[split].num_samples
         )
     except (ValueError, TypeError, EOFError, RecursionError, tokenize.TokenError) as error:
         raise ValueError(f"it is damaged: {error}") from error
     if not fitting:
         raise ValueError("it does not fit the index")
-    labels, indices, checksums = (np.array(table) for table in tables)
-    return MappedSplit(arrays[: labels.size], labels, indices, damaged, checksums, str(cache))
+    return _split_of(samples[:num_whole], damaged, str(cache))
 
 
-def _mapped_array(file: Path) -> Array:
-    open_regular(file).close()
-    mapped: Array = np.load(file, mmap_mode="r")
-    return mapped
-
-
-def _listed(content: Any) -> list[tuple[str, Damage, list[int]]]:
-    """Damage as `damaged.json` lists it."""
-    found = [(shard, Damage(*damage), numbers) for shard, damage, numbers in content]
-    if not all(
-        all(isinstance(text, str) for text in (shard, *damage)) and isinstance(numbers, list)
-        for shard, damage, numbers in found
-    ):
-        raise TypeError("it lists other things than damage")
-    return found
-
-
-def _are_within(numbers: Any, least: int, end: int) -> bool:
-    found = np.asarray(numbers)
-    return found.size == 0 or bool(
-        found.dtype == np.int64 and found.min() >= least and found.max() < end
+def _sample_type(index: ShardIndex) -> np.dtype[Any]:
+    return np.dtype(
+        [
+            *[("array", index.dtype, index.stored_shape), ("label", "<i8")],
+            *[("index", "<i8"), ("checksum", "<u4")],
+        ]
     )
 
 
+def _split_of(samples: Array, damaged: list[Listed], cache: str) -> MappedSplit:
+    arrays, labels, indices = samples["array"], samples["label"], samples["index"]
+    checksums = samples["checksum"] if cache else None
+    return MappedSplit(arrays, labels, indices, damaged, checksums, cache)
+
+
 def _decode_split(
-    index: ShardIndex, root: str, split: str, faults: Faults, folder: Path | None
+    index: ShardIndex, root: str, split: str, faults: Faults, file: Path | None
 ) -> MappedSplit:
-    """Decode a split into a file of a folder, or into memory."""
-    shape = (index.splits[split].num_samples, *index.stored_shape)
-    arrays: Array
-    if folder is None:
-        arrays = np.empty(shape, index.dtype)
+    """Decode a split into a file, or into memory."""
+    num_samples, dtype = index.splits[split].num_samples, _sample_type(index)
+    samples: Array
+    if file is None:
+        samples = np.empty(num_samples, dtype)
     else:
-        file = folder / "arrays.npy"
-        arrays = np.lib.format.open_memmap(file, "w+", np.dtype(index.dtype), shape)
-    labels, indices = np.empty(shape[0], np.int64), np.empty(shape[0], np.int64)
-    checksums, num_whole = np.empty(shape[0], np.uint32), 0
-    places = list(enumerate(faults.numbers))
+        samples = np.lib.format.open_memmap(file, "w+", dtype, (num_samples,))
+    num_whole, places = 0, list(enumerate(faults.numbers))
     # Closed at once: rich waits for itself if its thread collects a bar that was left half-way.
     shown = track(places, f"decoding {split} shards", transient=True, disable=len(places) < 2)
     with closing(shown) as shards:  # type: ignore[type-var]
         for chosen, numbers in shards:
             before, slots = num_whole, read_slots(root, chosen, index, faults)
-            for number, sample in zip(numbers, slots, strict=True):
-                if sample is not None:
-                    arrays[num_whole], labels[num_whole] = sample.array, sample.label
-                    indices[num_whole] = number
-                    checksums[num_whole] = checksum_of(number, sample.label, sample.array)
+            for number, found in zip(numbers, slots, strict=True):
+                if found is not None:
+                    checksum = checksum_of(number, found.label, found.array)
+                    samples[num_whole] = (found.array, found.label, number, checksum)
                     num_whole += 1
             if faults.is_refused(chosen):
                 num_whole = before
     if not num_whole:
         raise ValueError(f"no sample of the {split} split of {root} is whole; prepare it again")
-    arrays, labels, indices = arrays[:num_whole], labels[:num_whole], indices[:num_whole]
-    kept = None if folder is None else checksums[:num_whole]
-    return MappedSplit(arrays, labels, indices, faults.met, kept, str(folder or root))
+    return _split_of(samples[:num_whole], faults.met, str(file or ""))

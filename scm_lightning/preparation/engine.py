@@ -81,19 +81,13 @@ class Recipe:
     seed: int | None = 0
 
     def __post_init__(self) -> None:
-        if self.normalize not in ("measured", "range", "paper"):
-            raise ValueError(f"normalize must be measured, range or paper, got {self.normalize}")
-        if self.normalize == "paper":
-            if self.content.latents is None:
-                raise ValueError(
-                    "normalize must be measured or range for pixels, got paper, which is that of "
-                    "latents"
-                )
-            paper_statistics(self.content.shape)
-        if self.normalize == "range" and self.content.latents is not None:
+        kind, known = ("pixels", "range") if self.content.latents is None else ("latents", "paper")
+        if self.normalize not in ("measured", known):
             raise ValueError(
-                "normalize must be measured or paper for latents, got range, which is for pixels"
+                f"normalize must be measured or {known} for {kind}, got {self.normalize}"
             )
+        if self.normalize == "paper":
+            paper_statistics(self.content.shape)
 
     def plan(self) -> Plan:
         """Decide what goes where.

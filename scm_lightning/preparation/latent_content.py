@@ -51,11 +51,6 @@ class EncodedLatents(ShardContent):
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"latents must be encoded at least 1 at a time, got {batch_size}")
-        if stored not in ("mean", "mean_std") or dtype not in ("float16", "float32"):
-            raise ValueError(
-                f"latents must be stored as mean or mean_std in float16 or float32, got {stored} "
-                f"in {dtype}"
-            )
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:

@@ -264,7 +264,7 @@ def test_a_subclass_that_overrides_what_moved_is_refused(name, place):
 
 
 def test_data_modules_that_moved(capsys):
-    """Shards of Fashion-MNIST are read as any; where and how large its files are, no longer asked."""
+    """Shards of Fashion-MNIST are read as any, and its files no longer asked for."""
     old = {"root": "x", "source": "/files", "size": 16, "batch_size": 7}
     data = {"class_path": "scm_lightning.data.FashionMNIST", "init_args": old}
     found = renamed({"data": data})["data"]

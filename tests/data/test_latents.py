@@ -223,7 +223,7 @@ def test_the_papers_statistics_are_for_four_channels(pictures, folder, tmp_path,
     words = ["prepare", "--source", str(pictures), "--out", str(tmp_path / "x"), "--size", "8"]
     with pytest.raises(SystemExit):
         main([*words, "--normalize", "paper"])
-    assert "got paper, which is that of latents" in capsys.readouterr().err
+    assert "must be measured or range for pixels, got paper" in capsys.readouterr().err
 
 
 def test_only_the_autoencoder_of_the_latents_decodes_them(sampled, folder, tmp_path):

@@ -82,7 +82,7 @@ def first_pass(processes, num_workers):
     return seen
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mapped", [True, False])
 def test_two_processes_with_two_workers(folder, mapped, start_method):
     """Every sample once, again from the seed, and from the middle of a pass on."""
@@ -104,6 +104,17 @@ def test_two_processes_with_two_workers(folder, mapped, start_method):
     for x, y in zip(take(resumed, 9), late[1], strict=False):
         assert torch.equal(x.x0, y.x0)
         assert torch.equal(x.labels, y.labels)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_spawned_worker_hands_out_the_same(folder, mapped):
+    """Everything that it needs travels to it."""
+    runs = [
+        loader(folder, mapped, num_workers=num, start_method=how)
+        for num, how in ((0, None), (1, "spawn"))
+    ]
+    for x, y in zip(*(take(run, 5) for run in runs), strict=True):
+        assert torch.equal(x.x0, y.x0)
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (3, 0), (1, 7), (4, 3)])
@@ -204,9 +215,9 @@ def test_a_cache_is_decoded_once_and_again_after_a_change(folder, tmp_path):
             (copy / file.name).write_bytes(file.read_bytes())
     first = numbers(take(loader(copy, True), 3))
     (cache,) = (copy / ".mapped").iterdir()
-    before = (cache / "arrays.npy").stat().st_mtime_ns
+    before = (cache / "samples.npy").stat().st_mtime_ns
     assert numbers(take(loader(copy, True), 3)) == first
-    assert (cache / "arrays.npy").stat().st_mtime_ns == before
+    assert (cache / "samples.npy").stat().st_mtime_ns == before
     text = (copy / "shards.json").read_text()
     (copy / "shards.json").write_text(text.replace("a test", "another"))
     loader(copy, True)

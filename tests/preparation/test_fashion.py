@@ -86,14 +86,14 @@ WHOLE = gzip.decompress(idx(np.zeros((23, 28, 28), np.uint8)))
 DAMAGE = {
     "plain": (IMAGES, WHOLE, "must be a whole gzip file"),
     "cut": (IMAGES, gzip.compress(WHOLE)[:-9], "must be a whole gzip file"),
-    "magic": (IMAGES, idx(np.zeros((23, 28, 28), np.int8), code=9), "00000803, got 00000903"),
-    "axes": (LABELS, idx(np.zeros((12, 1), np.uint8)), "00000801, got 00000802"),
-    "header": (IMAGES, gzip.compress(WHOLE[:13]), "ends within its header"),
-    "short": (IMAGES, gzip.compress(WHOLE[:-1]), "must hold 18032 values by its header, got 18031"),
-    "long": (IMAGES, gzip.compress(WHOLE + b"0"), "18032 values by its header, got 18033"),
+    "magic": (IMAGES, idx(np.zeros((23, 28, 28), np.int8), code=9), "that begin with 00000903"),
+    "axes": (LABELS, idx(np.zeros((12, 1), np.uint8)), "that begin with 00000802"),
+    "header": (IMAGES, gzip.compress(WHOLE[:13]), "got 13 bytes"),
+    "short": (IMAGES, gzip.compress(WHOLE[:-1]), "got 18047 bytes"),
+    "long": (IMAGES, gzip.compress(WHOLE + b"0"), "got 18049 bytes"),
     "side": (IMAGES, idx(np.zeros((23, 28, 27), np.uint8)), r"got shape \(23, 28, 27\)"),
     "counts": (LABELS, idx(np.zeros(11, np.uint8)), r"got shape \(12, 28, 28\) and 11 labels"),
-    "class": (LABELS, idx(np.full(12, 10, np.uint8)), "must hold labels below 10, got 10"),
+    "class": (LABELS, idx(np.full(12, 10, np.uint8)), "labels up to 10"),
 }
 
 

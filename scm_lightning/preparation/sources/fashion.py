@@ -69,15 +69,12 @@ def read_fashion(folder: Path, split: str) -> tuple[Array, Array]:
                 f"dataset-fashion-mnist, which puts it into {DEBIAN_FOLDER}, and give that folder"
             )
     images, labels = read_idx(files[0], num_axes=3), read_idx(files[1], num_axes=1)
-    if images.shape != (len(labels), SIDE, SIDE) or not len(labels):
+    largest = max(labels, default=len(CLASS_NAMES))
+    if images.shape != (len(labels), SIDE, SIDE) or largest >= len(CLASS_NAMES):
         raise ValueError(
-            f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of {files[1].name}, "
-            f"got shape {images.shape} and {len(labels)} labels; get both again"
-        )
-    if labels.max() >= len(CLASS_NAMES):
-        raise ValueError(
-            f"{files[1]} must hold labels below {len(CLASS_NAMES)}, got {labels.max()}; get it "
-            "again"
+            f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of {files[1]}, which "
+            f"are below {len(CLASS_NAMES)}, got shape {images.shape} and {len(labels)} labels up "
+            f"to {largest}; get both again"
         )
     return images, labels
 
@@ -95,21 +92,11 @@ def read_idx(file: Path, num_axes: int) -> Array:
     Raises:
         ValueError: if the file is damaged, too large, or of another type or number of axes.
     """
-    content = read_gzip(file, MAX_IDX_BYTES)
-    magic, expected = content[:4], bytes((0, 0, UNSIGNED_BYTES, num_axes))
-    if magic != expected:
+    content, start = read_gzip(file, MAX_IDX_BYTES), 4 + 4 * num_axes
+    magic, *shape = struct.unpack(f">{1 + num_axes}I", content[:start].ljust(start, b"\0"))
+    if magic != UNSIGNED_BYTES * 256 + num_axes or len(content) != start + math.prod(shape):
         raise ValueError(
-            f"{file} must be an idx file of bytes with {num_axes} axes, whose first bytes are "
-            f"{expected.hex()}, got {magic.hex()}; give the files of Fashion-MNIST"
+            f"{file} must be an idx file of bytes with {num_axes} axes, got {len(content)} bytes "
+            f"that begin with {content[:start].hex()}; give the files of Fashion-MNIST"
         )
-    start = 4 + 4 * num_axes
-    if len(content) < start:
-        raise ValueError(f"{file} ends within its header; get it again")
-    shape = struct.unpack(f">{num_axes}I", content[4:start])
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != math.prod(shape):
-        raise ValueError(
-            f"{file} must hold {math.prod(shape)} values by its header, got {len(values)}; get it "
-            "again"
-        )
-    return values.reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
