@@ -5,6 +5,7 @@ Workers only read and compute; what they have made goes to the main process, whi
 nothing depends on their number, and nothing is left behind when they are ended.
 """
 
+import warnings
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -98,18 +99,22 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
     Raises:
         ValueError: if the source itself fails, or a worker was ended from outside.
     """
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=leave_signals_to_parent,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more workers than cores
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=leave_signals_to_parent,
+        )
     try:
         yield from loader
     except ValueError as error:
         raise ValueError(own_message(error)) from error
-    except RuntimeError as error:  # torch's
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
         raise ValueError(
             "a worker process was ended from outside, often for lack of memory; run the same "
             f"command again, with fewer workers than {num_workers} if it recurs"

@@ -20,7 +20,7 @@ from scm_lightning.cli.resume import differences
 from scm_lightning.cli.strict_yaml import install
 from scm_lightning.data import Reading, ShardIndex, Shards
 from scm_lightning.data.faults import Faults, read_slots
-from scm_lightning.preparation.folder import ACCOUNT_FILE, PreparationFolder, read_account
+from scm_lightning.preparation.folder import ACCOUNT_FILE, begun, read_account
 
 SIGMA_DATA = 0.7
 SHAPE = (1, 2, 3)
@@ -156,7 +156,7 @@ def read_work(folder: Path) -> None:
     if (folder / "shards.json").is_file():
         read_account(folder, planned)
         return
-    with PreparationFolder(folder, planned) as place:
+    with begun(folder, planned) as place:
         for each in planned.shards:
             place.record_of(each)
 
