@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 
 from scm_lightning.given_files import open_regular
-from scm_lightning.storage.tensors_only import load_tensors
 from scm_lightning.whole_files import written_whole
 
 END_OF_ARCHIVE = b"PK\x05\x06"
@@ -36,6 +35,8 @@ COMMENT = re.compile(rb"scm_lightning step (\d{12}) sha256 ([0-9a-f]{64})")
 COMMENT_SIZE = 19 + 12 + 8 + 64
 HEX_SIZE = 64
 BLOCK = 1 << 22
+REFUSED = re.compile(r"WeightsUnpickler error: ([^\n]*?)(?:\. Please| by default|\n|$)")
+"""What is wrong with a file, behind torch's advice to load it without the restriction."""
 SETTLED_NS = 2_000_000_000
 """A file this old would have another time if it were changed; clocks of file systems are coarse."""
 _KNOWN_SHA256: dict[tuple[int, ...], str] = {}
@@ -104,7 +105,7 @@ def write_archive(content: Mapping[str, Any], file: Path) -> None:
         OSError: if it cannot be written; what was there before is left as it was.
         ValueError: if it could not be loaded without running code.
     """
-    needed = ""
+    num_bytes = 0
     try:
         if not file.parent.is_dir():
             raise FileNotFoundError(2, f"the folder {file.parent} is gone")
@@ -112,15 +113,11 @@ def write_archive(content: Mapping[str, Any], file: Path) -> None:
             with beside.open("wb") as opened:
                 hashed = _Hashed(opened)
                 torch.save(content, hashed)  # type: ignore[arg-type]  # it needs no more of a file
-                needed = f", where {hashed.num_bytes + COMMENT_SIZE:,} bytes are needed"
+                num_bytes = hashed.num_bytes + COMMENT_SIZE
                 hashed.close(int(content["global_step"]))
             _check_loadable(beside, file)
     except OSError as error:
-        raise OSError(
-            f"the checkpoint {file} could not be written: {error.strerror or error}{needed}; "
-            "earlier checkpoints are as they were: make room, or give another folder, and run the "
-            "same command again"
-        ) from error
+        raise unwritten(file, error.strerror or str(error), num_bytes) from error
 
 
 def archive_step(file: Path) -> int | None:
@@ -201,9 +198,50 @@ def file_sha256(opened: BinaryIO, num_bytes: int) -> str:
     return sha256.hexdigest()
 
 
+def unwritten(path: Path, reason: str, num_bytes: int) -> OSError:
+    """What is raised where a checkpoint could not be written.
+
+    Args:
+        path: the checkpoint.
+        reason: what failed.
+        num_bytes: what it needs; 0 if that is not known.
+    """
+    needed = f", where {num_bytes:,} bytes are needed" if num_bytes else ""
+    return OSError(
+        f"the checkpoint {path} could not be written: {reason}{needed}; earlier checkpoints are as "
+        "they were: make room, or give another folder, and run the same command again"
+    )
+
+
 def existing_checkpoints(folder: Path) -> str:
     """Names of the checkpoints in a folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
     return ", ".join(sorted(each.name for each in folder.glob("*.ckpt"))) or "none"
+
+
+def load_tensors(opened: BinaryIO, mmap: bool = False) -> Any:
+    """Read a file of tensors by torch's restricted unpickler, which cannot act.
+
+    Args:
+        opened: the file; it is read from its beginning, also if another has its name by now.
+        mmap: whether tensors are read from the file only when they are used.
+
+    Returns:
+        What was saved; tensors on the CPU.
+
+    Raises:
+        ValueError: if it is damaged, or holds what could run code; the message is the reason alone.
+    """
+    opened.seek(0)
+    by_number = f"/dev/fd/{opened.fileno()}"  # torch maps by a name only
+    mmap = mmap and os.path.exists(by_number)
+    source: BinaryIO | str = by_number if mmap else opened
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    # Whatever wrong bytes come to: the unpickler can fail in any way, but not act.
+    except Exception as error:
+        found = REFUSED.search(str(error))
+        reason = found[1] if found else str(error).partition("\n")[0]
+        raise ValueError(reason or type(error).__name__) from error
 
 
 def _comment(opened: BinaryIO) -> tuple[re.Match[bytes] | None, bool]:
@@ -221,13 +259,13 @@ def _comment(opened: BinaryIO) -> tuple[re.Match[bytes] | None, bool]:
 def _check_loadable(beside: Path, file: Path) -> None:
     """Refuse what a callback or module has put into the checkpoint and nobody could load."""
     try:
-        torch.load(beside, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        found = re.search(r"Unsupported (?:global|class)[^.\n]*", str(error))
+        with beside.open("rb") as opened:
+            load_tensors(opened, mmap=True)
+    except ValueError as error:
         raise ValueError(
             f"the checkpoint {file} must hold tensors, numbers and strings only, in lists, tuples "
-            f"and dictionaries, or it could not be loaded: {found[0] if found else error}; "
-            "change what the module or a callback saves"
+            f"and dictionaries, or it could not be loaded: {error}; change what the module or a "
+            "callback saves"
         ) from error
 
 

@@ -41,6 +41,7 @@ from scm_lightning.storage.archive import (
     existing_checkpoints,
     file_sha256,
     read_archive,
+    unwritten,
     write_archive,
 )
 from scm_lightning.whole_files import flush_folder, write_whole
@@ -80,11 +81,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path) -> None:
         _in_first_process(lambda: _complete(rest, files, beside, folder))
     except OSError as error:
         num_bytes = sum(x.numel() * x.element_size() for x in parts.values())
-        raise OSError(
-            f"the checkpoint {folder} could not be written: {error}, where {num_bytes:,} bytes and "
-            "more are needed; earlier checkpoints are as they were: make room, or give another "
-            "folder, and run the same command again"
-        ) from error
+        raise unwritten(folder, str(error), num_bytes) from error
     finally:
         if distributed.get_rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
