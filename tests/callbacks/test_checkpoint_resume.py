@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from scm_lightning.callbacks import Checkpoints
 from scm_lightning.storage import History
 
-STEPS = 60
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def test_two_unbroken_runs_are_equal(unbroken, tmp_path):
     assert state_hash(last(tmp_path)) == state_hash(last(folder))
 
 
-@pytest.mark.parametrize("stop", [4, 5, 8, 18, 59])
+@pytest.mark.parametrize("stop", [5, 8, 18, 23])
 def test_a_resumed_run_is_the_unbroken_one(stop, unbroken, tmp_path):
-    """At a numbered file with a validation due, between files, at another, at an epoch's end.
+    """Between files, at a numbered file with a validation due, at an epoch's end, before the last.
 
     Were a batch trained twice, as Lightning once did after such a save, all later losses would be
     others; the number of batches is checked all the same.
@@ -45,7 +45,7 @@ def test_a_resumed_run_is_the_unbroken_one(stop, unbroken, tmp_path):
     folder, losses = unbroken
     before, after = fit(tmp_path, stop)[1], fit(tmp_path, STEPS)[1]
     assert before + after == losses
-    assert len(losses) == batches(STEPS) == 10 * 17
+    assert len(losses) == batches(STEPS) == 4 * 17
     assert state_hash(last(tmp_path)) == state_hash(last(folder))
     assert training_rows(tmp_path) == training_rows(folder)
     assert (tmp_path / "metrics.csv").read_text() == (folder / "metrics.csv").read_text()
