@@ -119,8 +119,10 @@ class SavedRun:
 
     def _steps(self, prefix: str) -> int:
         """Optimizer steps that an average has taken in."""
-        state = self.content["state_dict"]
-        return int(state.get(f"{prefix.removesuffix('network.')}num_steps", 0))
+        name, state = f"{prefix.removesuffix('network.')}num_steps", self.content["state_dict"]
+        if name not in state:
+            raise ValueError(f"{self.path} is damaged: it has no {name}; give another")
+        return int(state[name])
 
     def _export(self, prefix: str, step: int, weights: str, profile: str) -> Export:
         tensors = {
