@@ -23,6 +23,7 @@ FLOORS = {
     "metrics": 4,
     "objectives": 5,
     "modules": 6,
+    "bench": 7,
     "callbacks": 7,
     "cli": 8,
 }

@@ -25,7 +25,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.ablation import RECORD, STARTED, Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
     CURVES_FILE,
@@ -38,7 +37,7 @@ from scm_lightning.cli.ablation_report import (
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.whole_files import write_whole
+from scm_lightning.whole_files import write_picture, write_whole
 
 
 def parse(words: Sequence[str]) -> Ablation:

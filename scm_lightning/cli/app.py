@@ -38,8 +38,7 @@ from scm_lightning.callbacks import (
     StopSignals,
 )
 from scm_lightning.callbacks.sweep import FILE as SWEEP_FILE
-from scm_lightning.cli.bench import BenchTrainer
-from scm_lightning.cli.dry_run import prepare
+from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable

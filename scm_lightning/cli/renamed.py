@@ -20,7 +20,7 @@ MEAN_FLOW = "MeanFlowModule"
 MOVED_CLASSES = {
     f"scm_lightning.modules.{name}": f"{OBJECTIVES}{name}"
     for name in ("AdaptiveVSD", "PairVelocity", "TeacherVelocity", "Velocity")
-}
+} | {"scm_lightning.cli.plan.GPU": "scm_lightning.bench.GPU"}
 
 RENAMED = {
     "times": "objective.init_args.times",
