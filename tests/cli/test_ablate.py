@@ -7,6 +7,7 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import malformed_place
 import pytest
 import yaml
 
@@ -64,6 +65,12 @@ def arguments(folder: Path, *further: str, **changes: object) -> list[str]:
     return ["--config", str(folder / "ablation.yaml"), *further]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_parser():
+    with malformed_place.parser_built_once():
+        yield
+
+
 class Processes:
     """Stands in for `Popen`: the same command lines, without starting Python again."""
 
@@ -90,7 +97,7 @@ def processes(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, _one_parser):
     """An ablation that was run once; its folder and what was started."""
     folder, stand_in = tmp_path_factory.mktemp("ablate"), Processes()
     with pytest.MonkeyPatch.context() as patch:
