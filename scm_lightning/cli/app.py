@@ -48,6 +48,17 @@ from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_
 from scm_lightning.modules import ConsistencyModule
 from scm_lightning.teachers import read_checkpoint
 
+CALLBACKS = {
+    "metrics": SampleMetrics,
+    "grids": SampleGrids,
+    "diagnostics": Diagnostics,
+    "gradient_sync": GradientSync,
+    "bad_numbers": BadNumbers,
+    "stop_signals": StopSignals,
+    "lost_process": LostProcess,
+    "checkpoints": Checkpoints,
+}
+"""Those of every run, by the names of their options."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """What is done with a trained model: not on random weights."""
@@ -110,14 +121,8 @@ class SCMCommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks of every run, and hand `sigma_data` from its owner to the data."""
-        parser.add_lightning_class_args(SampleMetrics, "metrics")
-        parser.add_lightning_class_args(SampleGrids, "grids")
-        parser.add_lightning_class_args(Diagnostics, "diagnostics")
-        parser.add_lightning_class_args(GradientSync, "gradient_sync")
-        parser.add_lightning_class_args(BadNumbers, "bad_numbers")
-        parser.add_lightning_class_args(StopSignals, "stop_signals")
-        parser.add_lightning_class_args(LostProcess, "lost_process")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
         owner, target = "model.init_args.path.sigma_data", "data.init_args.sigma_data"
         parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import malformed_place
 import pytest
 import torch
 
@@ -20,6 +21,12 @@ SCT = [
 
 SAMPLING = "model.init_args.sampling"
 OBJECTIVE = "model.init_args.objective.init_args"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_parser():
+    with malformed_place.parser_built_once():
+        yield
 
 
 def refused(capsys, *args):

@@ -2,8 +2,7 @@
 """Malformed command lines and configurations: one line each, exit code 2, and nothing is trained.
 
 The cases are in `malformed_options.py` and `malformed_files.py`; the quick suite takes a quarter of
-them, which are spread over all kinds. The parser is built once for all,
-which takes most of a second; `test_errors.py` builds it anew for every case.
+them, which are spread over all kinds.
 """
 
 import os
