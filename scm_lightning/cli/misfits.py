@@ -142,7 +142,8 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
 def _kinds(hint: Any) -> Iterator[type]:
     """Classes that a type names, or that a function of that type makes."""
     if inspect.isclass(hint) and not get_args(hint):
-        if hint not in WORDS and hint.__module__ not in ("builtins", "typing"):
+        is_plain = hint in WORDS or hint.__module__ in ("builtins", "typing")
+        if not (is_plain or getattr(hint, "_is_protocol", False)):  # which may have no subclasses
             yield hint
     elif get_origin(hint) is not Literal:
         for each in get_args(hint):
