@@ -7,8 +7,10 @@ Where one process alone may write, the operating system's record lock on a file 
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -81,6 +83,29 @@ def write_whole(file: Path, text: str) -> None:
     """Write a text; see `written_whole`."""
     with written_whole(file) as beside:
         beside.write_text(text)
+
+
+def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
+    """Draw a picture into a file, whole; where that fails, say why on one line, and go on.
+
+    Args:
+        file: where the picture is to be.
+        draw: draws it into the file whose path it is given; that name has no suffix of a picture.
+
+    Returns:
+        Whether the picture is there.
+    """
+    try:
+        with written_whole(file) as beside:
+            draw(beside)
+    except Exception as error:  # whatever it is: what the picture would show is computed and kept
+        if os.environ.get("SCM_TRACEBACK"):
+            traceback.print_exc()
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        line = f"scm: {file} could not be drawn: {reason}; all else goes on without this picture"
+        print(" ".join(line.split()), file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def flush_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ FLOORS = {
     "objectives": 5,
     "teachers": 5,
     "modules": 6,
+    "bench": 7,
     "callbacks": 7,
     "preparation": 7,
     "cli": 8,

@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_picture
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics.gathering import in_first_process
-from scm_lightning.whole_files import written_whole
+from scm_lightning.whole_files import write_picture, written_whole
 
 MAX_LOOKED_AT = 5000
 """Held-out data that are read to find classes."""

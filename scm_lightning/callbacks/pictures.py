@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of data as grids with captions, and files of pictures that end no command.
+"""Pictures of data as grids with captions.
 
 Images of one or three channels are shown as they are. Of other data every channel is a gray tile
 below the one before, and every frame of a video a tile beside it; vectors and sequences are gray
@@ -8,46 +8,17 @@ Axes: N samples, C channels, F frames, H and W pixels.
 """
 
 import math
-import os
-import sys
-import traceback
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from scm_lightning.whole_files import written_whole
-
 CELL = 48
 """Side of an image on the page, at least. Screen pixels."""
 GAP = 2
 CAPTION = 210
-
-
-def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
-    """Draw a picture into a file, whole; where that fails, say why on one line, and go on.
-
-    Args:
-        file: where the picture is to be.
-        draw: draws it into the file whose path it is given; that name has no suffix of a picture.
-
-    Returns:
-        Whether the picture is there.
-    """
-    try:
-        with written_whole(file) as beside:
-            draw(beside)
-    except Exception as error:  # whatever it is: what the picture would show is computed and kept
-        if os.environ.get("SCM_TRACEBACK"):
-            traceback.print_exc()
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        line = f"scm: {file} could not be drawn: {reason}; all else goes on without this picture"
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
-        return False
-    return True
 
 
 def image_grid(images: Tensor, columns: int) -> Image.Image:

@@ -10,22 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import STDOUT, Popen
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
-from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.ablation import RECORD, STARTED, Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
     CURVES_FILE,
@@ -38,7 +29,7 @@ from scm_lightning.cli.ablation_report import (
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.whole_files import write_whole
+from scm_lightning.whole_files import write_picture, write_whole
 
 
 def parse(words: Sequence[str]) -> Ablation:
@@ -81,11 +72,12 @@ def ablate(words: Sequence[str]) -> None:
     unfinished = [run for run in teachers.values() if not run.is_finished()]
     console.print(f"{ablation.title}: {len(runs) - len(students)} of {len(runs)} runs are finished")
     failed: dict[Path, str] = {}
-    with _progress(console) as progress:
+    # The time left is from the mean of all that are done.
+    with Progress(console=console, speed_estimate_period=float("inf")) as progress:
         task = progress.add_task("runs", total=len(unfinished) + len(students))
         with handed_on() as received:
             for batch in (unfinished, students):
-                failed |= _run_all(batch, ablation.jobs, failed, progress, task, received)
+                _run_all(batch, ablation.jobs, failed, progress, task, received)
         if received:
             raise SystemExit(EXIT_CODES[received[0]])
     results = collect(ablation, planned, failed)
@@ -101,80 +93,48 @@ def ablate(words: Sequence[str]) -> None:
     console.print(f"written to {root}/{files}", soft_wrap=True)
 
 
-def _progress(console: Console) -> Progress:
-    """A bar over runs, whose time left is from the mean of all that are done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=float("inf"),
-    )
-
-
 def _run_all(
     runs: Sequence[Run],
     jobs: int,
-    failed_before: Mapping[Path, str],
+    failed: dict[Path, str],
     progress: Progress,
     task: TaskID,
     received: Sequence[int],
-) -> dict[Path, str]:
-    """Run what does not depend on each other; the last line of every failure, by folder.
+) -> None:
+    """Run what does not depend on each other; add the last line of every failure, by folder.
 
     Once a signal is received, what runs saves and ends, and no more is started.
     """
-    failed = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Processes that each take all cores for themselves slow each other down.
-    threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs)), **os.environ}
+
+    def run_one(run: Run) -> None:
+        if received:
+            return
+        progress.update(task, description=run.name)
+        start = time.monotonic()
+        if run.teacher is not None and run.teacher.folder in failed:
+            line: str | None = f"no teacher: {failed[run.teacher.folder]}"
+        else:
+            line = _run(run, environment, received)
+        progress.advance(task)
+        if line is not None:
+            failed[run.folder] = line
+        outcome = f"{time.monotonic() - start:.0f} s" if line is None else f"failed: {line}"
+        progress.console.print(f"{run.name}: {outcome}", markup=False, soft_wrap=True)
+
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {}
-        for run in runs:
-            needed = failed_before.get(run.teacher.folder) if run.teacher is not None else None
-            if needed is not None:
-                failed[run.folder] = f"no teacher: {needed}"
-                progress.advance(task)
-            else:
-                environment = {**threads, **os.environ}
-                waiting[pool.submit(_run, run, environment, progress, task, received)] = run
-        try:
-            for done in as_completed(waiting):
-                if received:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    break
-                run, (line, seconds) = waiting[done], done.result()
-                progress.advance(task)
-                if line is not None:
-                    failed[run.folder] = line
-                outcome = f"{seconds:.0f} s" if line is None else f"failed: {line}"
-                progress.console.print(f"{run.name}: {outcome}", markup=False, soft_wrap=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failed
+        list(pool.map(run_one, runs))
 
 
-def _run(
-    run: Run,
-    environment: Mapping[str, str],
-    progress: Progress,
-    task: TaskID,
-    received: Sequence[int],
-) -> tuple[str | None, float]:
-    """Run the stages of one run; the last line if one fails, and the seconds it took."""
-    start = time.monotonic()
-    if received:
-        return "stopped", 0.0
-    progress.update(task, description=run.name)
+def _run(run: Run, environment: Mapping[str, str], received: Sequence[int]) -> str | None:
+    """Run the stages of one run; the last line if one fails."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    made_from, fresh = run.made_from(), not run.is_started()
+    made_from, fresh = json.dumps(run.made_from(), indent=2) + "\n", not run.is_started()
     for stale in (RECORD, STARTED, run.product, CURVES_FILE) if fresh else (RECORD,):
         (run.folder / stale).unlink(missing_ok=True)
-    (run.folder / STARTED).write_text(json.dumps(made_from, indent=2) + "\n")
+    (run.folder / STARTED).write_text(made_from)
     for stage in run.stages:
         log = run.folder / f"{stage}.log"
         command = [sys.executable, "-m", "scm_lightning", *run.words(stage, fresh)]
@@ -186,9 +146,9 @@ def _run(
                 process.terminate()  # it was started after the others had been asked to end
             code = process.wait()
         if code:
-            return _last_line(log, code), time.monotonic() - start
-    (run.folder / RECORD).write_text(json.dumps(made_from, indent=2) + "\n")
-    return None, time.monotonic() - start
+            return _last_line(log, code)
+    (run.folder / RECORD).write_text(made_from)
+    return None
 
 
 def _last_line(log: Path, code: int) -> str:

@@ -17,7 +17,8 @@ from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.given_files import read_regular
 
 TEACHER = "model.init_args.teacher"
-OWN_KEYS = ("seed_everything", "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
+SEED = "seed_everything"
+OWN_KEYS = (SEED, "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 RECORD = "made_from.json"
 STARTED = "started_from.json"
@@ -179,37 +180,29 @@ class Trial(NamedTuple):
 
 def trials(ablation: Ablation) -> list[Trial]:
     """All runs of an ablation, seed by seed, so that the first seeds are complete first."""
-    root, common, planned = Path(ablation.root), ablation.common, []
+    root, planned = Path(ablation.root), []
     teachers: dict[str, Run] = {}
     for seed in ablation.seeds:
         for variant, own in ablation.variants.items():
-            place = Path(variant) / f"seed_{seed}"
-            teacher = None
+            name, place, teacher = f"{variant}, seed {seed}", Path(variant) / f"seed_{seed}", None
             if ablation.teacher is not None:
-                options = {**common.shared, **common.teacher, **own.shared, **own.teacher}
-                options["seed_everything"] = seed
-                teacher = Run(
-                    f"teacher of {variant}, seed {seed}",
-                    root / "teachers" / place,
-                    ablation.teacher,
-                    options,
-                    ("fit",),
-                    LAST_CHECKPOINT,
+                options = _options("teacher", ablation.common, own, seed)
+                of_teacher = f"teacher of {name}", root / "teachers" / place, ablation.teacher
+                teacher = teachers.setdefault(
+                    json.dumps(options, sort_keys=True),
+                    Run(*of_teacher, options, ("fit",), LAST_CHECKPOINT),
                 )
-                teacher = teachers.setdefault(json.dumps(options, sort_keys=True), teacher)
-            options = {**common.shared, **common.student, **own.shared, **own.student}
-            options["seed_everything"] = seed
-            run = Run(
-                f"{variant}, seed {seed}",
-                root / "students" / place,
-                ablation.base,
-                options,
-                ("fit", "test"),
-                Path("metrics.json"),
-                teacher,
-            )
+            options = _options("student", ablation.common, own, seed)
+            of_student = name, root / "students" / place, ablation.base, options
+            run = Run(*of_student, ("fit", "test"), Path("metrics.json"), teacher)
             planned.append(Trial(variant, seed, run))
     return planned
+
+
+def _options(kind: str, common: Overrides, own: Overrides, seed: int) -> dict[str, Any]:
+    """Of a teacher or student: its own win over the shared ones, a variant's over the common."""
+    of_kind = [part for each in (common, own) for part in (each.shared, getattr(each, kind))]
+    return {key: value for part in of_kind for key, value in part.items()} | {SEED: seed}
 
 
 def _as_word(value: Any) -> str:

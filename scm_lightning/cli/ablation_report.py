@@ -172,14 +172,12 @@ def plot(results: Mapping[str, Any]) -> "Figure":
     figure = Figure(figsize=(5 * COLUMNS, 3.6 * rows), layout="constrained")
     figure.suptitle(results["title"])
     panels = figure.subplots(rows, COLUMNS, squeeze=False)
-    for panel in panels.flat:
-        panel.set_visible(False)
     for panel, score in zip(panels.flat, scores, strict=False):
-        panel.set_visible(True)
         _draw_score(panel, score, variants)
     for panel, curve in zip(panels.flat[start:], curves, strict=False):
-        panel.set_visible(True)
         _draw_curve(panel, curve, variants)
+    for panel in panels.flat:
+        panel.set_visible(bool(panel.get_title()))
     return figure
 
 
@@ -220,8 +218,6 @@ def _draw_curve(panel: "Axes", curve: str, variants: Mapping[str, Any]) -> None:
         panel.plot(tan_t, middle, marker=".", color=color, label=name)
         low, high = [min(column) for column in columns], [max(column) for column in columns]
         panel.fill_between(tan_t, low, high, color=color, alpha=0.2, linewidth=0)
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.set_xlabel("tan t = sigma / sigma_data")
+    panel.set(xscale="log", yscale="log", xlabel="tan t = sigma / sigma_data")
     panel.set_title(CURVES[curve], fontsize="medium")
     panel.legend()

@@ -39,8 +39,7 @@ from scm_lightning.callbacks import (
     StopSignals,
 )
 from scm_lightning.callbacks.sweep import FILE as SWEEP_FILE
-from scm_lightning.cli.bench import BenchTrainer
-from scm_lightning.cli.dry_run import prepare
+from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
@@ -50,6 +49,17 @@ from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_
 from scm_lightning.modules import ConsistencyModule
 from scm_lightning.storage import SavedRun
 
+CALLBACKS = {
+    "metrics": SampleMetrics,
+    "grids": SampleGrids,
+    "diagnostics": Diagnostics,
+    "gradient_sync": GradientSync,
+    "bad_numbers": BadNumbers,
+    "stop_signals": StopSignals,
+    "lost_process": LostProcess,
+    "checkpoints": Checkpoints,
+}
+"""Those of every run, by the names of their options."""
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """What is done with a trained model: not on random weights."""
@@ -112,14 +122,8 @@ class SCMCommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks of every run, and hand `sigma_data` from its owner to the data."""
-        parser.add_lightning_class_args(SampleMetrics, "metrics")
-        parser.add_lightning_class_args(SampleGrids, "grids")
-        parser.add_lightning_class_args(Diagnostics, "diagnostics")
-        parser.add_lightning_class_args(GradientSync, "gradient_sync")
-        parser.add_lightning_class_args(BadNumbers, "bad_numbers")
-        parser.add_lightning_class_args(StopSignals, "stop_signals")
-        parser.add_lightning_class_args(LostProcess, "lost_process")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
         owner, target = "model.init_args.path.sigma_data", "data.init_args.sigma_data"
         parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(

@@ -19,34 +19,14 @@ SUBCOMMANDS = (
 )
 CLEANING_UP = {"_interrupt", "_teardown"}
 """Functions of Lightning's that clean up when a run has failed."""
-MAX_VALUE = 100
-"""Letters of a value that a message repeats."""
 MAX_LINE = 2000
 """Letters of a message; of a longer one, both ends."""
 PLAINER = (
-    (
-        r"Expected an instantiatable class, but (\S+ )?is abstract",
-        r"\1is abstract: name a class of its kind, class_path: ..., beside its init_args",
-    ),
-    (
-        r"(\w+): Unable to load config (['\"])(.*?)\2( - \1: Unable to load config .*?\3.)?",
-        r"\1 takes its options by name, {NAME: VALUE, ...}. Got value: \3",
-    ),
-    (
-        r"functools\.partial\(.*\) argument after \*\* must be a mapping, not (\w+)",
-        r"an option of the model or data that takes its own options by name, {NAME: VALUE, ...}, "
-        r"got a bare value of type \1; look at what you gave last",
-    ),
-    (
-        r"(\w+): Expected a <class 'NoneType'>",
-        r"\1: name the class of the \1, class_path: ..., beside its init_args",
-    ),
-    (
-        r"Expected a <class 'collections\.abc\.Sequence'>",
-        "Expected a list, one entry behind each dash or in brackets",
-    ),
+    (r'Parser key "([^"]*)":?', r"\1:"),
+    (r'in "<unicode string>", ', "at "),
+    (r" To accept subclasses use set_parsing_settings\(.*?\)\.", ""),
 )
-"""What the parser says, and what it means to whoever wrote the configuration."""
+"""What the parser says where its own words pass, and what it means."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...
@@ -125,7 +105,7 @@ def _run_in_one_line(words: list[str]) -> None:
         is_known = isinstance(error, USER_ERRORS) or _is_out_of_memory(error)
         if os.environ.get("SCM_TRACEBACK") or not is_known:
             raise error  # noqa: B904  with all that is behind it
-        line = one_line(str(error))
+        line = one_line(str(_reason(error)))
         if _is_out_of_memory(error):
             line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
         elif isinstance(error, ArgumentError):
@@ -200,31 +180,18 @@ def _not_a_subcommand(word: str) -> str:
     return f"invalid choice: {word!r} (choose from {', '.join(SUBCOMMANDS)}){hint}"
 
 
+def _reason(error: BaseException) -> BaseException:
+    """What the parser gathers from all types that a value may have: the first of them says why."""
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def one_line(message: str) -> str:
-    """Put a message on one line, without the parser's account of the types it tried."""
+    """Put a message on one line that does not steer the terminal, whatever a file says."""
     line = " ".join(message.split())
-    line = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", line)
-    line = re.sub(r"Not a valid subclass of .*?\(implicit class_path\) - ", "", line)
-    line = re.sub(r"(- )?Expected a path but .*? either not accessible or invalid - ", "", line)
-    line = re.sub(r"Type collections.abc.Callable\[.*?\] expects a function .*?class: ", "", line)
-    line, _, given = line.partition(" Given value type: ")
-    line = re.sub(r" - Expected a <class '(NoneType|list)'>$", "", line)
-    says_why = "Expected a" in line or "does not correspond" in line
-    if given and says_why and "Got value: " not in line:
-        # What follows is the same value's account by the options around it.
-        value = re.split(
-            r" - Expected a | Given value type: ", given.partition(" Given value: ")[2]
-        )
-        line += f". Got value: {value[0][:MAX_VALUE]}"
-    line = re.sub(r"\b(.+) - \1(?=$|\. Got)", r"\1", line)  # tried as one, and in a list
-    line = re.sub(r"[.\s]*Got value: (Namespace|NestedArg)\(.*", "", line)
-    line = re.sub(r" Add the import path to import_path_allowlist .*? to allow it\.?", "", line)
-    line = re.sub(r" To accept subclasses use set_parsing_settings\(.*?\)\.", "", line)
-    line = line.replace('in "<unicode string>", ', "at ")
-    line = re.sub(r'Parser key "([^"]*)"', r"\1", line).replace("a typing.Literal", "one of ")
     for said, meant in PLAINER:
         line = re.sub(said, meant, line)
-    # What a file says must not steer the terminal.
     line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
     is_long = len(line) > MAX_LINE
     return f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if is_long else line

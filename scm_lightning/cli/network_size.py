@@ -9,8 +9,6 @@ layers is not built to its end.
 import os
 import pkgutil
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -37,57 +35,35 @@ def check_network_size(config: Namespace) -> None:
     Raises:
         ValueError: if it is too large.
     """
-    if config.get("dry_run") or not _is_ours(config.model):
+    options = config.model.get("init_args") or {}
+    networks = {key: options[key] for key in TRAINED if isinstance(options.get(key), Namespace)}
+    keeps_average = issubclass(pkgutil.resolve_name(config.model.class_path), GenerativeModule)
+    if config.get("dry_run") or not (networks and keeps_average):
         return
-    options = config.model.init_args
-    key = next((name for name in TRAINED if isinstance(options.get(name), Namespace)), None)
-    if key is None:
-        return
-    weights = _Weights(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    hook = register_module_parameter_registration_hook(weights.count)
-    try:
-        with suppress(Exception):  # of any class of the user's; it comes again, and is shown then
-            _build_without_memory(options[key])
-    finally:
-        hook.remove()
-    if weights.are_too_many():
-        raise ValueError(
-            f"model.init_args.{key} must fit into this machine's memory with its average, "
-            f"{weights.memory / 1e9:,.0f} GB, and have at most {MAX_TENSORS:,} tensors, got more "
-            f"than {2 * weights.num_bytes / 1e9:,.0f} GB in {weights.num_tensors:,}; lower its "
-            "sizes, or the number of its blocks or classes"
-        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    num_tensors = num_bytes = 0
 
-
-@dataclass
-class _Weights:
-    """Parameters of a network so far.
-
-    Args:
-        memory: of this machine. Bytes.
-    """
-
-    memory: int
-    num_tensors: int = 0
-    num_bytes: int = 0
-
-    def are_too_many(self) -> bool:
-        """Whether there is no memory for them and their average, or no end of them."""
-        return 2 * self.num_bytes > self.memory or self.num_tensors > MAX_TENSORS
-
-    def count(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        """Count one more; end the building of a network that is too large."""
-        if parameter is not None:
-            self.num_tensors += 1
-            self.num_bytes += parameter.numel() * parameter.element_size()
-        if self.are_too_many():
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal num_tensors, num_bytes
+        num_tensors += 1
+        num_bytes += 0 if parameter is None else 2 * parameter.nbytes  # with its average
+        if num_bytes > memory or num_tensors > MAX_TENSORS:
             raise MemoryError("too many weights")
 
-
-def _is_ours(model: Any) -> bool:
-    """Whether a module keeps an average of the network that it trains."""
-    kind = pkgutil.resolve_name(model.class_path)
-    return isinstance(kind, type) and issubclass(kind, GenerativeModule)
+    key, network = networks.popitem()
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with suppress(Exception):  # of any class of the user's; it comes again, and is shown then
+            _build_without_memory(network)
+    finally:
+        hook.remove()
+    if num_bytes > memory or num_tensors > MAX_TENSORS:
+        raise ValueError(
+            f"model.init_args.{key} must fit into this machine's memory with its average, "
+            f"{memory / 1e9:,.0f} GB, and have at most {MAX_TENSORS:,} tensors, got more than "
+            f"{num_bytes / 1e9:,.0f} GB in {num_tensors:,}; lower its sizes, or the number of its "
+            "blocks or classes"
+        )
 
 
 def _build_without_memory(network: Namespace) -> None:

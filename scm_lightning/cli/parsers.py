@@ -6,7 +6,6 @@ change what a command means. What an option takes as text is never read as a fil
 """
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -14,20 +13,26 @@ from typing import Any, NoReturn, get_args
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 
 # isort: on
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
+from scm_lightning.cli.misfits import OPTIONS, Misfit, MisfitError, install, note, shown, suggestion
 from scm_lightning.cli.renamed import place_of_old
 from scm_lightning.cli.run_config import of_its_folder
 
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
 are handed."""
-LIKENESS = 0.75
-"""Share of letters in common, from which on another name is suggested."""
 UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
+STRAY = re.compile(r"unrecognized arguments: (-?[^-].*)")
+TEXT_FOR_GROUP = re.compile(r"([\w.]+)\"?:\s+Unable to load config ['\"](.*?)['\"]")
+"""What the parser says of an option that it does not know, and of a text for a group of them."""
 
+OF_A_PARSER = re.compile(r"help|config|print_|.*\.")
+"""Options that are no class's own."""
+MANY = 20
+"""Options from which on they are not listed."""
 LINK = re.compile(r"Call to compute_fn of link .* failed: ", re.DOTALL)
 """What the parser says before a message of `link_arguments`: all options of the linked objects."""
 
@@ -47,6 +52,7 @@ class ArgumentError(ValueError):
 
 class _OneLine(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        install()
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -64,8 +70,28 @@ class _OneLine(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
-        message = LINK.sub("", message)
-        raise ArgumentError(message + self._suggestion(message)) from ex
+        if isinstance(ex, ArgumentError):
+            raise ex
+        found = ex.args[0] if isinstance(ex, MisfitError) else self._misfit(LINK.sub("", message))
+        note(found)
+        raise ArgumentError(f"{found.key} {found.problem}".strip()) from ex
+
+    def _misfit(self, message: str) -> Misfit:
+        """What the parser itself says, in the words here where they are about an option."""
+        if stray := STRAY.search(message):
+            return Misfit("", f"an option begins with two dashes, --NAME VALUE, got {stray[1]}")
+        if unknown := UNKNOWN.search(message):
+            return Misfit(unknown[1], f"is no option{self._meant(unknown[1])}")
+        if text := TEXT_FOR_GROUP.search(message):
+            return Misfit(text[1], f"must be {OPTIONS}, got {text[2]}")
+        return Misfit("", message)
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Refuse what is no map in the place of a group of options: the parser would take it."""
+        for key in self.groups or ():
+            if (value := namespace.get(key)) is not None and not isinstance(value, Namespace):
+                raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {shown(value)}"))
+        super().validate(namespace, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration; an error names its file."""
@@ -79,21 +105,9 @@ class _OneLine(ArgumentParser):
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
-    def validate(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse a configuration whose options are others than those of the parser."""
-        try:
-            super().validate(*args, **kwargs)
-        except KeyError as error:
-            message = str(error)
-            error.args = (message + self._suggestion(message),)
-            raise
-
-    def _suggestion(self, message: str) -> str:
-        """The option that was meant, if the message is about an unknown one."""
-        unknown = UNKNOWN.search(message)
-        if unknown is None or "did you mean" in message or "since 0.4.0" in message:
-            return ""
-        option = unknown[1].removeprefix("model.init_args.").partition(".")[0]
+    def _meant(self, name: str) -> str:
+        """What an unknown option is now, or which was meant."""
+        option = name.removeprefix("model.init_args.").partition(".")[0]
         own = {action.dest for action in self._actions}
         if "ema" in own and option not in own and (place := place_of_old(option)):
             return f"; since 0.4.0 {option} is {place}"
@@ -102,10 +116,9 @@ class _OneLine(ArgumentParser):
             if isinstance(action.choices, dict):  # of a parser of subcommands
                 parsers += action.choices.values()
         known = {action.dest for parser in parsers for action in parser._actions}
-        known |= {name.partition(".")[2] for name in known}  # messages about a group leave it out
-        known = {name for name in known if name.count(".") == unknown[1].count(".")}
-        near = get_close_matches(unknown[1], known, n=1, cutoff=LIKENESS)
-        return f"; did you mean {near[0]}?" if near else ""
+        near = suggestion(name, {each for each in known if each.count(".") == name.count(".")})
+        own = {each for each in own if not OF_A_PARSER.match(each)}
+        return near or (f"; there are {', '.join(sorted(own))}" if len(own) < MANY else "")
 
 
 def _takes_text(kind: Any) -> bool:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from rich.console import Console
 
-from scm_lightning.callbacks.pictures import write_picture
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
@@ -24,6 +23,7 @@ from scm_lightning.preparation.latent_content import EncodedLatents
 from scm_lightning.preparation.probe import fit_transform
 from scm_lightning.preparation.sources import open_source
 from scm_lightning.preparation.transform import WHITE, ImageTransform
+from scm_lightning.whole_files import write_picture
 
 DEFAULT_SIZE = 64
 

@@ -20,7 +20,10 @@ MEAN_FLOW = "MeanFlowModule"
 MOVED_CLASSES = {
     f"scm_lightning.modules.{name}": f"{OBJECTIVES}{name}"
     for name in ("AdaptiveVSD", "PairVelocity", "TeacherVelocity", "Velocity")
-} | {"scm_lightning.data.Digits": "scm_lightning.preparation.Digits"}
+} | {
+    "scm_lightning.cli.plan.GPU": "scm_lightning.bench.GPU",
+    "scm_lightning.data.Digits": "scm_lightning.preparation.Digits",
+}
 FASHION = "scm_lightning.data.FashionMNIST"
 """Was a data module of its own; its shards are read as any."""
 

@@ -13,12 +13,13 @@ from small_sets import write_set
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import SampleGrids, SampleMetrics
 from scm_lightning.callbacks.grids import heldout_of
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid, write_picture
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, Shards
 from scm_lightning.metrics import DigitFeatures, Score
 from scm_lightning.networks import MLP
 from scm_lightning.sampling import FewStepSampling, SamplerSweep
+from scm_lightning.whole_files import write_picture
 
 SIGMA_DATA = 0.7
 SHAPES = {

@@ -36,7 +36,7 @@ FILES = {
     "unknown_in_callback": (b"grids: {rows: 2}\n", "rows"),
     "unknown_in_model": (
         b"model: {class_path: scm_lightning.modules.ConsistencyModule, init_arg: {}}\n",
-        "class_path",
+        "model takes class_path, init_args, dict_kwargs, got init_arg; did you mean init_args?",
     ),
     "bomb": (
         b"a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"

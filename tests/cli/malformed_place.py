@@ -29,8 +29,8 @@ class Trained(BaseException):
 
 
 @contextmanager
-def stopped() -> Iterator[None]:
-    """Build the parser once, and stop with `Trained` where a command would do its work."""
+def parser_built_once() -> Iterator[None]:
+    """Build the parser of the models' commands once: most of a second every time."""
     parser: dict[str, object] = {}
     build = SCMCommandLine.setup_parser
 
@@ -41,6 +41,15 @@ def stopped() -> Iterator[None]:
             parser.update({name: each for name, each in vars(self).items() if name not in before})
         vars(self).update(parser)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SCMCommandLine, "setup_parser", setup_parser)
+        yield
+
+
+@contextmanager
+def stopped() -> Iterator[None]:
+    """Build the parser once, and stop with `Trained` where a command would do its work."""
+
     def step(self, epoch, batch_idx, optimizer, closure):
         closure()
         raise Trained
@@ -48,8 +57,7 @@ def stopped() -> Iterator[None]:
     def work(*args):
         raise Trained
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SCMCommandLine, "setup_parser", setup_parser)
+    with parser_built_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(GenerativeModule, "optimizer_step", step)
         patch.setattr(GenerativeModule, "draw", work)
         patch.setattr(ablate_command, "_run_all", work)

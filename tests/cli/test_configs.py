@@ -8,6 +8,7 @@ ablations in test_ablate.py.
 from dataclasses import replace
 from pathlib import Path
 
+import malformed_place
 import numpy as np
 import pytest
 import torch
@@ -115,7 +116,8 @@ def fit(base, folder, *overlays):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where all runs are, the teachers' among them."""
-    return tmp_path_factory.mktemp("configs")
+    with malformed_place.parser_built_once():
+        yield tmp_path_factory.mktemp("configs")
 
 
 def moved(checkpoint):

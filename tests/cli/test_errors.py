@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import malformed_place
 import pytest
 import torch
 
@@ -20,6 +21,12 @@ SCT = [
 
 SAMPLING = "model.init_args.sampling"
 OBJECTIVE = "model.init_args.objective.init_args"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_parser():
+    with malformed_place.parser_built_once():
+        yield
 
 
 def refused(capsys, *args):
@@ -38,23 +45,26 @@ def refused(capsys, *args):
     [
         ([f"--{OBJECTIVE}.warmup.step", "3"], "step"),
         (["--nonsense", "3"], "nonsense"),
-        (["--trainer.max_steps", "many"], "trainer.max_steps: Expected a <class 'int'>. Got value"),
-        ([f"--{OBJECTIVE}.bound.kind", "l3"], "['l2', 'rms', 'clip', 'none']. Got value: l3"),
+        (["--trainer.max_steps", "many"], "trainer.max_steps must be an int, got many"),
+        (
+            [f"--{OBJECTIVE}.bound.kind", "l3"],
+            "bound.kind must be one of l2, rms, clip, none, got l3",
+        ),
         (
             [f"--{OBJECTIVE}.bound", "l2"],
-            "bound takes its options by name, {NAME: VALUE, ...}. Got value: l2;",
+            "bound must be its options by name, {NAME: VALUE, ...}, got l2;",
         ),
         (
             [*SCT, f"--{OBJECTIVE}.warmup", "1000"],
-            "warmup takes its options by name, {NAME: VALUE, ...}. Got value: 1000;",
+            "warmup must be its options by name, {NAME: VALUE, ...}, got 1000;",
         ),
         (
             ["--model.init_args.objective", "scm_lightning.objectives.ConsistencyObjective"],
-            "is abstract: name a class of its kind, class_path: ..., beside its init_args. Got",
+            "ConsistencyObjective, which is abstract; name one that is derived from it",
         ),
         (
             ["--model.init_args.terms", "{class_path: scm_lightning.objectives.AdaptiveVSD}"],
-            "terms: Expected a list, one entry behind each dash or in brackets. Got value: {'class",
+            "terms must be a list, each a class of the kind Term, got {'class_path': ",
         ),
         (
             [f"--{OBJECTIVE}.times", "{class_path: torch.nn.Linear}"],
@@ -62,7 +72,7 @@ def refused(capsys, *args):
         ),
         (
             [f"--{OBJECTIVE}.tangents.method", "slow"],
-            "'finite_difference'] - Expected a dot import path string: slow",
+            "finite_difference or a class of the kind TangentMethod, got slow",
         ),
         (
             ["--model.init_args.student.class_path", "scm_lightning.networks.MPL"],
@@ -119,16 +129,50 @@ def test_fit_refuses(args, message, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("warmup: 1000", "{NAME: VALUE, ...}, got a bare value of type int"),
-        ("bound: l2", "bound takes its options by name, {NAME: VALUE, ...}. Got value: l2;"),
-        ("bound: {kind: l1}", "'clip', 'none']. Got value: l1;"),
+        (
+            "warmup: 1000",
+            "objective.init_args.warmup must be its options by name, {NAME: VALUE, ...}, got 1000",
+        ),
+        ("bound: l2", "bound must be its options by name, {NAME: VALUE, ...}, got l2;"),
+        ("bound: {kind: l1}", "bound.kind must be one of l2, rms, clip, none, got l1;"),
     ],
 )
 def test_a_file_whose_objective_has_a_bare_value(options, message, capsys, tmp_path):
-    """In a file the parser reads the whole objective at once, and says something else."""
+    """In a file the parser reads the whole objective at once."""
     file = tmp_path / "more.yaml"
     file.write_text(f"model: {{init_args: {{objective: {{init_args: {{{options}}}}}}}}}")
     assert message in refused(capsys, "fit", "--config", str(CONFIG), "--config", str(file))
+
+
+STUDENT = "model.init_args.student"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("trainer.max_step=9", "trainer.max_step is no option; did you mean trainer.max_steps?"),
+        (f"{STUDENT}.init_args.num_block=3", "num_block is no option; did you mean num_blocks?"),
+        (f"{STUDENT}.init_args.heads=3", "heads is no option; there are data_shape, dropout, emb"),
+        (f"{STUDENT}.init_args.num_blocks=1.5", "init_args.num_blocks must be an int, got 1.5"),
+        (f"{STUDENT}=torch.optim.Adam", "of the kind Module, got torch.optim.Adam, which is none"),
+        (f"{STUDENT}=scm_lightning.networks.MPL", "has no attribute 'MPL'; did you mean MLP?"),
+        ("trainer.callbacks=[{class_path: Nothing}]", "each a class of the kind Callback or a"),
+        ("data=3", "got 3; name one by class_path, beside its init_args"),
+        ("metrics.kid=often", "metrics.kid must be true or false, got often"),
+        ("metrics=often", "metrics must be its options by name, {NAME: VALUE, ...}, got often"),
+    ],
+)
+def test_key_type_and_value_are_named(option, message, capsys):
+    """Whatever the depth at which the parser finds it."""
+    line = refused(capsys, "fit", "--config", str(CONFIG), f"--{option}")
+    assert message in line
+    assert line.startswith(f"scm: error: {option.partition('=')[0]} ")
+
+
+@pytest.mark.parametrize("word", ["-trainer.max_steps=3", "max_steps=3"])
+def test_an_option_begins_with_two_dashes(word, capsys):
+    line = refused(capsys, "fit", "--config", str(CONFIG), word)
+    assert f"two dashes, --NAME VALUE, got {word}" in line
 
 
 def test_a_missing_configuration_is_named(capsys):

@@ -263,7 +263,7 @@ def test_a_wrong_option_of_an_average_is_named(profile, tmp_path, capsys):
     ema = profile.format('{"class_path": "PowerFunction", "init_args": {"sigma": 0.1}}')
     args = ["fit", f"--config={CONFIG}", f"--model.init_args.ema={ema}"]
     line = refused(capsys, lambda: main(args))
-    assert line.startswith("scm: error: model: ema: Option 'sigma' is not accepted; `scm")
+    assert line.startswith("scm: error: model.init_args.ema.init_args.sigma is no option; there")
 
 
 def test_a_reconstruction_can_be_exported(two, tmp_path):

@@ -72,7 +72,14 @@ def test_the_payloads_make_the_canary(tmp_path):
     assert canary.exists()
 
 
-@pytest.mark.parametrize("option", TYPED)
+QUICK = ("model", "trainer.callbacks", "model.init_args.optimizer", "model.init_args.ema")
+"""Of every kind of type one: a class, a list, a function, a list or a class."""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in TYPED],
+)
 def test_nothing_that_a_configuration_names_is_called(option, folder, capsys):
     """By its name, with arguments, and as an element of a list."""
     for name, options in payloads(folder / "canary").items():

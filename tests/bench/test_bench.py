@@ -12,8 +12,8 @@ from torch import nn
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.autodiff.methods import BY_NAME
+from scm_lightning.bench import Cost, measure, training_steps
 from scm_lightning.cli import bench, main
-from scm_lightning.cli.costs import Cost, measure
 from scm_lightning.core import GuidanceProposal
 from scm_lightning.data import Batch
 from scm_lightning.objectives import Discrete, MeanFlow, PairVelocity, Segments, TeacherVelocity
@@ -52,7 +52,9 @@ def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypa
         "config": BENCHMARKS / "unet.yaml",
         "trainer.default_root_dir": tmp_path,
         "model.init_args.network.init_args.model_channels": 16,
+        "model.init_args.network.init_args.num_blocks": 1,
         "model.init_args.network.init_args.attention_pixels": "[]",
+        "data.init_args.batch_size": 2,
         "rounds": 1,
     }
     main(["bench", *(f"--{key}={value}" for key, value in options.items())])
@@ -92,7 +94,7 @@ def test_a_student_s_own_step_is_measured(kind, randn):
     """
     model = students()[kind]
     batch = Batch(PATH.sigma_data * randn(7, 3).float(), torch.arange(7) % 3)
-    steps = bench.training_steps(model, batch)
+    steps = training_steps(model, batch)
     expected = [kind] if kind == "Discrete" else [f"{kind}, {name}" for name in BY_NAME]
     assert list(steps) == ["diffusion", *expected]
     costs = measure(steps, model.student.parameters(), 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a planned run needs, divided over GPUs, and the tables that show it.
+r"""The run that is made of such steps, divided over GPUs.
 
     run        images = steps * global batch,    FLOPs = images * FLOPs per image of a step
     GPU-days   FLOPs / (FLOP/s of a GPU * utilization * 86400)
@@ -9,19 +9,12 @@ Left out: the CUDA context and fragmentation (a few GiB), and the copies that an
 while it steps, when the activations are gone.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
+from scm_lightning.bench.counting import StateMemory
 
-from scm_lightning.cli.memory import StateMemory
-from scm_lightning.given_files import given_path
-
-NUMBERS_OF_GPUS = (1, 8, 64)
 GIB = 2**30
 
 
@@ -146,78 +139,3 @@ def share(plan: Plan, num_gpus: int, memory: float) -> Share:
     room = memory - state - gathered - plan.step.fixed
     micro_batch = max(0, math.floor(room / max(plan.step.per_image, 1)))
     return Share(num_gpus, state, gathered, batch, plan.step.memory(batch), micro_batch)
-
-
-def report(plan: Plan, gpu: GPU, file: str | None) -> None:
-    """Print what a run needs; write it as JSON if there is a file to write.
-
-    Args:
-        plan: the run.
-        gpu: the GPU to plan with.
-        file: JSON file, or None.
-    """
-    shares = [share(plan, number, gpu.memory_gib * GIB) for number in NUMBERS_OF_GPUS]
-    console = Console()
-    console.print(run_table(plan, gpu))
-    console.print(memory_table(plan, shares, gpu))
-    if file is not None:
-        file = given_path(file)
-        content = {
-            **plan._asdict(),
-            "step": plan.step._asdict(),
-            "state": asdict(plan.state),
-            "flops": plan.flops,
-            "gpu": asdict(gpu),
-            "gpu_days": gpu.days(plan.flops),
-            "shares": [
-                {**each._asdict(), "total": each.total, "parts": each.parts} for each in shares
-            ],
-        }
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps(content, indent=2) + "\n")
-        console.print(f"written to {file}")
-
-
-def run_table(plan: Plan, gpu: GPU) -> Table:
-    """What the whole run computes."""
-    title = f"{plan.network}, {plan.parameters / 1e6:.1f} M parameters"
-    table = Table(title=title, show_header=False)
-    step, forward = plan.step, plan.step.forward_flops
-    rows = {
-        "one forward": f"{forward / 1e9:,.4g} GFLOPs, {forward / 2e9:,.4g} GMACs",
-        "one training step": f"{step.flops / 1e9:,.4g} GFLOPs per image, "
-        f"{step.flops / forward:.2f} forwards",
-        "global batch": f"{plan.global_batch:,} images",
-    }
-    if plan.steps:
-        rows |= {
-            "steps": f"{plan.steps:,}",
-            "images seen": f"{plan.steps * plan.global_batch / 1e6:,.4g} M",
-            "the run": f"{plan.flops / 1e18:,.4g} EFLOPs",
-            "GPU-days": f"{gpu.days(plan.flops):,.4g} at {gpu.utilization:.0%} (assumed) of "
-            f"{gpu.tflops:g} TFLOP/s",
-        }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
-
-
-def memory_table(plan: Plan, shares: list[Share], gpu: GPU) -> Table:
-    """What every GPU holds."""
-    state = plan.state
-    parts = ", ".join(f"{name} {value / GIB:.3g}" for name, value in asdict(state).items())
-    table = Table(
-        title=f"GiB on every GPU, sharded over several; a GPU has {gpu.memory_gib:g}",
-        caption=f"state: {parts}. A step: {plan.step.fixed / GIB:.3g} + "
-        f"{plan.step.per_image / GIB:.3g} per image. Without CUDA's own and fragmentation.",
-    )
-    headings = ("GPUs", "state", "gathered", "images", "step", "total", "fits", "most at once")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for each in shares:
-        sizes = (each.state, each.gathered, each.batch, each.activations, each.total)
-        numbers = [f"{size / GIB:,.4g}" for size in sizes]
-        numbers[2] = f"{each.batch:,}"
-        fits = {0: "no", 1: "yes"}.get(each.parts, f"in {each.parts:,} parts")
-        table.add_row(str(each.num_gpus), *numbers, fits, f"{each.micro_batch:,}")
-    return table

@@ -2,8 +2,6 @@
 """`scm bench --dry_run true`: sums by hand, fake tensors against real ones, runs without files."""
 
 import json
-from contextlib import nullcontext
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,11 @@ import torch
 from torch import nn
 
 from scm_lightning.autodiff import TangentComputer
+from scm_lightning.bench.counting import Counter, gathered_memory, state_memory
+from scm_lightning.bench.dry_run import count_step, dry_run, make_batch, step_cost
+from scm_lightning.bench.measuring import peak_memory
+from scm_lightning.bench.plan import GIB, GPU, Plan, StepCost, share
 from scm_lightning.cli import main
-from scm_lightning.cli.costs import _peak
-from scm_lightning.cli.dry_run import count_step, dry_run, make_batch, step_cost
-from scm_lightning.cli.memory import LiveMemory, gathered_memory, state_memory
-from scm_lightning.cli.plan import GIB, GPU, Plan, StepCost, share
 from scm_lightning.core import GuidanceProposal, TrigFlow
 from scm_lightning.modules import ConsistencyModule, DiffusionModule, HalfLife, PowerFunction
 from scm_lightning.networks import EDM2_SIZES, MLP, DiT, EDM2UNet, UNet
@@ -76,7 +74,7 @@ def counted(make, precision="32-true"):
 def test_live_memory_by_hand():
     """Results count until they are let go; views and what was there before do not."""
     x, w = torch.randn(5, 8), torch.randn(8, 16)
-    with LiveMemory([x, w]) as memory:
+    with Counter([x, w]) as memory:
         y = x @ w.t().t()
         z = y + 1
         assert memory.bytes == 2 * 5 * 16 * 4
@@ -97,7 +95,7 @@ def test_state_by_hand():
     )
     state = state_memory(module, module.optimizer)
     counters = 2 * 2 * 8  # steps and images of every average
-    assert astuple(state) == (
+    assert state == (
         4 * (16 + head),
         4 * (16 + head),
         2 * 4 * (16 + head),
@@ -161,8 +159,8 @@ def test_the_profiler_sees_the_same_memory(kind):
         (out["loss"] if isinstance(out, dict) else out).backward()
 
     # The most is not held at the same place of a step at every batch size: nearly a line.
-    assert step.memory(48) == pytest.approx(count_step(module, batch, nullcontext)[1], rel=0.02)
-    assert step.memory(48) == pytest.approx(_peak(run), rel=0.1)
+    assert step.memory(48) == pytest.approx(count_step(module, batch).peak, rel=0.02)
+    assert step.memory(48) == pytest.approx(peak_memory(run), rel=0.1)
 
 
 @pytest.mark.slow
