@@ -9,8 +9,6 @@ JOBS = {
     "term": {"signal": "SIGTERM", "to": "rank 1", "hold": "train", "resume": True},
     "preempted": {"signal": "SIGUSR1", "to": "rank 0", "hold": "validation", "resume": True},
     "interrupt": {"signal": "SIGINT", "to": "all", "hold": "first"},
-    # A thread of the process is inside the job's store nearly always, also when the process ends.
-    "heard": {"signal": "SIGTERM", "to": "rank 1", "hold": "train", "listen": 0},
     "term twice": {"signal": "SIGTERM", "to": "all", "hold": "save", "times": 2},
     "sharded": {"signal": "SIGTERM", "to": "each", "hold": "train", "strategy": "fsdp2"},
     "hung": {"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 6},

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
@@ -144,7 +145,6 @@ def run(rank, folder, job):
                 time.sleep(0.002)
             time.sleep(seconds if job.get("signal") else 0.0)
 
-    lost_process.LISTEN_SECONDS = job.get("listen", lost_process.LISTEN_SECONDS)
     module = Guarded(reach, rank, job)
     torch.manual_seed(11)
     sync = GradientSync(False, 0) if job.get("unchecked") else GradientSync(every_n_steps=3)
@@ -205,6 +205,8 @@ def fork(folder, job):
         log = os.open(folder / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if rank:  # the first has launched it
+            lost_process.kill_launcher = partial(os.kill, pids[0], signal.SIGKILL)
         try:
             run(rank, folder, job)
         except (ValueError, OSError) as error:  # as the command line does

@@ -17,7 +17,7 @@ from scm_lightning.callbacks import Checkpoints, StopSignals
 from scm_lightning.callbacks.stop_signals import Stopped
 
 CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 75}
-STOPPED = ["term", "preempted", "interrupt", "heard", "term twice", "sharded"]
+STOPPED = ["term", "preempted", "interrupt", "term twice", "sharded"]
 KINDS = [("SIGTERM", 1), ("SIGUSR1", 1), ("SIGINT", 1), ("SIGTERM", 2)]
 TARGETS = ["rank 0", "rank 1", "all", "each"]
 
