@@ -62,6 +62,10 @@ class _OneLine(ArgumentParser):
                 action._enable_path = False
         return added
 
+    def option_names(self) -> set[str]:
+        """Dotted names of all options."""
+        return {action.dest for action in self._actions}
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
         message = LINK.sub("", message)
@@ -94,14 +98,14 @@ class _OneLine(ArgumentParser):
         if unknown is None or "did you mean" in message or "since 0.4.0" in message:
             return ""
         option = unknown[1].removeprefix("model.init_args.").partition(".")[0]
-        own = {action.dest for action in self._actions}
+        own = self.option_names()
         if "ema" in own and option not in own and (place := place_of_old(option)):
             return f"; since 0.4.0 {option} is {place}"
         parsers: list[Any] = [self]
         for action in self._actions:
             if isinstance(action.choices, dict):  # of a parser of subcommands
                 parsers += action.choices.values()
-        known = {action.dest for parser in parsers for action in parser._actions}
+        known = set.union(*(parser.option_names() for parser in parsers))
         known |= {name.partition(".")[2] for name in known}  # messages about a group leave it out
         known = {name for name in known if name.count(".") == unknown[1].count(".")}
         near = get_close_matches(unknown[1], known, n=1, cutoff=LIKENESS)
