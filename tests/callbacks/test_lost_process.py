@@ -35,8 +35,9 @@ def test_the_others_end_and_name_it(guarded, name, codes, message):
     assert f"error: process {message}" in found["log"]
 
 
-def test_a_process_that_is_paused_goes_on(guarded):
-    found = guarded[1]["paused"]["first"]
+@pytest.mark.parametrize("name", ["paused"])
+def test_a_process_that_is_paused_goes_on(guarded, name):
+    found = guarded[1][name]["first"]
     assert found["codes"] == [0, 0], found["log"]
 
 
