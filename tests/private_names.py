@@ -214,7 +214,7 @@ USES = {
     "_python_dispatch": Use(
         "cli/costs.py cli/memory.py", "scm bench counts neither FLOPs nor memory", seen_dispatch
     ),
-    "_pytree": Use("teachers/checkpoint_parts.py", "no checkpoint is saved in parts", mapped_trees),
+    "_pytree": Use("storage/parts.py", "no checkpoint is saved in parts", mapped_trees),
     "_dynamo": Use(
         "autodiff/compiled.py", "a network that cannot be compiled ends in a trace", compiler_errors
     ),

@@ -23,7 +23,7 @@ import time
 import traceback
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import distributed
@@ -119,7 +119,7 @@ def _leave_if_told() -> None:
     with suppress(RuntimeError):  # the first process has ended, and the store with it
         failure = json.loads(_store().get(FAILURE)) if _store().check([FAILURE]) else None
     if failure is not None:
-        _end_quietly(failure)
+        raise SystemExit(failure["code"]) from None
 
 
 def _call_roll(trainer: Trainer) -> list[int]:
@@ -163,12 +163,7 @@ def _tell(trainer: Trainer, error: BaseException) -> None:
     with suppress(RuntimeError):
         first = json.loads(_store().compare_set(FAILURE, "", json.dumps(own)))
         if first["rank"] != own["rank"] and first["message"] == own["message"]:
-            _end_quietly(first)
-
-
-def _end_quietly(failure: dict[str, Any]) -> NoReturn:
-    """End with the code of a process that has said what failed."""
-    raise SystemExit(failure["code"]) from None
+            raise SystemExit(first["code"]) from None
 
 
 def _collective(exception: BaseException) -> str:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,25 +21,32 @@ from torch import Tensor
 
 from scm_lightning.whole_files import written_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CELL = 48
 """Side of an image on the page, at least. Screen pixels."""
 GAP = 2
 CAPTION = 210
 
 
-def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
-    """Draw a picture into a file, whole; where that fails, say why on one line, and go on.
+def write_picture(file: Path, draw: Callable[[], "Image.Image | Figure"]) -> bool:
+    """Draw a picture, and write it whole; where that fails, say why on one line, and go on.
 
     Args:
-        file: where the picture is to be.
-        draw: draws it into the file whose path it is given; that name has no suffix of a picture.
+        file: where the picture is to be, as PNG.
+        draw: draws it.
 
     Returns:
         Whether the picture is there.
     """
     try:
+        picture = draw()
         with written_whole(file) as beside:
-            draw(beside)
+            if isinstance(picture, Image.Image):
+                picture.save(beside, "PNG")
+            else:
+                picture.savefig(beside, format="png", dpi=120)
     except Exception as error:  # whatever it is: what the picture would show is computed and kept
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()

@@ -212,10 +212,7 @@ def report(
         },
     }
     write_whole(folder / "bench.json", json.dumps(content, indent=2) + "\n")
-    is_drawn = write_picture(
-        folder / "bench.png",
-        lambda to: plot(title, steps, attention).savefig(to, format="png", dpi=120),
-    )
+    is_drawn = write_picture(folder / "bench.png", lambda: plot(title, steps, attention))
     console.print(f"written to {folder}/bench.json{' and bench.png' if is_drawn else ''}")
 
 
