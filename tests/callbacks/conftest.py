@@ -11,7 +11,10 @@ JOBS = {
     "interrupt": {"signal": "SIGINT", "to": "all", "hold": "first"},
     "term twice": {"signal": "SIGTERM", "to": "all", "hold": "save", "times": 2},
     "sharded": {"signal": "SIGTERM", "to": "each", "hold": "train", "strategy": "fsdp2"},
-    "hung": {"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 6},
+    "hung": {
+        **{"signal": "SIGSTOP", "to": "rank 0", "hold": "validation", "timeout": 6},
+        "store": "first",
+    },
     "killed": {"signal": "SIGKILL", "to": "rank 1", "hold": "train"},
     "paused": {"signal": "SIGSTOP", "to": "rank 0", "hold": "train", "timeout": 20, "paused": 3},
     # Longer than anybody waits for the end of a job: it does not end by its timeout.
