@@ -151,7 +151,7 @@ def prepare_images(
     done = prepare(recipe, folder, num_cores() if workers is None else workers, max_unreadable)
     sheet = folder / SHEET_FILE
     is_drawn = sheet.is_file() or write_picture(
-        sheet, lambda to: contact_sheet(folder, done.index, autoencoder, device).save(to, "PNG")
+        sheet, lambda: contact_sheet(folder, done.index, autoencoder, device)
     )
     if not done.num_images:
         console.print(f"{folder} is complete already: nothing to do", soft_wrap=True)
