@@ -5,9 +5,9 @@ import copy
 
 import pytest
 import torch
-from test_computer import SIGMA_DATA, dit, inputs, mlp, unet, wake
+from test_computer import SIGMA_DATA, dit, inputs, mlp, unet
 from test_repaired_jvp import edm2, single
-from tiny import derive
+from tiny import derive, wake
 
 
 class Timed(torch.nn.Module):
@@ -26,7 +26,7 @@ class Timed(torch.nn.Module):
 @pytest.mark.parametrize("unit", [1.0, 1000.0])
 def test_differences_leave_autocast_and_half_weights(randn, build, unit):
     """Below 8e-3 of float64's derivative, 2e-2 with steep times; F as the run computes it."""
-    network, given = Timed(wake(build(0.3)).train(), unit), inputs(randn)
+    network, given = Timed(wake(build(0.3)).double().train(), unit), inputs(randn)
     limit = 8e-3 if unit == 1.0 else 2e-2
 
     def derivative(method, network, given):

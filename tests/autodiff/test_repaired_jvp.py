@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from test_computer import METHODS, SHAPE, SIGMA_DATA, dit, inputs, mlp, unet, wake
-from tiny import derive
+from test_computer import METHODS, SHAPE, SIGMA_DATA, dit, inputs, mlp, unet
+from tiny import derive, wake
 
 from scm_lightning.autodiff.repaired_jvp import jvp
 from scm_lightning.core import expand_time
@@ -46,7 +46,7 @@ def test_value_is_a_plain_forward_and_the_derivative_belongs_to_it(
 
     Torch's forward mode raises on group norms, on channels-last activations and under autocast.
     """
-    network, given = wake(build(0.4)).train(), inputs(randn)
+    network, given = wake(build(0.4)).double().train(), inputs(randn)
     torch.manual_seed(7)
     _, expected = derive("two_pass", network, given)
     network, given = network.float().to(memory_format=layout), single(given, layout)
