@@ -30,10 +30,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from scm_lightning.callbacks.side_files import make_way, say_unwritten
 from scm_lightning.callbacks.stop_signals import StopSignals
 from scm_lightning.data import ShardDataModule
 from scm_lightning.modules import GenerativeModule
+from scm_lightning.storage.side_files import make_way, say_unwritten
 
 FILE = "bad_numbers.jsonl"
 PRINTED_STEPS = 10

@@ -4,7 +4,7 @@
 A checkpoint holds weights, averages and their counters, optimizer, schedules, the position in the
 data, and the random numbers of every process. It is written between two optimizer steps, never
 while gradients are accumulated, since those are not kept. What is in the folder, and how files are
-written, says `checkpoint_folder`.
+written, says the room `storage`.
 """
 
 from pathlib import Path
@@ -16,16 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 
-from scm_lightning.callbacks.checkpoint_folder import (
-    LAST,
-    WholeFiles,
-    link_last,
-    number_last,
-    numbered,
-    set_aside_later,
-    sweep,
-    unnumbered,
-)
+from scm_lightning.callbacks.checkpoint_io import WholeFiles
 from scm_lightning.callbacks.folder_lock import lock_folder
 from scm_lightning.callbacks.random_state import (
     Numbers,
@@ -37,7 +28,7 @@ from scm_lightning.callbacks.random_state import (
 )
 from scm_lightning.callbacks.restored_states import keep_given_options
 from scm_lightning.callbacks.run_log import RunLog
-from scm_lightning.teachers.checkpoint_parts import checkpoint_step
+from scm_lightning.storage import History
 
 RANDOM_KEY = "random_states"
 """Entry of a checkpoint with the random numbers of all processes."""
@@ -79,6 +70,13 @@ class Checkpoints(Checkpoint):
         """Folder of the files."""
         assert self.dirpath is not None, "setup has filled it in"
         return Path(self.dirpath)
+
+    def history(self, trainer: Trainer) -> History:
+        """The files; folders with a strategy that saves parts: it says so itself."""
+        return History(self.folder, bool(getattr(trainer.strategy, "sharded_checkpoints", False)))
+
+    def _is_numbered(self, step: int) -> bool:
+        return step > 0 and step % self.every_n_train_steps == 0
 
     def save_last(self, trainer: Trainer) -> bool:
         """Save `last.ckpt` now. All processes must call.
@@ -144,13 +142,14 @@ class Checkpoints(Checkpoint):
                 logger.start_from(trainer.global_step)
         if trainer.is_global_zero and not self._is_trial:
             self.folder.mkdir(parents=True, exist_ok=True)  # not later: who removes it ends the run
-            aside = set_aside_later(self.folder, trainer.global_step)
+            history, step = self.history(trainer), trainer.global_step
+            aside = history.set_aside_later(step)
             if aside is not None:
                 _say(
-                    f"training starts at step {trainer.global_step}: later checkpoints in "
-                    f"{self.folder} are now in {aside}"
+                    f"training starts at step {step}: later checkpoints in {self.folder} are now "
+                    f"in {aside}"
                 )
-            self._name_if_interrupted(trainer)
+            history.name_if_interrupted(step, self._is_numbered(step))
         trainer.strategy.barrier("later checkpoints are set aside")
 
     def on_train_batch_start(
@@ -175,10 +174,8 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if self._gradients_wait or self._is_trial or step == self._saved_step:
             return
-        if step % self.every_n_train_steps == 0:
-            self._save(trainer, is_numbered=True)
-        elif step == trainer.max_steps:
-            self.save_last(trainer)
+        if self._is_numbered(step) or step == trainer.max_steps:
+            self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that others draw random numbers."""
@@ -213,7 +210,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             try:
                 self._lock = lock_folder(self.folder)
-                sweep(self.folder)
+                self.history(trainer).sweep()
             except (OSError, ValueError) as error:
                 failure = str(error)
         failure = trainer.strategy.broadcast(failure)
@@ -225,19 +222,6 @@ class Checkpoints(Checkpoint):
             self._lock.close()
             self._lock = None
 
-    def _name_if_interrupted(self, trainer: Trainer) -> None:
-        """Give the newest checkpoint its second name, if the process was killed before it did."""
-        step, last = trainer.global_step, self.folder / LAST
-        is_last = last.exists() and checkpoint_step(last) == step
-        if _in_parts(trainer):
-            for name in (numbered(step), unnumbered(step)):
-                if (self.folder / name).exists() and not is_last:
-                    link_last(self.folder, name)
-            return
-        is_due = step > 0 and step % self.every_n_train_steps == 0
-        if is_last and is_due and not (self.folder / numbered(step)).exists():
-            number_last(self.folder, step)
-
     def _note_step(self, trainer: Trainer) -> None:
         """Take note of the training step that has just been made, if that is not done yet.
 
@@ -248,27 +232,22 @@ class Checkpoints(Checkpoint):
             self._gradients_wait = trainer.fit_loop._should_accumulate()
             self._in_batch = False
 
-    def _save(self, trainer: Trainer, is_numbered: bool = False) -> None:
+    def _save(self, trainer: Trainer) -> None:
         """Write a checkpoint; if it fails, fail in all processes, or others would wait for ever."""
-        failure, step = None, trainer.global_step
-        name = LAST
-        if _in_parts(trainer):
-            name = numbered(step) if is_numbered else unnumbered(step)
+        failure, step, history = None, trainer.global_step, self.history(trainer)
+        file = history.place(step, self._is_numbered(step))
         for logger in trainer.loggers:
             logger.save()
         try:
-            trainer.save_checkpoint(self.folder / name, weights_only=False)
+            trainer.save_checkpoint(file, weights_only=False)
         except (OSError, ValueError) as error:
             failure = str(error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
         if failure is None and trainer.is_global_zero:
             try:
-                if name != LAST:
-                    link_last(self.folder, name)
-                elif is_numbered:
-                    number_last(self.folder, step)
+                history.name(step, self._is_numbered(step))
             except OSError as error:
-                failure = f"{self.folder / name} is written, but not its second name: {error}"
+                failure = f"{file} is written, but not its second name: {error}"
         failure = trainer.strategy.broadcast(failure) or failure
         if failure:
             raise OSError(failure)
@@ -290,11 +269,6 @@ class Checkpoints(Checkpoint):
                     "as if it had never stopped"
                 )
         self._own_numbers = random_numbers(device)
-
-
-def _in_parts(trainer: Trainer) -> bool:
-    """Whether the strategy saves folders of parts; it says so itself, it is of no lower room."""
-    return bool(getattr(trainer.strategy, "sharded_checkpoints", False))
 
 
 def _say(line: str) -> None:

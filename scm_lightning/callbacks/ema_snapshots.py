@@ -24,16 +24,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from scm_lightning.callbacks.side_files import move_together
 from scm_lightning.modules import EMA, GenerativeModule
-from scm_lightning.teachers.snapshots import (
-    SNAPSHOT_FOLDER,
-    Snapshot,
-    read_snapshot,
-    write_snapshot,
-)
+from scm_lightning.modules.sharding import full_tensor
+from scm_lightning.storage import Snapshot
+from scm_lightning.storage.side_files import move_together
+from scm_lightning.storage.snapshot import SNAPSHOT_FOLDER
 
 
 class EMASnapshots(Callback):
@@ -118,7 +114,7 @@ class EMASnapshots(Callback):
                 buffers = tuple(name for name, _ in average.network.named_buffers())
                 sigma_data, kind = module.path.sigma_data, module.module_kind
                 snapshot = Snapshot(step, images, sigma_rel, sigma_data, kind, buffers)
-                write_snapshot(_folder(trainer), snapshot, weights)
+                snapshot.write(_folder(trainer), weights)
         self._written = step
 
 
@@ -132,12 +128,9 @@ def whole_weights(network: nn.Module, dtype: torch.dtype, keep: bool) -> dict[st
     """
     weights = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        weight = parameter.detach()
-        if isinstance(weight, DTensor):
-            weight = weight.full_tensor()
+        weight = full_tensor(parameter.detach())
         if keep:
-            copied = weight.to("cpu", dtype, copy=True)
-            weights[name] = copied.contiguous()
+            weights[name] = weight.to("cpu", dtype, copy=True).contiguous()
     return weights
 
 
@@ -154,7 +147,7 @@ def _averages(module: LightningModule) -> tuple[GenerativeModule, dict[float, EM
 def _is_until(file: Path, step: int) -> bool:
     """Whether a file is a snapshot of a step, or of one before."""
     try:
-        return read_snapshot(file).step <= step
+        return Snapshot.read(file).step <= step
     except (OSError, ValueError):
         return False
 

@@ -27,12 +27,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.core import Bound, widen
 from scm_lightning.core.times import MAX_TIME
 from scm_lightning.data import Batch
 from scm_lightning.modules import ConsistencyModule, GenerativeModule
 from scm_lightning.objectives import Consistency
+from scm_lightning.storage.side_files import write_result
 
 FILE = "gradient_noise.json"
 TIMES = (0.01, 0.03, 0.1, 0.3, 0.7, 1.1, 1.4, 1.5, 1.55, 1.5645)

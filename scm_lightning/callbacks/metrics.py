@@ -13,12 +13,12 @@ from rich.console import Console
 
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
-from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
 from scm_lightning.metrics.gathering import in_first_process
+from scm_lightning.storage.side_files import write_result
 
 
 class SampleMetrics(Callback):

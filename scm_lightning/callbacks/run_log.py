@@ -23,8 +23,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from scm_lightning.callbacks.side_files import say_unwritten, set_aside, unused_name
 from scm_lightning.given_files import open_regular
+from scm_lightning.storage.side_files import say_unwritten, set_aside, unused_name
 from scm_lightning.whole_files import written_whole
 
 DAMAGED = (ValueError, csv.Error)

@@ -32,9 +32,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
-from scm_lightning.callbacks.checkpoint_folder import LAST
 from scm_lightning.callbacks.checkpoints import Checkpoints
 from scm_lightning.ending import end_at_once
+from scm_lightning.storage.history import LAST
 
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""

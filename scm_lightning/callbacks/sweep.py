@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 
 from scm_lightning.callbacks.pictures import write_picture
-from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.metrics import Score
 from scm_lightning.modules import ConsistencyModule
 from scm_lightning.sampling import SweepPoint
+from scm_lightning.storage.side_files import write_result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -47,7 +47,7 @@ from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_out, typed
 from scm_lightning.modules import ConsistencyModule
-from scm_lightning.teachers import read_checkpoint
+from scm_lightning.storage import SavedRun
 
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
@@ -157,7 +157,7 @@ class SCMCommandLine(LightningCLI):
         elif self.subcommand in STAGES_OF_A_RUN:
             is_given = config.ckpt_path not in (None, LAST)
             self._start = config.ckpt_path if is_given else str(root / LAST_CHECKPOINT)
-            read_checkpoint(self._start)  # refuses a missing or foreign file before the work
+            SavedRun.read(self._start)  # refuses a missing or foreign file before the work
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""

@@ -2,7 +2,7 @@
 """`scm export`: the weights of one network out of a checkpoint, as a safetensors file.
 
 A checkpoint has all that a run needs to go on; the export has the network that one samples from,
-the average by default, and as metadata what it is of: see `teachers.exports`. It is a `teacher:` of
+the average by default, and as metadata what it is of: see `storage.export`. It is a `teacher:` of
 a configuration, and for any program that knows the network
 
     network.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
@@ -10,22 +10,17 @@ a configuration, and for any program that knows the network
 Checkpoints of any strategy and number of processes, files and folders, are exported alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.teachers import read_checkpoint
-from scm_lightning.teachers.checkpoint import EMA_PREFIX, METADATA_KEY
-from scm_lightning.teachers.exports import SUFFIX, Export, write_export
-
-FURTHER_EMA = "further_emas.{}.network."
-"""Where the modules keep averages that are only tracked."""
+from scm_lightning.storage import Export, SavedRun
+from scm_lightning.storage.export import SUFFIX
 
 
 def run_export(args: Sequence[str]) -> None:
@@ -76,71 +71,13 @@ def export(
         raise ValueError(f"{out} is there already; give another name, or --overwrite")
     if weights == "trained" and ema is not None:
         raise ValueError(f"ema names an average, got {ema} with weights trained; give one of both")
-    content = read_checkpoint(checkpoint)
-    state, metadata = content["state_dict"], content[METADATA_KEY]
-    if weights == "trained":
-        prefix, profile = _trained_prefix(metadata, checkpoint), ""
-    else:
-        prefix, profile = _average(metadata, ema, checkpoint)
-    network = _below(prefix, state)
-    if not network:
-        raise ValueError(f"{checkpoint} is damaged: it has no weights at {prefix!r}; give another")
-    found = _export(metadata, state, prefix, weights, profile)
-    write_export(file, found, network)
-    _report(found, network, file)
+    run = SavedRun.read(checkpoint)
+    found = run.trained() if weights == "trained" else run.average(ema)
+    found.write(file)
+    _report(found, file)
 
 
-def _trained_prefix(metadata: Mapping[str, Any], checkpoint: str) -> str:
-    if "trained" not in metadata:
-        raise ValueError(
-            f"{checkpoint} does not say which of its networks is trained, it is of an older "
-            "version; export its average, or train on for a checkpoint of this version"
-        )
-    return f"{metadata['trained']}."
-
-
-def _average(metadata: Mapping[str, Any], name: str | None, checkpoint: str) -> tuple[str, str]:
-    """Where an average is among the weights, and the name of its profile."""
-    profiles = list(metadata.get("averages", [""]))  # an older version does not name them
-    if "reconstructed" in metadata:
-        profiles[0] = f"{metadata['reconstructed']['sigma_rel']:g}"
-    if name is not None and name not in profiles:
-        raise ValueError(
-            f"ema must be one of the averages of {checkpoint}, {_listed(profiles)}, got {name}"
-        )
-    place = 0 if name is None else profiles.index(name)
-    return EMA_PREFIX if place == 0 else FURTHER_EMA.format(place - 1), profiles[place]
-
-
-def _export(
-    metadata: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    prefix: str,
-    weights: Literal["ema", "trained"],
-    profile: str,
-) -> Export:
-    """What the weights below a prefix are of."""
-    if prefix == EMA_PREFIX and "reconstructed" in metadata:
-        step = int(metadata["reconstructed"]["step"])
-    else:
-        counted_by = prefix if weights == "ema" else EMA_PREFIX
-        step = int(state[f"{counted_by.removesuffix('network.')}num_steps"])
-    return Export(metadata["module"], metadata["sigma_data"], step, weights, profile)
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): weight
-        for name, weight in state.items()
-        if name.startswith(prefix)
-    }
-
-
-def _listed(profiles: Sequence[str]) -> str:
-    return ", ".join(profiles) if all(profiles) else "which has no names in an older version"
-
-
-def _report(found: Export, network: Mapping[str, Tensor], file: Path) -> None:
+def _report(found: Export, file: Path) -> None:
     """Say what was written, and what for."""
     console = Console()
     table = Table("run", "weights", "profile", "step", "sigma_data", "numbers", "bytes")
@@ -150,7 +87,7 @@ def _report(found: Export, network: Mapping[str, Tensor], file: Path) -> None:
         found.profile or "-",
         f"{found.step:,}",
         f"{found.sigma_data:g}",
-        f"{sum(weight.numel() for weight in network.values()):,}",
+        f"{sum(weight.numel() for weight in found.tensors.values()):,}",
         f"{file.stat().st_size:,}",
     )
     console.print(table)

@@ -24,12 +24,10 @@ from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
-from scm_lightning.teachers import read_checkpoint
-from scm_lightning.teachers.checkpoint import EMA_PREFIX, METADATA_KEY
-from scm_lightning.teachers.checkpoint_files import write_checkpoint
-from scm_lightning.teachers.snapshots import (
+from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
+from scm_lightning.storage.saved_run import EMA_PREFIX, METADATA_KEY
+from scm_lightning.storage.snapshot import (
     SNAPSHOT_FOLDER,
-    Snapshot,
     ends_of_profiles,
     read_snapshots,
     sum_of_snapshots,
@@ -83,8 +81,8 @@ def reconstruct(
     file = Path(given_path(checkpoint)) if checkpoint else Path(run) / LAST_CHECKPOINT
     if Path(out).resolve() == file.resolve():
         raise ValueError(f"out must be another file than the checkpoint {file}; give a new name")
-    content = read_checkpoint(file)
-    _check_origin(content, file, snapshots)
+    saved = SavedRun.read(file)
+    _check_origin(saved, snapshots)
     ends = ends_of_profiles(snapshots)
     gammas = [gamma_from_sigma_rel(each.sigma_rel) for each in snapshots]
     c = post_hoc_coefficients(ends, gammas, ends[-1], gamma)
@@ -101,7 +99,7 @@ def reconstruct(
         total = sum_of_snapshots(shown)
     found = {"sigma_rel": sigma_rel, "step": step, "residual": residual}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(_replaced(content, file, total, snapshots[-1], found), Path(out))
+    Checkpoint(out).write(_replaced(saved, total, snapshots[-1], found))
     _report(found, len(terms), max(map(abs, c.tolist())), out)
 
 
@@ -127,48 +125,38 @@ def _snapshots_until(run: Path, step: int | None) -> list[Snapshot]:
     return [each for each in snapshots if step is None or each.step <= step]
 
 
-def _check_origin(content: dict[str, Any], file: Path, snapshots: list[Snapshot]) -> None:
+def _check_origin(saved: SavedRun, snapshots: list[Snapshot]) -> None:
     """Refuse snapshots and a checkpoint that are of different kinds of run."""
-    metadata = content[METADATA_KEY]
-    expected = (metadata["module"], metadata["sigma_data"])
+    expected = (saved.metadata["module"], saved.metadata["sigma_data"])
     for each in snapshots:
         if (each.module, each.sigma_data) != expected:
             raise ValueError(
-                f"snapshots and checkpoint must be of one run: {file} is a {expected[0]} run with "
-                f"sigma_data {expected[1]}, {each.file} a {each.module} run with {each.sigma_data};"
-                " give its checkpoint, or move foreign snapshots away"
+                f"snapshots and checkpoint must be of one run: {saved.path} is a {expected[0]} run "
+                f"with sigma_data {expected[1]}, {each.file} a {each.module} run with "
+                f"{each.sigma_data}; give its checkpoint, or move foreign snapshots away"
             )
 
 
 def _replaced(
-    content: dict[str, Any],
-    file: Path,
-    weights: dict[str, Tensor],
-    snapshot: Snapshot,
-    found: dict[str, float],
+    saved: SavedRun, weights: dict[str, Tensor], snapshot: Snapshot, found: dict[str, float]
 ) -> dict[str, Any]:
     """The checkpoint with other averaged weights, and a note of what they are."""
-    state = dict(content["state_dict"])
-    averaged = {
-        name.removeprefix(EMA_PREFIX): weight
-        for name, weight in state.items()
-        if name.startswith(EMA_PREFIX)
-    }
-    kept = set(averaged) - set(weights)
+    averaged = saved.average().tensors
     if (
         not set(weights) <= set(averaged)
-        or not kept <= set(snapshot.buffers)
+        or not set(averaged) - set(weights) <= set(snapshot.buffers)
         or any(weights[name].shape != averaged[name].shape for name in weights)
     ):
         raise ValueError(
             f"snapshots and checkpoint must be of one network, those in {snapshot.file} and "
-            f"{file} differ; give the checkpoint of this run"
+            f"{saved.path} differ; give the checkpoint of this run"
         )
-    for name, weight in weights.items():
-        state[EMA_PREFIX + name] = weight.to(averaged[name].dtype)
-    rest = {key: value for key, value in content.items() if key not in LEFT_OUT}
-    metadata = {**content[METADATA_KEY], "reconstructed": found}
-    return {**rest, "state_dict": state, METADATA_KEY: metadata}
+    new = {f"{EMA_PREFIX}{name}": x.to(averaged[name].dtype) for name, x in weights.items()}
+    return {
+        **{key: value for key, value in saved.content.items() if key not in LEFT_OUT},
+        "state_dict": saved.content["state_dict"] | new,
+        METADATA_KEY: {**saved.metadata, "reconstructed": found},
+    }
 
 
 def _widths(snapshots: list[Snapshot]) -> str:

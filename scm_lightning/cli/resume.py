@@ -16,12 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Column, Table
 
-from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
-from scm_lightning.callbacks.side_files import set_aside
 from scm_lightning.cli.run_config import HEADER, OF_A_START, say
 from scm_lightning.cli.strict_yaml import read_yaml, text_of
-from scm_lightning.teachers import read_checkpoint
-from scm_lightning.teachers.checkpoint import METADATA_KEY
+from scm_lightning.storage import History, SavedRun
+from scm_lightning.storage.side_files import set_aside
 
 LAST = "last"
 """Value of ckpt_path for the newest checkpoint of the run; the default."""
@@ -64,7 +62,7 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
     if config.fresh and given is not None:
         raise ValueError(f"fresh starts from nothing, ckpt_path from {given}; give one of the two")
     if given is not None:
-        if "reconstructed" in read_checkpoint(given)[METADATA_KEY]:
+        if SavedRun.read(given).reconstructed:
             raise ValueError(
                 f"a run cannot go on from {given}, which `scm reconstruct` wrote to sample from; "
                 "give a checkpoint of the run itself"
@@ -73,7 +71,7 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
     if config.fresh or config.trainer.fast_dev_run:
         return None
     folder = Path(config.checkpoints.dirpath or saved.parent / "checkpoints")
-    file, step, damaged = newest_checkpoint(folder)
+    file, step, damaged = History(folder).newest()
     for _, reason in damaged:
         say(reason)
     if file is None:

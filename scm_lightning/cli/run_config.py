@@ -15,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from scm_lightning.callbacks.side_files import say_unwritten, write_result
 from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
+from scm_lightning.storage.side_files import say_unwritten, write_result
 
 FILE = "config.yaml"
 HEADER = "# The run in this folder: its trainer.default_root_dir is where this file lies.\n"

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from scm_lightning.given_files import open_regular
 from scm_lightning.metrics.frechet import require
-from scm_lightning.teachers.checkpoint_files import file_sha256
-from scm_lightning.teachers.tensors_only import load_tensors
+from scm_lightning.storage.archive import file_sha256, load_tensors
 
 INSTALL = 'pip install -c constraints.txt ".[fid]"'
 KID_SUBSET_SIZE = 1000

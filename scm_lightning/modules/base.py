@@ -28,8 +28,8 @@ from scm_lightning.modules.older_checkpoints import update_names
 from scm_lightning.modules.sharding import shard
 from scm_lightning.networks import check_time_embeddings, normalize_weights
 from scm_lightning.sampling import Draw, Samples
+from scm_lightning.storage.saved_run import METADATA_KEY
 from scm_lightning.teachers import weights_mismatch
-from scm_lightning.teachers.checkpoint import METADATA_KEY
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 ScheduleFactory = Callable[[Optimizer], LRScheduler]

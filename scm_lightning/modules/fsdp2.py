@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from scm_lightning.modules.sharding import full_tensor, sharded_like
-from scm_lightning.teachers.checkpoint_parts import load_checkpoint, write_parts
+from scm_lightning.storage import Checkpoint
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -78,7 +78,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Read this process's part of a folder; of a file all, as without sharding."""
         if Path(checkpoint_path).is_dir():
             assert self.device_mesh is not None
-            return load_checkpoint(Path(checkpoint_path), self.device_mesh["data_parallel"])
+            return Checkpoint(checkpoint_path).read(self.device_mesh["data_parallel"])
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -110,7 +110,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         """Write this process's part; or the file from the first process, as without sharding."""
         if self.sharded_checkpoints:
-            write_parts(checkpoint, Path(filepath))
+            Checkpoint(filepath).write(checkpoint, in_parts=True)
         else:
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

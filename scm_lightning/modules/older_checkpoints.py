@@ -7,7 +7,7 @@ kind      mean_flow                                              was a module, n
 
 from typing import Any
 
-from scm_lightning.teachers.checkpoint import METADATA_KEY
+from scm_lightning.storage.saved_run import METADATA_KEY
 
 MOVED = {
     "consistency": {"weighting_head.": "objective.weighting_head.", "vsd.": "terms.0."},

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import Checkpoints, RunLog
-from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.core import TangentWarmup
 from scm_lightning.data import Batch, RequestStream
 from scm_lightning.modules import FlatCosine, HalfLife, PowerFunction
 from scm_lightning.networks import MLP
 from scm_lightning.objectives import Consistency
+from scm_lightning.storage import History
 
 ACCUMULATED, EPOCH, BATCH_SIZE = 3, 17, 5
 
@@ -106,7 +106,7 @@ def fit(folder: Path, steps: int, ckpt: str | Path | None = "last", **options: o
     warnings.simplefilter("ignore")
     every = options.pop("every", 4)
     if ckpt == "last":
-        ckpt = newest_checkpoint(folder / "checkpoints").file
+        ckpt = History(folder / "checkpoints").newest().file
     losses = Losses()
     settings = {
         "accelerator": "cpu",

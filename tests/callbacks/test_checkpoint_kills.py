@@ -13,9 +13,7 @@ from checkpoint_runs import fit, forked, state_hash, training_rows
 from lightning.pytorch import Callback
 
 from scm_lightning.callbacks import Checkpoints
-from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint, sweep
-from scm_lightning.teachers import checkpoint_files
-from scm_lightning.teachers.checkpoint_files import step_of
+from scm_lightning.storage import Checkpoint, History, archive
 
 STEPS, EVERY = 24, 2
 FILE_SIZE = 60_000
@@ -35,7 +33,7 @@ def kill():
 
 def dies_at_byte(number):
     """Kill this process once so many bytes of checkpoints have been written."""
-    write, left = checkpoint_files._Hashed._pass_on, [number]
+    write, left = archive._Hashed._pass_on, [number]
 
     def counted(hashed, data):
         if hashed.opened is not None and len(data) > left[0]:
@@ -45,7 +43,7 @@ def dies_at_byte(number):
         left[0] -= len(data)
         write(hashed, data)
 
-    checkpoint_files._Hashed._pass_on = counted
+    archive._Hashed._pass_on = counted
 
 
 def dies_at_call(name, number):
@@ -87,11 +85,11 @@ def run_with_kills(folder, draw, num_kills):
     announced = 0
     while sum(code != 0 for _, code in ends) < num_kills and not done(folder):
         announced = max([announced, *attempt(folder, draw, ends)])
-        found = newest_checkpoint(folder / "checkpoints")
+        found = History(folder / "checkpoints").newest()
         assert not found.damaged
         assert found.step >= announced
         last = folder / "checkpoints" / "last.ckpt"
-        assert found.file is None or step_of(last) == found.step
+        assert found.file is None or Checkpoint(last).step == found.step
     return ends
 
 
@@ -101,7 +99,7 @@ def train_on(folder):
 
 
 def done(folder):
-    return newest_checkpoint(folder / "checkpoints").step >= STEPS
+    return History(folder / "checkpoints").newest().step >= STEPS
 
 
 def many_kills(tmp_path, num_kills, seed):
@@ -115,7 +113,9 @@ def many_kills(tmp_path, num_kills, seed):
         ends += run_with_kills(folder, draw, num_kills - count)
         if not done(folder):
             train_on(folder)
-        sweep(folder / "checkpoints")  # as the next start does, after a kill behind the last step
+        History(
+            folder / "checkpoints"
+        ).sweep()  # as the next start does, after a kill behind the last step
         files = {each.name for each in (folder / "checkpoints").iterdir()}
         assert state_hash(folder / "checkpoints" / "last.ckpt") == expected
         # A step is saved before it is logged, so that each kill can cost a line of the log.

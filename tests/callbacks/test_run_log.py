@@ -16,10 +16,10 @@ from tiny import loader, trainer
 from scm_lightning import DiffusionModule
 from scm_lightning.callbacks import BadNumbers, EMASnapshots, RunLog
 from scm_lightning.callbacks.bad_numbers import FILE, _write
-from scm_lightning.callbacks.side_files import write_result
 from scm_lightning.metrics.reference import read_kept
 from scm_lightning.modules import PowerFunction
 from scm_lightning.networks import MLP
+from scm_lightning.storage.side_files import write_result
 
 LOG = "step,epoch,train/loss\r\n0,0,1.5\r\n1,0,1.25\r\n2,0,1.125\r\n"
 

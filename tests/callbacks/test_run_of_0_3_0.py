@@ -13,7 +13,7 @@ import torch
 from continued_run import run_python, weights_hash
 from safetensors.torch import load_file
 
-from scm_lightning.teachers import read_checkpoint
+from scm_lightning.storage import SavedRun
 
 HERE = Path(__file__)
 FIXTURE = HERE.parents[1] / "data" / "run_0.3.0"
@@ -49,7 +49,7 @@ def continued(request, probed, tmp_path_factory):
     command = ["fit", "--config", "digits.yaml", "--trainer.max_steps", 2 * NUM_STEPS, *place]
     printed = run_python("-m", "scm_lightning", *command, *FURTHER_OPTIONS[name], folder=copy)
     assert "step 20" in " ".join(printed.split())
-    checkpoint = read_checkpoint(copy / name / "checkpoints" / "last.ckpt")
+    checkpoint = SavedRun.read(copy / name / "checkpoints" / "last.ckpt").content
     assert checkpoint["global_step"] == 2 * NUM_STEPS
     # The head was the module's own then.
     state = {key.removeprefix("objective."): x for key, x in checkpoint["state_dict"].items()}
@@ -60,7 +60,7 @@ def test_the_weights_are_those_of_0_3_0(continued):
     """On any processor, up to rounding."""
     name, state = continued
     expected = load_file(FIXTURE / f"{name}.step_40.safetensors")
-    begun = read_checkpoint(FIXTURE / name / "checkpoints" / "last.ckpt")["state_dict"]
+    begun = SavedRun.read(FIXTURE / name / "checkpoints" / "last.ckpt").content["state_dict"]
     assert state.keys() == expected.keys()
     for key, x in expected.items():
         assert (x - begun[key]).abs().max() > 100 * TOLERANCE, f"{key} did not move"

@@ -16,18 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from scm_lightning.callbacks.checkpoint_folder import newest_checkpoint
 from scm_lightning.cli.export import export
 from scm_lightning.cli.reconstruct import reconstruct
 from scm_lightning.metrics.fidelity import read_weights
 from scm_lightning.metrics.frechet import Statistics
 from scm_lightning.metrics.reference import KeptFeatures, _checksum, read_kept, write_kept
 from scm_lightning.networks import MLP
-from scm_lightning.teachers import checkpoint_files, load_teacher, read_checkpoint
-from scm_lightning.teachers.exports import Export, _content_sha256, read_export, write_export
-from scm_lightning.teachers.snapshots import Snapshot, write_snapshot
+from scm_lightning.storage import Checkpoint, Export, History, SavedRun, Snapshot, archive
+from scm_lightning.storage.export import content_sha256
+from scm_lightning.teachers import load_teacher
 
-END = checkpoint_files.END_SIZE + checkpoint_files.COMMENT_SIZE
+END = archive.END_SIZE + archive.COMMENT_SIZE
 SIGMA_RELS = (0.05, 0.1)
 
 
@@ -89,8 +88,8 @@ def digest(content) -> str:
 
 def read_a_checkpoint(file: Path) -> str:
     """To go on from, to be a teacher, and to be exported."""
-    newest_checkpoint(file.parent)
-    found = digest(read_checkpoint(file))
+    History(file.parent).newest()
+    found = digest(SavedRun.read(file).content)
     load_teacher(file, network(), PATH)
     for weights in ("ema", "trained"):
         export(str(file), str(file.with_name(f"{weights}.safetensors")), weights)
@@ -99,9 +98,9 @@ def read_a_checkpoint(file: Path) -> str:
 
 def read_an_export(file: Path) -> str:
     """By itself and as a teacher."""
-    what, weights = read_export(file)
+    what = Export.read(file)
     load_teacher(file, network(), PATH)
-    return digest([vars(what), weights])
+    return digest(vars(what))
 
 
 def read_snapshot(file: Path) -> None:
@@ -121,14 +120,14 @@ def read_extractor_weights(file: Path) -> None:
 
 def without_comment(content: bytes) -> bytes:
     """The archive alone: a file of another program, which nothing covers."""
-    return content[: -checkpoint_files.COMMENT_SIZE - 2] + b"\0\0"
+    return content[: -archive.COMMENT_SIZE - 2] + b"\0\0"
 
 
 def with_checksum(content: bytes) -> bytes:
     """A comment of ours that fits, behind whatever stands before."""
-    at = content.rfind(checkpoint_files.END_OF_ARCHIVE)
+    at = content.rfind(archive.END_OF_ARCHIVE)
     end = content[at : at + 20].ljust(20, b"\0")
-    size = checkpoint_files.COMMENT_SIZE.to_bytes(2, "little")
+    size = archive.COMMENT_SIZE.to_bytes(2, "little")
     head = content[: max(at, 0)] + end + size + b"scm_lightning step %012d sha256 " % 7
     return head + hashlib.sha256(head).hexdigest().encode()
 
@@ -151,20 +150,18 @@ def _torch_file(content: object, zipped: bool) -> bytes:
 
 def kinds() -> list[Kind]:
     """All of them."""
-    ours = _written(lambda file: checkpoint_files.write_checkpoint(checkpoint(), file))
+    ours = _written(lambda file: Checkpoint(file).write(checkpoint()))
     plain = without_comment(ours)
     bad = _torch_file({**checkpoint(), "payload": Payload()}, True)
     state = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)).state_dict()
     legacy = _torch_file(checkpoint(), False)
-    what = Export("diffusion", PATH.sigma_data, 7, "ema", "0.05")
-    exported = _written(lambda file: write_export(file, what, network().state_dict()))
+    export = Export("diffusion", PATH.sigma_data, 7, "ema", "0.05", network().state_dict())
+    exported = _written(export.write)
     snapshots = {
         f"ema/{step:07d}-{rel}.safetensors": _written(
-            lambda file, rel=rel, step=step: write_snapshot(
-                file,
-                Snapshot(step, 5 * step, rel, PATH.sigma_data, "diffusion"),
-                network().state_dict(),
-            )
+            lambda file, rel=rel, step=step: Snapshot(
+                step, 5 * step, rel, PATH.sigma_data, "diffusion"
+            ).write(file, network().state_dict())
         )
         for rel in SIGMA_RELS
         for step in (3, 7)
@@ -181,23 +178,23 @@ def kinds() -> list[Kind]:
         "pickle.pth": pickle.dumps(Payload()),
         "x.safetensors": exported,
     }
-    archive, tensors = either(mutate_zip), either(mutate_safetensors)
+    zipped, tensors = either(mutate_zip), either(mutate_safetensors)
     name = "last.ckpt"
     return [
         Kind("checkpoint", {name: ours}, read_a_checkpoint, mutate_bytes, 1500, is_covered=True),
         Kind(
             *("checkpoint, no checksum", {name: plain, "0000007.ckpt": bad, "old.ckpt": legacy}),
-            *(read_a_checkpoint, archive, 1500),
+            *(read_a_checkpoint, zipped, 1500),
         ),
         Kind(
             *("checkpoint, new checksum", {name: plain, "0000007.ckpt": bad}),
-            *(read_a_checkpoint, archive, 1200),
+            *(read_a_checkpoint, zipped, 1200),
             mend=with_checksum,
         ),
         Kind("export", {"x.safetensors": exported}, read_an_export, tensors, 800, is_covered=True),
         Kind(
             *("export, new checksum", {"x.safetensors": exported}, read_an_export, tensors, 800),
-            mend=lambda content: _mended(content, b"scm_sha256", _content_sha256),
+            mend=lambda content: _mended(content, b"scm_sha256", content_sha256),
         ),
         Kind(
             *("snapshot", snapshots, read_snapshot, tensors, 1000),

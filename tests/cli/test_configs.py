@@ -17,7 +17,7 @@ from scm_lightning.cli import main
 from scm_lightning.data import ImageSet, ShardIndex, prepare_shards
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
-from scm_lightning.teachers import read_checkpoint
+from scm_lightning.storage import SavedRun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORKS = {
@@ -108,7 +108,7 @@ def fit(base, folder, *overlays):
             *(f"--{name}={value}" for name, value in options.items()),
         ]
     )
-    return read_checkpoint(folder / base / "checkpoints" / "last.ckpt")
+    return SavedRun.read(folder / base / "checkpoints" / "last.ckpt").content
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from scm_lightning.cli import main
 from scm_lightning.data import SampleRequest
 from scm_lightning.modules import HalfLife, PowerFunction
 from scm_lightning.objectives import TeacherVelocity
-from scm_lightning.teachers import load_teacher, read_checkpoint
-from scm_lightning.teachers.exports import Export, read_export
+from scm_lightning.storage import Export, SavedRun
+from scm_lightning.teachers import load_teacher
 
 AVERAGES = [HalfLife(20.0), PowerFunction(0.05), PowerFunction(0.1)]
 WHERE = {
@@ -98,7 +98,9 @@ def test_every_network_of_a_checkpoint_can_be_had(teacher, tmp_path):
         expected = {key[len(prefix) :]: state[key] for key in state if key.startswith(prefix)}
         assert_equal(found, expected)
         kind = "ema" if name else "trained"
-        assert read_export(out)[0] == Export("diffusion", PATH.sigma_data, 7, kind, name)
+        read = Export.read(out)
+        assert (read.module, read.sigma_data, read.step) == ("diffusion", PATH.sigma_data, 7)
+        assert (read.weights, read.profile) == (kind, name)
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 4
 
 
@@ -119,7 +121,7 @@ def test_an_export_is_a_teacher(teacher, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"it has no weight 'conditioning.label.weight'"):
         load_teacher(out, mlp(num_classes=4), PATH)
     with pytest.raises(ValueError, match=r"teacher\.safetensors has weights only"):
-        read_checkpoint(out)
+        SavedRun.read(out)
 
 
 def test_a_student_is_no_teacher(student, tmp_path):
@@ -138,7 +140,7 @@ def test_nothing_is_overwritten_unasked(teacher, tmp_path, capsys):
     assert "is there already; give another name, or --overwrite" in refused(capsys, *given)
     assert out.read_text() == "precious"
     main(["export", *given, "--overwrite"])
-    assert read_export(out)[0].step == 7
+    assert Export.read(out).step == 7
 
 
 def test_what_is_not_there_is_refused(teacher, tmp_path, capsys):
@@ -159,4 +161,4 @@ def test_what_is_not_there_is_refused(teacher, tmp_path, capsys):
     assert "does not say which" in refused(capsys, given, out, "--weights=trained")
     assert "which has no names in an older" in refused(capsys, given, out, "--ema=0.05")
     main(["export", given, out])
-    assert read_export(tmp_path / "a.safetensors")[0].profile == ""
+    assert Export.read(tmp_path / "a.safetensors").profile == ""

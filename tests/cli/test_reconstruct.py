@@ -15,9 +15,9 @@ from scm_lightning.cli import main
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients
 from scm_lightning.networks import MLP
 from scm_lightning.objectives import TeacherVelocity
-from scm_lightning.teachers import load_teacher, read_checkpoint
-from scm_lightning.teachers.exports import read_export
-from scm_lightning.teachers.snapshots import ends_of_profiles, read_snapshots
+from scm_lightning.storage import Export, SavedRun
+from scm_lightning.storage.snapshot import ends_of_profiles, read_snapshots
+from scm_lightning.teachers import load_teacher
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_teacher.yaml"
 STEPS, WIDTHS = 40, (0.05, 0.10, 0.075)
@@ -95,7 +95,7 @@ def reconstruct(folder, out, *options, sigma_rel=0.075):
 
 
 def averaged(file, prefix="ema.network."):
-    state = read_checkpoint(file)["state_dict"]
+    state = SavedRun.read(file).content["state_dict"]
     return torch.cat(
         [value.double().flatten() for name, value in state.items() if name.startswith(prefix)]
     )
@@ -113,7 +113,7 @@ def test_the_reconstruction_is_close_to_the_average_that_was_tracked(two, tmp_pa
         for prefix in ("ema.network.", "further_emas.0.network.")
     )
     assert float((averaged(out) - direct).norm()) < nearest / 8
-    found = read_checkpoint(out)["scm_lightning"]
+    found = SavedRun.read(out).content["scm_lightning"]
     assert found["reconstructed"]["sigma_rel"] == 0.075
     assert found["reconstructed"]["step"] == STEPS
     assert found["reconstructed"]["residual"] == pytest.approx(0.0125, abs=1e-3)
@@ -142,7 +142,7 @@ def test_a_snapshot_is_reproduced(two, tmp_path):
     """At an earlier step and a width that was tracked: the file itself, to rounding."""
     out = tmp_path / "out.ckpt"
     reconstruct(two, out, "--step", 25, sigma_rel=0.1)
-    state = read_checkpoint(out)["state_dict"]
+    state = SavedRun.read(out).content["state_dict"]
     for name, weight in load_file(two / "ema" / "0000025-0.1.safetensors").items():
         torch.testing.assert_close(state[f"ema.network.{name}"], weight, rtol=0, atol=1e-7)
 
@@ -271,10 +271,10 @@ def test_a_reconstruction_can_be_exported(two, tmp_path):
     out, exported = tmp_path / "out.ckpt", tmp_path / "out.safetensors"
     reconstruct(two, out, "--step=25")
     main(["export", f"--checkpoint={out}", f"--out={exported}"])
-    found, weights = read_export(exported)
+    found = Export.read(exported)
     assert (found.profile, found.step) == ("0.075", 25)
-    for name, weight in weights.items():
-        assert torch.equal(weight, read_checkpoint(out)["state_dict"][f"ema.network.{name}"])
+    for name, weight in found.tensors.items():
+        assert torch.equal(weight, SavedRun.read(out).content["state_dict"][f"ema.network.{name}"])
 
 
 def test_help_lists_the_options(capsys):

@@ -20,7 +20,7 @@ import torch
 from scm_lightning.cli import main
 from scm_lightning.data import Reading, Shards
 from scm_lightning.metrics import InceptionFeatures
-from scm_lightning.teachers import checkpoint_files
+from scm_lightning.storage import archive
 
 
 class Payload:
@@ -64,8 +64,8 @@ def write_malicious(file, kind, payload, monkeypatch):
         file.write_bytes(pickle.dumps({"state_dict": payload}))
     elif kind == "checked":
         with monkeypatch.context() as patch:  # nobody else would be so kind as to check it
-            patch.setattr(checkpoint_files, "_check_loadable", lambda beside, file: None)
-            checkpoint_files.write_checkpoint(content, file)
+            patch.setattr(archive, "_check_loadable", lambda beside, file: None)
+            archive.write_archive(content, file)
     else:
         torch.save(content, file, _use_new_zipfile_serialization=kind == "zip")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scm_lightning.cli import main
 from scm_lightning.modules import FSDP2Strategy
-from scm_lightning.teachers.checkpoint_parts import load_checkpoint
+from scm_lightning.storage import Checkpoint
 
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 STRATEGIES = ["ddp", "fsdp2"]
@@ -43,7 +43,7 @@ def tensors(tree, name=""):
 
 def assert_same_checkpoint(one, other, tolerance):
     for part in ("state_dict", "optimizer_states"):
-        found, expected = (tensors(load_checkpoint(each)[part]) for each in (one, other))
+        found, expected = (tensors(Checkpoint(each).read()[part]) for each in (one, other))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             scale = float(value.abs().max()) if value.numel() else 0.0

@@ -26,11 +26,7 @@ from scm_lightning.core import (
 )
 from scm_lightning.modules import EMA, HalfLife, PowerFunction
 from scm_lightning.objectives import PairVelocity
-from scm_lightning.teachers.snapshots import (
-    ends_of_profiles,
-    read_snapshots,
-    sum_of_snapshots,
-)
+from scm_lightning.storage.snapshot import ends_of_profiles, read_snapshots, sum_of_snapshots
 
 PROFILES = [PowerFunction(0.05), PowerFunction(0.10)]
 

@@ -9,9 +9,7 @@ from safetensors.torch import load_file
 from test_distributed import assert_same_checkpoint, records, start, tensors
 
 from scm_lightning.cli import main
-from scm_lightning.teachers import read_checkpoint
-from scm_lightning.teachers.checkpoint_files import load_checked
-from scm_lightning.teachers.checkpoint_parts import checkpoint_step
+from scm_lightning.storage import Checkpoint, SavedRun
 
 FIRST, SECOND = MAPPED_STOPS
 
@@ -38,10 +36,13 @@ def test_every_process_writes_its_part(two):
     """Half of every weight and moment each, and once what is not sharded."""
     folder = two / "mapped" / "last.ckpt"
     assert folder.is_symlink()
-    assert checkpoint_step(folder) == FIRST
+    assert Checkpoint(folder).step == FIRST
     parts = [load_file(each) for each in sorted(folder.glob("*.safetensors"))]
     assert len(parts) == 2
-    rest, whole = tensors(load_checked(folder / "rest.ckpt")), tensors(read_checkpoint(folder))
+    rest, whole = (
+        tensors(Checkpoint(folder / "rest.ckpt").read()),
+        tensors(SavedRun.read(folder).content),
+    )
     sharded = {name for name, x in rest.items() if x.is_meta}
     num_all = sum(whole[name].numel() for name in sharded)
     shares = [sum(x.numel() for x in part.values()) / num_all for part in parts]

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scm_lightning.given_files import open_regular
-from scm_lightning.whole_files import written_whole
+from scm_lightning.storage.tensor_file import opened_tensors, write_tensors
 
 SNAPSHOT_FOLDER = "ema"
 """Folder of the snapshots in the folder of a run."""
@@ -48,38 +46,63 @@ class Snapshot:
     buffers: tuple[str, ...] = ()
     file: Path | None = None
 
+    def write(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
+        """Write it.
 
-def write_snapshot(folder: Path, snapshot: Snapshot, weights: Mapping[str, Tensor]) -> Path:
-    """Write one snapshot.
+        Args:
+            folder: folder of the snapshots; made if missing.
+            weights: parameters of the averaged network, by name; contiguous, on the CPU, no two of
+                them in the same memory.
 
-    Args:
-        folder: folder of the snapshots; made if missing.
-        snapshot: what the weights are.
-        weights: parameters of the averaged network, by name; contiguous, on the CPU, no two of
-            them in the same memory.
+        Returns:
+            The file.
 
-    Returns:
-        The file.
+        Raises:
+            OSError: if it cannot be written.
+        """
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "step": str(self.step),
+            "images": str(self.images),
+            "sigma_rel": repr(self.sigma_rel),
+            "sigma_data": repr(self.sigma_data),
+            "module": self.module,
+            "buffers": json.dumps(self.buffers),
+        }
+        file = folder / f"{self.step:07d}-{self.sigma_rel}.safetensors"
+        write_tensors(file, weights, metadata)
+        return file
 
-    Raises:
-        OSError: if it cannot be written.
-    """
-    metadata = {
-        "format_version": FORMAT_VERSION,
-        "step": str(snapshot.step),
-        "images": str(snapshot.images),
-        "sigma_rel": repr(snapshot.sigma_rel),
-        "sigma_data": repr(snapshot.sigma_data),
-        "module": snapshot.module,
-        "buffers": json.dumps(snapshot.buffers),
-    }
-    file = folder / f"{snapshot.step:07d}-{snapshot.sigma_rel}.safetensors"
-    try:
-        with written_whole(file) as beside:
-            save_file(dict(weights), beside, metadata)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"the snapshot {file} could not be written: {error}; make room") from error
-    return file
+    @classmethod
+    def read(cls, file: Path) -> "Snapshot":
+        """Read what a file holds, without its weights.
+
+        Args:
+            file: the file.
+
+        Raises:
+            ValueError: if it is damaged or no snapshot, or no regular file.
+        """
+        open_regular(file).close()  # which says what it is instead
+        try:
+            with opened_tensors(file) as opened:
+                metadata = opened.metadata() or {}
+            found = cls(
+                int(metadata["step"]),
+                int(metadata["images"]) if "images" in metadata else None,
+                float(metadata["sigma_rel"]),
+                float(metadata["sigma_data"]),
+                metadata["module"],
+                tuple(json.loads(metadata["buffers"])),
+                file,
+            )
+            if found.step < 1 or (found.images is not None and found.images < 1):
+                raise ValueError("an average is of at least one step, of at least one image")
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
+            ) from error
+        return found
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:
@@ -94,39 +117,8 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     Raises:
         ValueError: if a file is damaged or no snapshot.
     """
-    found = [read_snapshot(file) for file in folder.glob("*.safetensors")]
+    found = [Snapshot.read(file) for file in folder.glob("*.safetensors")]
     return sorted(found, key=lambda each: (each.step, each.sigma_rel))
-
-
-def read_snapshot(file: Path) -> Snapshot:
-    """Read what a snapshot is, without its weights.
-
-    Args:
-        file: the file.
-
-    Raises:
-        ValueError: if it is damaged or no snapshot, or no regular file.
-    """
-    open_regular(file).close()  # a pipe in its place would block
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-        found = Snapshot(
-            int(metadata["step"]),
-            int(metadata["images"]) if "images" in metadata else None,
-            float(metadata["sigma_rel"]),
-            float(metadata["sigma_data"]),
-            metadata["module"],
-            tuple(json.loads(metadata["buffers"])),
-            file,
-        )
-        if found.step < 1 or (found.images is not None and found.images < 1):
-            raise ValueError("an average is of at least one step, of at least one image")
-        return found
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
-        ) from error
 
 
 def ends_of_profiles(snapshots: Sequence[Snapshot]) -> list[float]:
@@ -167,8 +159,8 @@ def sum_of_snapshots(terms: Iterable[tuple[float, Snapshot]]) -> dict[str, Tenso
     total: dict[str, Tensor] = {}
     first: Snapshot | None = None
     for coefficient, snapshot in terms:
-        assert snapshot.file is not None, "read_snapshots sets it"
-        with safe_open(snapshot.file, framework="pt") as opened:
+        assert snapshot.file is not None, "whoever reads it sets it"
+        with opened_tensors(snapshot.file) as opened:
             names = list(opened.keys())
             if first is None:
                 first = snapshot

@@ -6,17 +6,9 @@ import os
 import pytest
 
 from scm_lightning.metrics.fidelity import read_weights
-from scm_lightning.teachers.checkpoint_files import check_whole, step_of
-from scm_lightning.teachers.checkpoint_parts import (
-    MARKER,
-    REST,
-    check_checkpoint,
-    checkpoint_step,
-    is_checkpoint,
-    load_checkpoint,
-)
-from scm_lightning.teachers.exports import read_export
-from scm_lightning.teachers.snapshots import read_snapshots
+from scm_lightning.storage import Checkpoint, Export
+from scm_lightning.storage.parts import MARKER, REST
+from scm_lightning.storage.snapshot import read_snapshots
 
 
 @pytest.fixture
@@ -27,7 +19,13 @@ def pipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "read", [check_whole, load_checkpoint, check_checkpoint, read_export, read_weights]
+    "read",
+    [
+        lambda file: Checkpoint(file).read(),
+        lambda file: Checkpoint(file).check(),
+        Export.read,
+        read_weights,
+    ],
 )
 def test_a_pipe_is_refused(read, pipe):
     with pytest.raises(ValueError, match=r"got a pipe|there is no file"):
@@ -40,8 +38,8 @@ def test_a_pipe_among_snapshots_is_refused(pipe):
 
 
 def test_a_pipe_is_at_no_step(pipe):
-    assert step_of(pipe) is None
-    assert not is_checkpoint(pipe)
+    assert Checkpoint(pipe).step is None
+    assert not Checkpoint(pipe).exists()
 
 
 @pytest.mark.parametrize("name", [MARKER, REST])
@@ -50,6 +48,6 @@ def test_a_folder_with_a_pipe_is_a_damaged_checkpoint(name, tmp_path):
     (tmp_path / MARKER).write_text("{}" + " " * 2**24)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    assert checkpoint_step(tmp_path) is None
+    assert Checkpoint(tmp_path).step is None
     with pytest.raises(ValueError, match=r"is damaged: complete\.json does not fit"):
-        check_checkpoint(tmp_path)
+        Checkpoint(tmp_path).check()

@@ -5,34 +5,23 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 
 import pytest
 import torch
+from processes import NUM_PROCESSES, in_processes
 from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from scm_lightning.callbacks.checkpoint_folder import (
-    link_last,
-    newest_checkpoint,
-    number_last,
-    numbered,
-    own_checkpoints,
-    set_aside_later,
-    sweep,
-    unnumbered,
-)
-from scm_lightning.teachers.checkpoint_files import write_checkpoint
-from scm_lightning.teachers.checkpoint_parts import (
-    check_checkpoint,
-    checkpoint_step,
-    load_checkpoint,
-    write_parts,
-)
+from scm_lightning.storage import Checkpoint, History
 
-NUM_PROCESSES = 2
+
+def numbered(step):
+    return f"{step:07d}.ckpt"
+
+
+def unnumbered(step):
+    return f"last-{step:07d}.ckpt"
 
 
 def content(step):
@@ -45,43 +34,6 @@ def content(step):
     }
 
 
-def in_processes(act, num_processes=NUM_PROCESSES):
-    """Let forks of this process do something, each with its rank and a mesh of all.
-
-    If one does not live to the end the others are killed, as a job's launcher does it.
-
-    Returns:
-        Whether all did it.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(num_processes):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                torch.set_num_threads(1)
-                distributed.init_process_group(
-                    "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_processes
-                )
-                act(rank, init_device_mesh("cpu", (num_processes,)))
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    is_done = True
-    for _ in children:
-        ended, status = os.wait()
-        if status and is_done:
-            is_done = False
-            for each in children:
-                if each != ended:
-                    os.kill(each, signal.SIGKILL)
-    return is_done
-
-
 def sharded(tree, mesh):
     """The same with its weights and moments cut by rows."""
     cut = {name: distribute_tensor(x, mesh, [Shard(0)]) for name, x in tree["state_dict"].items()}
@@ -92,9 +44,9 @@ def sharded(tree, mesh):
 
 def save(folder, step, mesh, name=numbered):
     folder.mkdir(exist_ok=True)
-    write_parts(sharded(content(step), mesh), folder / name(step))
+    Checkpoint(folder / name(step)).write(sharded(content(step), mesh), in_parts=True)
     if distributed.get_rank() == 0:
-        link_last(folder, name(step))
+        History(folder, in_parts=True).name(step, name is numbered)
     distributed.barrier()
 
 
@@ -129,11 +81,11 @@ def copy_of(saved, tmp_path):
 def test_what_is_written_is_read(saved, tmp_path):
     """Whole in one process, and sharded over three, one of which has nothing of some weights."""
     for step, name in ((4, numbered(4)), (8, numbered(8)), (9, "last.ckpt")):
-        assert_holds(load_checkpoint(saved / name), step)
-        assert checkpoint_step(saved / name) == step
+        assert_holds(Checkpoint(saved / name).read(), step)
+        assert Checkpoint(saved / name).step == step
 
     def read(rank, mesh):
-        state = load_checkpoint(saved / "last.ckpt", mesh)["state_dict"]
+        state = Checkpoint(saved / "last.ckpt").read(mesh)["state_dict"]
         torch.save({name: x.full_tensor() for name, x in state.items()}, tmp_path / f"{rank}.pt")
         rows = {name: len(x.to_local()) for name, x in state.items()}
         assert rows == {"a.b": 1 if rank == 2 else 2, "c": int(rank == 0)}
@@ -150,41 +102,41 @@ def test_last_is_a_link_and_what_has_no_number_goes(saved, tmp_path):
     names = ["0000004.ckpt", "0000008.ckpt", "last-0000009.ckpt", "last.ckpt"]
     assert sorted(each.name for each in folder.iterdir()) == names
     assert os.readlink(folder / "last.ckpt") == "last-0000009.ckpt"
-    link_last(folder, numbered(8))
+    History(folder, in_parts=True).name(8, is_numbered=True)
     assert sorted(each.name for each in folder.iterdir()) == [*names[:2], "last.ckpt"]
-    assert [step for step, _ in own_checkpoints(folder)] == [8, 8, 4]
+    assert [step for step, _ in History(folder).steps()] == [8, 8, 4]
 
 
 def test_a_copy_that_followed_the_link_is_one_too(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "checkpoints")
     assert not (folder / "last.ckpt").is_symlink()
-    assert newest_checkpoint(folder).step == 9
-    link_last(folder, numbered(8))
+    assert History(folder).newest().step == 9
+    History(folder, in_parts=True).name(8, is_numbered=True)
     assert (folder / "last.ckpt").is_symlink()
 
 
 def test_later_ones_are_set_aside(saved, tmp_path):
     """The link with what it leads to; a link that leads nowhere is none."""
     folder = copy_of(saved, tmp_path)
-    aside = set_aside_later(folder, 4)
+    aside = History(folder).set_aside_later(4)
     names = ["0000008.ckpt", "last-0000009.ckpt", "last.ckpt"]
     assert sorted(each.name for each in aside.iterdir()) == names
-    assert_holds(load_checkpoint(aside / "last.ckpt"), 9)
+    assert_holds(Checkpoint(aside / "last.ckpt").read(), 9)
     (folder / "last.ckpt").symlink_to("0000008.ckpt")
-    assert newest_checkpoint(folder).file == folder / "0000004.ckpt"
-    link_last(folder, numbered(4))
-    assert newest_checkpoint(folder).step == checkpoint_step(folder / "last.ckpt") == 4
+    assert History(folder).newest().file == folder / "0000004.ckpt"
+    History(folder, in_parts=True).name(4, is_numbered=True)
+    assert History(folder).newest().step == Checkpoint(folder / "last.ckpt").step == 4
 
 
 def test_files_and_folders_in_turn(saved, tmp_path):
     """A run goes on in the other way: a file takes the place of the link, a link that of a file."""
     folder = copy_of(saved, tmp_path)
-    write_checkpoint(content(12), folder / "last.ckpt")
-    number_last(folder, 12)
-    assert_holds(load_checkpoint(newest_checkpoint(folder).file), 12)
-    assert_holds(load_checkpoint(folder / numbered(8)), 8)
-    link_last(folder, numbered(8))
-    assert checkpoint_step(folder / "last.ckpt") == 8
+    Checkpoint(folder / "last.ckpt").write(content(12))
+    History(folder).name(12, is_numbered=True)
+    assert_holds(Checkpoint(History(folder).newest().file).read(), 12)
+    assert_holds(Checkpoint(folder / numbered(8)).read(), 8)
+    History(folder, in_parts=True).name(8, is_numbered=True)
+    assert Checkpoint(folder / "last.ckpt").step == 8
 
 
 def damages(folder, draw):
@@ -225,11 +177,11 @@ def test_damaged_folders_are_passed_over(saved, tmp_path):
     for number, (kind, name, place) in enumerate(damages(saved / newest, draw)):
         folder = copy_of(saved, tmp_path / str(number))
         damage(folder / newest, kind, name, place)
-        found = newest_checkpoint(folder)
+        found = History(folder).newest()
         assert (found.file, found.step) == (folder / "0000008.ckpt", 8), (kind, name)
         assert len(found.damaged) == 2  # by its name and by the link
         with pytest.raises(ValueError, match="is damaged"):
-            load_checkpoint(folder / newest)
+            Checkpoint(folder / newest).read()
         shutil.rmtree(folder)
     assert number >= 125
 
@@ -255,8 +207,8 @@ def killed_while_saving(folder, draw):
 
                 setattr(os, call, counted)
         if rank == 0:
-            sweep(folder)
-        start = newest_checkpoint(folder).step
+            History(folder).sweep()
+        start = History(folder).newest().step
         for step in range(start + 1, start + 11):
             save(folder, step, mesh, numbered if step % 4 == 0 else unnumbered)
 
@@ -267,16 +219,16 @@ def kills(tmp_path, num_kills):
     folder, draw, count, last = tmp_path / "checkpoints", random.Random(2), 0, 0
     while count < num_kills:
         count += killed_while_saving(folder, draw)
-        found = newest_checkpoint(folder)
+        found = History(folder).newest()
         assert not found.damaged
         assert found.step >= last
         last = found.step
         if found.file is not None:
-            assert_holds(load_checkpoint(found.file), last)
-    sweep(folder)
+            assert_holds(Checkpoint(found.file).read(), last)
+    History(folder).sweep()
     names = [each.name for each in folder.iterdir()]
     assert all(name.endswith(".ckpt") for name in names)
-    assert not [name for name in names if checkpoint_step(folder / name) is None]
+    assert not [name for name in names if Checkpoint(folder / name).step is None]
     print(f"{count} kills of one of {NUM_PROCESSES} processes that save: all folders load")
     return last
 
@@ -304,7 +256,7 @@ def test_a_full_disk_leaves_what_was_there(saved, tmp_path):
             tree = content(12)
             tree["state_dict"]["a.b"] = torch.zeros(50_000, 1)
             with pytest.raises(OSError, match="could not be written: ") as caught:
-                write_parts(sharded(tree, mesh), folder / numbered(12))
+                Checkpoint(folder / numbered(12)).write(sharded(tree, mesh), in_parts=True)
             (tmp_path / f"{rank}.txt").write_text(str(caught.value))
 
         assert in_processes(run)
@@ -312,8 +264,8 @@ def test_a_full_disk_leaves_what_was_there(saved, tmp_path):
         assert first == second
         assert "\n" not in first
         assert "No space left on device" in first
-        assert "200,092 bytes and more are needed" in first
+        assert "200,092 bytes are needed" in first
         assert [each.name for each in folder.iterdir()] == [numbered(8)]
-        check_checkpoint(folder / numbered(8))
+        Checkpoint(folder / numbered(8)).check()
     finally:
         subprocess.run(["umount", disk], check=True)

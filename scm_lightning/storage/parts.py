@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of sharded networks: a folder, into which every process writes its own part.
+"""A checkpoint as a folder, into which every process writes its own part.
 
     FOLDER.ckpt/shard-00001-model-00001-of-00001.safetensors   rows of the sharded tensors that the
                 shard-00002-...                                first, second, ... process has
-                rest.ckpt       what else a checkpoint holds, see `checkpoint_files`; of the sharded
+                rest.ckpt       what else a checkpoint holds, see `archive`; of the sharded
                                 tensors shape and type, on torch's device "meta"
                 complete.json   step; bytes and SHA-256 of every file; written when all are there
 
@@ -12,8 +12,6 @@ into one without any; in its safetensors format, since its own has metadata that
 folder is written under another name, and moved to its own once all of it is on the disk. A copy of
 which something is missing does not fit its `complete.json`. A tensor's name in the parts is its
 place in the checkpoint: state_dict/network.0.weight, optimizer_states/0/state/3/exp_avg.
-
-Whoever reads a checkpoint reads it by `load_checkpoint`, file or folder.
 """
 
 import json
@@ -38,12 +36,13 @@ from torch.distributed.tensor import DTensor, Shard, empty
 from torch.utils import _pytree as pytree
 
 from scm_lightning.given_files import open_regular, read_regular
-from scm_lightning.teachers.checkpoint_files import (
+from scm_lightning.storage.archive import (
+    archive_step,
     existing_checkpoints,
     file_sha256,
-    load_checked,
-    step_of,
-    write_checkpoint,
+    read_archive,
+    unwritten,
+    write_archive,
 )
 from scm_lightning.whole_files import flush_folder, write_whole
 
@@ -82,27 +81,54 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path) -> None:
         _in_first_process(lambda: _complete(rest, files, beside, folder))
     except OSError as error:
         num_bytes = sum(x.numel() * x.element_size() for x in parts.values())
-        raise OSError(
-            f"the checkpoint {folder} could not be written: {error}, where {num_bytes:,} bytes and "
-            "more are needed; earlier checkpoints are as they were: make room, or give another "
-            "folder, and run the same command again"
-        ) from error
+        raise unwritten(folder, str(error), num_bytes) from error
     finally:
         if distributed.get_rank() == 0:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def load_checkpoint(
-    path: Path, mesh: DeviceMesh | None = None, mmap: bool = False
-) -> dict[str, Any]:
-    """Read a checkpoint, file or folder, checked and without running code from it.
+def are_parts(folder: Path) -> bool:
+    """Whether there is a folder that was meant to be a checkpoint."""
+    return (folder / MARKER).exists() or (folder / REST).exists()
+
+
+def parts_step(folder: Path) -> int | None:
+    """Optimizer steps that a folder claims to hold; None if it is damaged where they stand."""
+    return _marker(folder).get("step")
+
+
+def check_parts(folder: Path) -> None:
+    """Compare a folder with its checksums.
 
     Args:
-        path: a file or folder that exists; if it is a link that a run lets name a newer folder
-            meanwhile, the older or the newer one is read, never parts of both.
+        folder: a folder that exists, and no link to it, which could name another meanwhile.
+
+    Raises:
+        ValueError: if it is damaged, or no checkpoint.
+    """
+    marker = _marker(folder)
+    there = {each.name for each in folder.iterdir() if each.suffix == PART or each.name == REST}
+    damaged = sorted(there ^ {*marker["files"]}) if marker else [MARKER]
+    damaged = damaged or [
+        name for name in sorted(there) if _entry(folder / name) != (name, marker["files"][name])
+    ]
+    if not damaged and archive_step(folder / REST) != marker["step"]:
+        damaged = [MARKER]
+    if damaged:
+        raise ValueError(
+            f"{folder} is damaged: {damaged[0]} does not fit its checksum, or is missing or too "
+            f"many; give another one: {existing_checkpoints(folder.parent)} in {folder.parent}"
+        )
+
+
+def read_parts(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
+    """Read a folder, checked and without running code from it.
+
+    Args:
+        path: a folder that exists; if it is a link that a run lets name a newer folder meanwhile,
+            the older or the newer one is read, never parts of both.
         mesh: with one, sharded tensors come out sharded over it, by rows, and all of its processes
             must call; without, whole and on the CPU.
-        mmap: whether tensors of a file are read only when they are used.
 
     Returns:
         What was saved.
@@ -110,68 +136,21 @@ def load_checkpoint(
     Raises:
         ValueError: if it is damaged, or cannot be read.
     """
-    if not path.is_dir():
-        return load_checked(path, mmap=mmap)
     if mesh is not None:
-        return _load_parts(Path(_in_all_processes(lambda: str(path.resolve()))[0]), mesh)
+        return _read_folder(Path(_in_all_processes(lambda: str(path.resolve()))[0]), mesh)
     while True:
         folder = path.resolve()
         try:
-            return _load_parts(folder, mesh)
+            return _read_folder(folder, mesh)
         except (OSError, ValueError):
             if path.resolve() == folder:
                 raise
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether there is a file, or a folder that was meant to be a checkpoint."""
-    return path.is_file() or (path / MARKER).exists() or (path / REST).exists()
-
-
-def check_checkpoint(path: Path) -> None:
-    """Compare a file or folder with its checksums; files that have none pass.
-
-    Args:
-        path: a file or folder that exists.
-
-    Raises:
-        ValueError: if it is damaged, or no checkpoint.
-    """
-    if not path.is_dir():
-        load_checked(path, mmap=True)
-        return
-    path = path.resolve()
-    marker = _marker(path)
-    there = {each.name for each in path.iterdir() if each.suffix == PART or each.name == REST}
-    damaged = sorted(there ^ {*marker["files"]}) if marker else [MARKER]
-    damaged = damaged or [
-        name for name in sorted(there) if _entry(path / name) != (name, marker["files"][name])
-    ]
-    if not damaged and step_of(path / REST) != marker["step"]:
-        damaged = [MARKER]
-    if damaged:
-        raise ValueError(
-            f"{path} is damaged: {damaged[0]} does not fit its checksum, or is missing or too "
-            f"many; give another one: {existing_checkpoints(path.parent)} in {path.parent}"
-        )
-
-
-def checkpoint_step(path: Path) -> int | None:
-    """Optimizer steps that a file or folder claims to hold, without looking at the rest of it.
-
-    Args:
-        path: a file or folder that exists.
-
-    Returns:
-        The steps; None if it is damaged where they stand.
-    """
-    return _marker(path).get("step") if path.is_dir() else step_of(path)
-
-
-def _load_parts(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
-    """Read a folder; see `load_checkpoint`."""
-    check_checkpoint(folder)
-    checkpoint = load_checked(folder / REST)
+def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
+    """Read a folder that is no link."""
+    check_parts(folder)
+    checkpoint = read_archive(folder / REST)
     parts = {name: _space(x, mesh) for name, x in _leaves(checkpoint).items() if _is_empty(x)}
     reader = HuggingFaceStorageReader(str(folder))
     try:
@@ -198,7 +177,7 @@ def _begin(beside: Path) -> None:
 
 def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> None:
     """Add what is not sharded, and the marker; move the folder to its place."""
-    write_checkpoint(rest, beside / REST)
+    write_archive(rest, beside / REST)
     files = dict([*files.items(), _entry(beside / REST)])
     write_whole(beside / MARKER, _text({"step": rest["global_step"], "files": files}))
     if folder.exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints as files: there whole or not at all, with a checksum that every reader compares.
+"""A checkpoint as one file: there whole or not at all, with a checksum that every reader compares.
 
     file    = zip archive, as torch.save writes it | comment of the archive
     comment = "scm_lightning step " 12 digits " sha256 " 64 hex digits
@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 
 from scm_lightning.given_files import open_regular
-from scm_lightning.teachers.tensors_only import load_tensors
 from scm_lightning.whole_files import written_whole
 
 END_OF_ARCHIVE = b"PK\x05\x06"
@@ -36,6 +35,8 @@ COMMENT = re.compile(rb"scm_lightning step (\d{12}) sha256 ([0-9a-f]{64})")
 COMMENT_SIZE = 19 + 12 + 8 + 64
 HEX_SIZE = 64
 BLOCK = 1 << 22
+REFUSED = re.compile(r"WeightsUnpickler error: ([^\n]*?)(?:\. Please| by default|\n|$)")
+"""What is wrong with a file, behind torch's advice to load it without the restriction."""
 SETTLED_NS = 2_000_000_000
 """A file this old would have another time if it were changed; clocks of file systems are coarse."""
 _KNOWN_SHA256: dict[tuple[int, ...], str] = {}
@@ -47,10 +48,10 @@ class _Hashed:
     An error is raised by `close`, since torch.save does not expect one.
 
     Args:
-        opened: where the bytes go; None if they are only counted.
+        opened: where the bytes go.
     """
 
-    def __init__(self, opened: IO[bytes] | None) -> None:
+    def __init__(self, opened: IO[bytes]) -> None:
         self.opened = opened
         self.sha256 = hashlib.sha256()
         self.num_bytes = 0
@@ -84,7 +85,7 @@ class _Hashed:
             raise self.error
 
     def _pass_on(self, data: bytes | memoryview) -> None:
-        if self.opened is None or self.error is not None:
+        if self.error is not None:
             return
         self.sha256.update(data)
         try:
@@ -93,41 +94,37 @@ class _Hashed:
             self.error = error
 
 
-def write_checkpoint(checkpoint: Mapping[str, Any], file: Path) -> None:
+def write_archive(content: Mapping[str, Any], file: Path) -> None:
     """Write a checkpoint; an older one of that name is replaced once all of it is on the disk.
 
     Args:
-        checkpoint: what is to be saved, with the entry `global_step`.
+        content: what is to be saved, with the entry `global_step`.
         file: where, in a folder that exists.
 
     Raises:
         OSError: if it cannot be written; what was there before is left as it was.
         ValueError: if it could not be loaded without running code.
     """
+    num_bytes = 0
     try:
         if not file.parent.is_dir():
             raise FileNotFoundError(2, f"the folder {file.parent} is gone")
         with written_whole(file) as beside:
             with beside.open("wb") as opened:
                 hashed = _Hashed(opened)
-                torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # it needs no more of a file
-                hashed.close(int(checkpoint["global_step"]))
+                torch.save(content, hashed)  # type: ignore[arg-type]  # it needs no more of a file
+                num_bytes = hashed.num_bytes + COMMENT_SIZE
+                hashed.close(int(content["global_step"]))
             _check_loadable(beside, file)
     except OSError as error:
-        counted = _Hashed(None)
-        torch.save(checkpoint, counted)  # type: ignore[arg-type]
-        raise OSError(
-            f"the checkpoint {file} could not be written: {error.strerror or error}, where "
-            f"{counted.num_bytes + COMMENT_SIZE:,} bytes are needed; earlier checkpoints are as "
-            "they were: make room, or give another folder, and run the same command again"
-        ) from error
+        raise unwritten(file, error.strerror or str(error), num_bytes) from error
 
 
-def step_of(file: Path) -> int | None:
-    """Optimizer steps that a checkpoint claims to hold, without looking at the rest of it.
+def archive_step(file: Path) -> int | None:
+    """Optimizer steps that a file claims to hold, without looking at the rest of it.
 
     Args:
-        file: the checkpoint.
+        file: the file.
 
     Returns:
         The steps; None if the file is damaged where they stand, or no regular file.
@@ -144,23 +141,7 @@ def step_of(file: Path) -> int | None:
         return None
 
 
-def check_whole(file: Path) -> bool:
-    """Compare a checkpoint with its checksum.
-
-    Args:
-        file: the checkpoint.
-
-    Returns:
-        True if it fits; False if the file has none.
-
-    Raises:
-        ValueError: if the file is damaged, or no checkpoint.
-    """
-    with open_regular(file) as opened:
-        return _fits_checksum(opened, file)
-
-
-def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
+def read_archive(file: Path, mmap: bool = False) -> dict[str, Any]:
     """Read a file that torch.save wrote, checked and without running code from it.
 
     It is opened once: what is checked is what is read, though a run may replace it meanwhile.
@@ -176,12 +157,19 @@ def load_checked(file: Path, mmap: bool = False) -> dict[str, Any]:
         ValueError: if it is damaged, or cannot be read.
     """
     with open_regular(file) as opened:
-        is_checked = _fits_checksum(opened, file)
+        comment, is_plain = _comment(opened)
+        if comment is None and not is_plain:
+            raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
+        size = os.fstat(opened.fileno()).st_size
+        if comment and file_sha256(opened, size - HEX_SIZE).encode() != comment[2]:
+            raise ValueError(
+                f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
+            )
         try:
             content: dict[str, Any] = load_tensors(opened, mmap)
         except ValueError as error:
             raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
-    if not is_checked:
+    if comment is None:
         _say_unchecked(file)
     return content
 
@@ -210,24 +198,50 @@ def file_sha256(opened: BinaryIO, num_bytes: int) -> str:
     return sha256.hexdigest()
 
 
+def unwritten(path: Path, reason: str, num_bytes: int) -> OSError:
+    """What is raised where a checkpoint could not be written.
+
+    Args:
+        path: the checkpoint.
+        reason: what failed.
+        num_bytes: what it needs; 0 if that is not known.
+    """
+    needed = f", where {num_bytes:,} bytes are needed" if num_bytes else ""
+    return OSError(
+        f"the checkpoint {path} could not be written: {reason}{needed}; earlier checkpoints are as "
+        "they were: make room, or give another folder, and run the same command again"
+    )
+
+
 def existing_checkpoints(folder: Path) -> str:
     """Names of the checkpoints in a folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
     return ", ".join(sorted(each.name for each in folder.glob("*.ckpt"))) or "none"
 
 
-def _fits_checksum(opened: BinaryIO, file: Path) -> bool:
-    """What `check_whole` says, of a file that is open."""
-    comment, is_plain = _comment(opened)
-    if is_plain:
-        return False
-    if comment is None:
-        raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
-    sha256 = file_sha256(opened, os.fstat(opened.fileno()).st_size - HEX_SIZE)
-    if sha256.encode() != comment[2]:
-        raise ValueError(
-            f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
-        )
-    return True
+def load_tensors(opened: BinaryIO, mmap: bool = False) -> Any:
+    """Read a file of tensors by torch's restricted unpickler, which cannot act.
+
+    Args:
+        opened: the file; it is read from its beginning, also if another has its name by now.
+        mmap: whether tensors are read from the file only when they are used.
+
+    Returns:
+        What was saved; tensors on the CPU.
+
+    Raises:
+        ValueError: if it is damaged, or holds what could run code; the message is the reason alone.
+    """
+    opened.seek(0)
+    by_number = f"/dev/fd/{opened.fileno()}"  # torch maps by a name only
+    mmap = mmap and os.path.exists(by_number)
+    source: BinaryIO | str = by_number if mmap else opened
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    # Whatever wrong bytes come to: the unpickler can fail in any way, but not act.
+    except Exception as error:
+        found = REFUSED.search(str(error))
+        reason = found[1] if found else str(error).partition("\n")[0]
+        raise ValueError(reason or type(error).__name__) from error
 
 
 def _comment(opened: BinaryIO) -> tuple[re.Match[bytes] | None, bool]:
@@ -245,13 +259,13 @@ def _comment(opened: BinaryIO) -> tuple[re.Match[bytes] | None, bool]:
 def _check_loadable(beside: Path, file: Path) -> None:
     """Refuse what a callback or module has put into the checkpoint and nobody could load."""
     try:
-        torch.load(beside, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        found = re.search(r"Unsupported (?:global|class)[^.\n]*", str(error))
+        with beside.open("rb") as opened:
+            load_tensors(opened, mmap=True)
+    except ValueError as error:
         raise ValueError(
             f"the checkpoint {file} must hold tensors, numbers and strings only, in lists, tuples "
-            f"and dictionaries, or it could not be loaded: {found[0] if found else error}; "
-            "change what the module or a callback saves"
+            f"and dictionaries, or it could not be loaded: {error}; change what the module or a "
+            "callback saves"
         ) from error
 
 

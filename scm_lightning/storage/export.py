@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of one network of a run: what one samples from, and what a student learns from.
+
+    FILE.safetensors    parameters and buffers by their names in the network, whole, and metadata
+
+    scm_format_version  1
+    scm_version         version of this package that wrote it
+    scm_module          kind of the run: diffusion or consistency
+    scm_sigma_data      standard deviation of the data, a number
+    scm_step            optimizer steps that are in the weights
+    scm_weights         ema or trained
+    scm_profile         of an average, as in tables: a sigma_rel, or a half-life in images
+    scm_sha256          of names, types, shapes and bytes of all tensors
+
+A safetensors file has no checksum of its own: without the last entry a flipped bit would be a
+changed weight without a word. Trap: what is tied in the network is there under each of its names.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scm_lightning import __version__
+from scm_lightning.storage.tensor_file import opened_tensors, write_tensors
+
+SUFFIX = ".safetensors"
+PREFIX = "scm_"
+"""Of our entries, so that they stand apart from those of other programs."""
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Weights of one network, and what they are of.
+
+    Args:
+        module: kind of the run.
+        sigma_data: standard deviation of the data that the network is trained on. Data units.
+        step: optimizer steps taken.
+        weights: `ema` or `trained`.
+        profile: short name of the average's profile; empty for trained weights, or if unknown.
+        tensors: parameters and buffers by name, on the CPU.
+    """
+
+    module: str
+    sigma_data: float
+    step: int
+    weights: str
+    profile: str
+    tensors: Mapping[str, Tensor]
+
+    def write(self, file: Path) -> None:
+        """Write a file, which is there whole or not at all.
+
+        Args:
+            file: where; an older one is replaced.
+
+        Raises:
+            OSError: if it cannot be written; an older one is left as it was.
+        """
+        # Own memory for each: the format refuses tensors that share some.
+        copies = {
+            name: weight.detach().clone(memory_format=torch.contiguous_format)
+            for name, weight in self.tensors.items()
+        }
+        entries = {
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+            "module": self.module,
+            "sigma_data": repr(self.sigma_data),
+            "step": str(self.step),
+            "weights": self.weights,
+            "profile": self.profile,
+            "sha256": content_sha256(copies),
+        }
+        metadata = {f"{PREFIX}{name}": value for name, value in entries.items()}
+        write_tensors(file, copies, {"format": "pt"} | metadata)
+
+    @classmethod
+    def read(cls, file: Path) -> "Export":
+        """Read such a file.
+
+        Args:
+            file: the file.
+
+        Raises:
+            ValueError: if it is missing, damaged, of a newer version or of another program.
+        """
+        if not file.exists():
+            raise ValueError(
+                f"there is no file {file}; write one with `scm export`, or give a .ckpt"
+            )
+        with opened_tensors(file) as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        version = metadata.get(f"{PREFIX}format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{file} must be an export of format {FORMAT_VERSION}, its metadata name "
+                f"{'none' if version is None else version}; give a file that `scm export` wrote, "
+                "or install a newer scm_lightning"
+            )
+        entry = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
+        try:
+            is_whole = entry["sha256"] == content_sha256(tensors)
+            sigma_data, step = float(entry["sigma_data"]), int(entry["step"])
+            found = cls(
+                entry["module"], sigma_data, step, entry["weights"], entry["profile"], tensors
+            )
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"the metadata of {file} are damaged: {error}; export it anew"
+            ) from error
+        if not is_whole:
+            raise ValueError(
+                f"{file} is damaged: its weights do not fit its checksum; export it anew"
+            )
+        return found
+
+
+def content_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    sha256 = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
