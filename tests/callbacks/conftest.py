@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runs of two processes that the tests of the guards share: one program does them all."""
 
+import json
+
 import pytest
 from guarded_runs import do_all
 
@@ -41,10 +43,10 @@ JOBS = {
 
 
 @pytest.fixture(scope="session")
-def guarded(tmp_path_factory):
+def guarded(once):
     """Folder of the runs, and what came of them by name; see `guarded_runs`."""
-    folder = tmp_path_factory.mktemp("guarded")
-    return folder, do_all(JOBS, folder)
+    folder = once("guarded", lambda folder: do_all(JOBS, folder))
+    return folder, json.loads((folder / "results.json").read_text())
 
 
 def pytest_collection_modifyitems(items):
