@@ -233,9 +233,8 @@ def derivative(method, network, randn_seed=0):
     return F.detach(), J, [parameter.grad.clone() for parameter in network.parameters()]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("attention_pixels", [(6,), (12, 6)])
-def test_all_methods_agree_and_dual_numbers_have_every_rule(dropout, attention_pixels, randn):
+@pytest.mark.parametrize(("attention_pixels", "dropout"), [((6,), 0.4), ((12, 6), 0.0)])
+def test_all_methods_agree_and_dual_numbers_have_every_rule(attention_pixels, dropout, randn):
     network = small(
         attention_pixels=attention_pixels,
         dropout=dropout,
