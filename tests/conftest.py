@@ -74,7 +74,9 @@ def starts_processes(file: Path) -> bool:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Files without processes first, a file of each room in turn; then the longest allowed first.
+    """The formulas first, then a file of each room in turn, then the files that start processes.
+
+    Of these the one that may take the longest comes first.
 
     A file is as long as the largest timeout in it.
     """
@@ -86,6 +88,6 @@ def pytest_collection_modifyitems(items):
     places, rooms = {}, Counter()
     for file, timeout in timeouts.items():
         late = timeout > USUAL_TIMEOUT or (file.parent != TESTS and starts_processes(file))
-        places[file] = (late, -timeout, rooms[file.parent, late])
+        places[file] = (late, -timeout, file.parent.name != "core", rooms[file.parent, late])
         rooms[file.parent, late] += 1
     items.sort(key=lambda item: places[item.path])
