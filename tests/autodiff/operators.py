@@ -101,12 +101,17 @@ def run_way(op: Any, dtype: torch.dtype, way: Way, given: Sequence[Sample]) -> R
 def run_operator(
     op: Any, most: int = CAP, dtypes: Sequence[torch.dtype] = DTYPES
 ) -> Iterator[Result]:
-    """Every spelling in every dtype that torch supports for it on a CPU."""
+    """Every spelling in every dtype that torch supports for it on a CPU.
+
+    At one sample, those that differ in spelling only are left out.
+    """
     for dtype in dtypes:
         if dtype not in op.supported_dtypes("cpu"):
             continue
         given = list(samples(op, dtype, most))
         for way in ways(op):
+            if most == 1 and way.most == FEW:
+                continue
             result = run_way(op, dtype, way, thinned(given, min(way.most, most)))
             if result.samples:
                 yield result

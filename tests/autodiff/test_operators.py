@@ -16,6 +16,12 @@ PARTS = 6
 list while tests are collected, which takes 4 s."""
 
 
+@pytest.fixture(autouse=True)
+def only_the_cpu_is_seeded(monkeypatch):
+    """Torch's sample inputs seed all devices, see tangent_calls.py."""
+    monkeypatch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+
+
 def failures(operators, *options):
     from operators import run_operator
 
