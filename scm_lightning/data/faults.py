@@ -44,8 +44,6 @@ class Faults:
         self.numbers = split.numbers()
         self.max_damaged = max_damaged
         self.verify = verify
-        self.met: list[tuple[str, Damage, list[int]]] = []
-        """What this process met first: shard, damage, and numbers of the samples in the split."""
         # A flag for each sample, so that workers and passes do not count one twice; and one for
         # samples that the index does not list.
         self._damaged = torch.zeros(split.num_samples + 1, dtype=torch.bool)
@@ -76,6 +74,10 @@ class Faults:
         damaged: list[bool] = self._damaged[list(numbers)].tolist()
         return damaged
 
+    def whole(self) -> Array:
+        """Numbers of the samples that have not been met damaged. int64."""
+        return np.flatnonzero(~self._damaged[:-1].numpy())
+
     def meet(self, shard: str, damage: Damage, numbers: Sequence[int]) -> None:
         """Take note of damage.
 
@@ -91,7 +93,6 @@ class Faults:
         if bool(self._damaged[list(numbers)].all()):
             return
         self._damaged[list(numbers)] = True
-        self.met.append((shard, damage, list(numbers)))
         what = f"sample {damage.key} of shard {shard}" if damage.key else f"shard {shard}"
         line = f"{what} is damaged: {damage.reason}"
         if self.count > self.max_damaged:
@@ -100,6 +101,15 @@ class Faults:
                 "most: prepare the shards again, or raise max_damaged of the data"
             )
         logger.warning("%s; left out, %d of at most %d", line, self.count, self.max_damaged)
+
+
+def read_split(root: str, index: ShardIndex, faults: Faults) -> Iterator[Sample | None]:
+    """All samples of a split in their order, None in the place of damaged ones.
+
+    See `read_slots` for the arguments.
+    """
+    for chosen in range(len(faults.numbers)):
+        yield from read_slots(root, chosen, index, faults)
 
 
 def read_slots(

@@ -19,13 +19,12 @@ from torch.utils.data import DataLoader
 
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.collate import Collate
-from scm_lightning.data.faults import Faults, read_slots
+from scm_lightning.data.faults import Faults, read_split
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.location import is_remote, place_of
-from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches
-from scm_lightning.data.mapped_cache import map_split
+from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
 from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import read_shard
@@ -244,7 +243,7 @@ class ShardDataModule(LightningDataModule, ABC):
                 "reading.mapped unset"
             )
         if mapped:
-            split = map_split(self.index, self.root, "train", self.faults["train"])
+            split = map_split(self.root, self.index, self.faults["train"])
             return MappedBatches(
                 split, collate, self.batch_size, self.shuffle_seed, rank, world_size
             )
@@ -260,10 +259,7 @@ class ShardDataModule(LightningDataModule, ABC):
 
     def _batches(self, split: str) -> Iterator[Batch]:
         """All whole samples of a split, in their order."""
-        slots = itertools.chain.from_iterable(
-            read_slots(self.root, chosen, self.index, self.faults[split])
-            for chosen in range(len(self.index.splits[split].shards))
-        )
+        slots = read_split(self.root, self.index, self.faults[split])
         whole = ((n, sample) for n, sample in enumerate(slots) if sample is not None)
         while chunk := list(itertools.islice(whole, self.sample_batch_size)):
             indices = [number for number, _ in chunk]

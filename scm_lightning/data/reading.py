@@ -10,7 +10,7 @@ class Reading:
     """How shards are read.
 
     Args:
-        mapped: decode the training split once into a cache on the disk, and map that into memory;
+        mapped: decode the training split at the start and keep it in memory, of every process;
             None for sets in a folder of up to 4 GiB. Other sets are streamed.
         shuffle_buffer: samples that a loader worker shuffles at a time, in streamed sets.
         start_method: how loader workers are started: fork, spawn or forkserver; None for the

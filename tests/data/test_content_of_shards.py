@@ -10,7 +10,6 @@ import pytest
 from small_sets import write_set
 
 from scm_lightning.data import Reading, Shards
-from scm_lightning.data.mapped_cache import CACHE_FOLDER
 
 SIGMA_DATA = 0.7
 NUM_SAMPLES, BATCH = 12, 5
@@ -78,7 +77,6 @@ def test_one_bit(folder, mapped, num_workers, place):
     with pytest.raises(ValueError, match=rf"shard .*{SHARD} is damaged") as caught:
         train(folder, mapped, num_workers)
     assert "\n" not in str(caught.value)
-    assert not list(folder.glob(f"{CACHE_FOLDER}/train-*")), "nothing damaged is kept"
 
 
 @pytest.mark.parametrize(("mapped", "num_workers"), WAYS)
@@ -134,16 +132,6 @@ def test_a_shard_that_does_not_fit_is_left_out_as_a_whole(folder):
         assert data.num_damaged() == 4
         with pytest.raises(ValueError, match="4 samples are damaged and 3 are left out"):
             train(folder, mapped, num_workers, max_damaged=3)
-
-
-def test_a_cache_of_version_0_3_0_is_made_anew(folder, caplog):
-    """It has the same place, and files of other names."""
-    train(folder, True, 0)
-    (cache,) = folder.glob(f"{CACHE_FOLDER}/train-*")
-    (cache / "samples.npy").rename(cache / "arrays.npy")
-    train(folder, True, 0)
-    assert "is made anew" in caplog.text
-    assert not (cache / "arrays.npy").exists()
 
 
 def test_a_batch_larger_than_the_data(folder):

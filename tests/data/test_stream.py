@@ -207,35 +207,6 @@ def test_too_few_samples_for_the_lanes_are_refused(folder):
         loader(folder, False, world_size=9, num_workers=9)
 
 
-def test_a_cache_is_decoded_once_and_again_after_a_change(folder, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in folder.glob("*.*"):
-        if file.is_file():
-            (copy / file.name).write_bytes(file.read_bytes())
-    first = numbers(take(loader(copy, True), 3))
-    (cache,) = (copy / ".mapped").iterdir()
-    before = (cache / "samples.npy").stat().st_mtime_ns
-    assert numbers(take(loader(copy, True), 3)) == first
-    assert (cache / "samples.npy").stat().st_mtime_ns == before
-    text = (copy / "shards.json").read_text()
-    (copy / "shards.json").write_text(text.replace("a test", "another"))
-    loader(copy, True)
-    (other,) = (copy / ".mapped").iterdir()
-    assert other != cache
-
-
-def test_where_no_cache_can_be_written_memory_serves(folder, tmp_path, caplog):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in folder.glob("*.*"):
-        if file.is_file():
-            (copy / file.name).write_bytes(file.read_bytes())
-    (copy / ".mapped").write_text("a file in its place")
-    assert numbers(take(loader(copy, True), 3)) == numbers(take(loader(folder, True), 3))
-    assert "is decoded into memory" in caplog.text
-
-
 def test_places(folder):
     assert place_of("a/b", "shards.json") == "a/b/shards.json"
     assert place_of("https://h/x/", "a.tar") == "https://h/x/a.tar"
