@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.shards import Array
-from scm_lightning.data.worker_signals import leave_signals_to_parent, own_message
+from scm_lightning.data.worker_signals import ErrorsAsItems, leave_signals_to_parent
 from scm_lightning.preparation.sources.decoding import UnreadableImageError
 from scm_lightning.preparation.sources.source import ImageSource
 from scm_lightning.preparation.transform import ImageTransform
@@ -52,10 +52,6 @@ class ImageBatches(Dataset[LoadedImages]):
     ) -> None:
         self.source, self.transform, self.shape = source, transform, shape
         self.batches = batches
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self.batches)
 
     def __getitem__(self, batch: int) -> LoadedImages:
         """Load one batch.
@@ -102,16 +98,18 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more workers than cores
         loader = DataLoader(
-            batches,
+            ErrorsAsItems(batches),
             batch_size=None,
+            sampler=range(len(batches.batches)),
             num_workers=num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=leave_signals_to_parent,
         )
     try:
-        yield from loader
-    except ValueError as error:
-        raise ValueError(own_message(error)) from error
+        for loaded in loader:
+            if isinstance(loaded, ValueError):
+                raise loaded
+            yield loaded
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
