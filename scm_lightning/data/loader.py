@@ -92,6 +92,7 @@ class TrainingLoader:
                 time.sleep(NEWS_SECONDS)  # in which torch may raise that a worker was ended
                 raise
             if isinstance(batch, ValueError):
+                self._stream = None  # ends the workers now, not when rubbish is collected
                 raise batch
             self.num_given += 1
             yield batch
