@@ -12,7 +12,6 @@ from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
-from scm_lightning.data.faults import checked
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.shards import Sample, read_shard
@@ -82,8 +81,7 @@ def contact_sheet(
     """
     columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, index.image_shape[2])))
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
-    whole = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
-    read = (each for each in whole if isinstance(checked(each, index), Sample))
+    read = (sample for file in files for sample in read_shard(file))
 
     def images(samples: list[Sample]) -> Tensor:
         return _images(index, samples, autoencoder, device)

@@ -17,9 +17,8 @@ import numpy as np
 
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
-from scm_lightning.data.faults import Faults, read_split
-from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.loader import NumberedBatches
+from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import Array
 
 MAX_MAPPED_BYTES = 1 << 32
@@ -32,35 +31,23 @@ class MappedSplit(NamedTuple):
     Attributes:
         arrays: as stored. (N, *stored_shape).
         labels: classes. (N,) int64.
-        indices: numbers of the samples that are whole. (M,) int64.
     """
 
     arrays: Array
     labels: Array
-    indices: Array
 
 
-def map_split(root: str, index: ShardIndex, faults: Faults) -> MappedSplit:
+def map_split(samples: SplitSamples) -> MappedSplit:
     """Decode a split.
 
-    Args:
-        root: folder of the shards.
-        index: what samples must be like.
-        faults: the split; told of damaged samples.
-
     Raises:
-        ValueError: if more samples are damaged than may be left out, or all.
+        ValueError: if a shard is damaged.
     """
-    num_samples = faults.split.num_samples
-    arrays = np.empty((num_samples, *index.stored_shape), index.dtype)
-    labels = np.zeros(num_samples, np.int64)
-    for number, sample in enumerate(read_split(root, index, faults)):
-        if sample is not None:
-            arrays[number], labels[number] = sample.array, sample.label
-    whole = faults.whole()
-    if not len(whole):
-        raise ValueError(f"no training sample of {root} is whole; prepare it again")
-    return MappedSplit(arrays, labels, whole)
+    arrays = np.empty((len(samples), *samples.index.stored_shape), samples.index.dtype)
+    labels = np.empty(len(samples), np.int64)
+    for number, sample in enumerate(samples):
+        arrays[number], labels[number] = sample.array, sample.label
+    return MappedSplit(arrays, labels)
 
 
 class MappedBatches(NumberedBatches):
@@ -87,7 +74,7 @@ class MappedBatches(NumberedBatches):
         world_size: int,
     ) -> None:
         self.split = split
-        self.num_samples = len(split.indices)
+        self.num_samples = len(split.labels)
         self.collate = collate
         self.batch_size = batch_size
         self.seed = seed
@@ -100,8 +87,7 @@ class MappedBatches(NumberedBatches):
         first = (number * self.world_size + self.rank) * self.batch_size
         positions = range(first, first + self.batch_size)
         places = (divmod(position, self.num_samples) for position in positions)
-        rows = [self._order(epoch)[place] for epoch, place in places]
-        numbers = self.split.indices[rows]
+        numbers = np.array([self._order(epoch)[place] for epoch, place in places])
         arrays, labels = self.split.arrays[numbers], self.split.labels[numbers]
         return self.collate(arrays, labels, numbers, positions)
 

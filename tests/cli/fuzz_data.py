@@ -19,7 +19,7 @@ from scm_lightning.cli.renamed import renamed
 from scm_lightning.cli.resume import differences
 from scm_lightning.cli.strict_yaml import install
 from scm_lightning.data import Reading, ShardIndex, Shards
-from scm_lightning.data.faults import Faults, read_slots
+from scm_lightning.data.samples import SplitSamples
 from scm_lightning.preparation.folder import ACCOUNT_FILE, begun, read_account
 
 SIGMA_DATA = 0.7
@@ -27,11 +27,11 @@ SHAPE = (1, 2, 3)
 WORK = ".preparation"
 
 
-def read_shards(root: Path, max_damaged: int = 9, verify: str = "never") -> str:
-    """All of both splits, mapped and as a stream; what is damaged may be left out."""
+def read_shards(root: Path, verify: str = "never") -> str:
+    """All of both splits, mapped and as a stream."""
     seen = []
     for mapped in (True, False):
-        reading = Reading(mapped, max_damaged=max_damaged, verify=verify)
+        reading = Reading(mapped, verify=verify)
         data = Shards(SIGMA_DATA, str(root), 5, reading=reading)
         data.setup("fit")
         seen += [batch.x0.sum() for batch in data.reference_batches()]
@@ -46,8 +46,8 @@ def read_a_tar(file: Path) -> str:
     index = ShardIndex.read(file.parent)
     train = index.splits["train"]
     chosen = [shard.name for shard in train.shards].index(file.name)
-    slots = read_slots(str(file.parent), chosen, index, Faults(train, 21, verify=False))
-    return str([each and (float(each.array.sum()), each.label) for each in slots])
+    samples = SplitSamples(str(file.parent), index, "train", verify=False).read(chosen)
+    return str([(float(each.array.sum()), each.label) for each in samples])
 
 
 def content_below(folder: Path) -> dict[str, bytes]:
@@ -94,7 +94,7 @@ def shard_kinds() -> list[Kind]:
             beside=files,
         ),
         Kind(
-            *("shard, its checksum listed", tars, lambda file: read_shards(file.parent, 0, "once")),
+            *("shard, its checksum listed", tars, lambda file: read_shards(file.parent, "once")),
             *(_of_equal_size(mutate_tar), 500),
             beside=files,
             is_covered=True,

@@ -148,20 +148,6 @@ def test_verify_never_takes_shards_as_they_are(folder, mapped):
     refusal(folder, mapped)
 
 
-@pytest.mark.parametrize("mapped", [True, False])
-def test_a_shard_that_may_be_left_out_is_left_out_whole(folder, mapped, caplog):
-    flip_in_array(folder)
-    assert "20 samples are damaged and 19 are left out at most" in refusal(
-        folder, mapped, max_damaged=19
-    )
-    data, seen = data_of(folder, mapped, max_damaged=20, shuffle_buffer=NUM_SAMPLES), []
-    train(data, seen, passes=3)
-    assert data.num_damaged() == 20
-    assert "left out, 20 of at most 20" in caplog.text
-    assert not OF_SHARD.intersection(seen)
-    assert len(seen) >= 2 * 40
-
-
 @pytest.mark.parametrize("damage", [flip_in_array, swap])
 def test_reference_and_held_out_data_are_compared(folder, damage):
     damage(folder)

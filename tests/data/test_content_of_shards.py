@@ -124,16 +124,6 @@ def test_other_reads(folder, split):
         list(getattr(data, f"{split}_batches")())
 
 
-def test_a_shard_that_does_not_fit_is_left_out_as_a_whole(folder):
-    """If so many samples may be: which of them has changed, nobody can say."""
-    flip(folder / SHARD, PLACES["first number"])
-    for mapped, num_workers in WAYS:
-        data = train(folder, mapped, num_workers, max_damaged=4)
-        assert data.num_damaged() == 4
-        with pytest.raises(ValueError, match="4 samples are damaged and 3 are left out"):
-            train(folder, mapped, num_workers, max_damaged=3)
-
-
 def test_a_batch_larger_than_the_data(folder):
     data = Shards(SIGMA_DATA, str(folder), batch_size=100_000)
     data.setup("fit")
