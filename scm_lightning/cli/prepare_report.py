@@ -16,7 +16,7 @@ from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.shards import Sample, read_shard
 from scm_lightning.preparation.engine import NAMED, Preparation, Recipe
-from scm_lightning.preparation.space import megabytes, shard_bytes
+from scm_lightning.preparation.space import megabytes, needed_bytes
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000
@@ -38,8 +38,8 @@ def plan_table(recipe: Recipe) -> Table:
         table.add_row(split, _in_shards(plan.num_images(split), len(shards)))
     table.add_row("classes", _classes(recipe))
     table.add_row("sample", f"{_by(recipe.content.stored_shape)} {recipe.content.dtype}")
-    size = sum(shard_bytes(each, recipe.content) for each in plan.shards)
-    table.add_row("on disk", f"{megabytes(size)}, nothing of which is written yet")
+    size = megabytes(needed_bytes(plan.shards, recipe.content))
+    table.add_row("on disk", f"about {size}, nothing of which is written yet")
     return table
 
 

@@ -45,7 +45,7 @@ from scm_lightning.preparation.plan import (
     make_plan,
 )
 from scm_lightning.preparation.sources.source import ImageSource
-from scm_lightning.preparation.space import explained_errors, refuse_small_disk
+from scm_lightning.preparation.space import explained_errors, needed_bytes, refuse_small_disk
 from scm_lightning.preparation.transform import ImageTransform
 
 NAMED = 10
@@ -141,11 +141,12 @@ def prepare(
     unreadable = read_account(folder, plan)
     if unreadable is not None:
         return Preparation(ShardIndex.read(folder), unreadable, 0, 0.0)
-    with explained_errors(folder, plan, recipe.content), begun(folder, plan) as work:
+    needed = needed_bytes(plan.shards, recipe.content)
+    with explained_errors(folder, needed), begun(folder, plan) as work:
         records = [work.record_of(planned) for planned in plan.shards]
-        refuse_small_disk(folder, plan, recipe.content)
         missing = [n for n, record in enumerate(records) if record is None]
         shards = [plan.shards[number] for number in missing]
+        refuse_small_disk(folder, shards, recipe.content)
         for number, record in zip(missing, _write(recipe, work, shards, num_workers), strict=True):
             records[number] = record
         done = [record for record in records if record is not None]
