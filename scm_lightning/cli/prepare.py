@@ -19,8 +19,9 @@ from scm_lightning.cli.prepare_report import (
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.engine import Recipe, prepare
+from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.latent_content import EncodedLatents
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.probe import fit_transform
 from scm_lightning.preparation.sources import open_source
 from scm_lightning.preparation.transform import WHITE, ImageTransform

@@ -15,7 +15,8 @@ from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.shards import Sample, read_shard
-from scm_lightning.preparation.engine import NAMED, Preparation, Recipe
+from scm_lightning.preparation.engine import NAMED, Preparation
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.space import megabytes, needed_bytes
 
 SHEET_FILE = "contact_sheet.png"

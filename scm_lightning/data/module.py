@@ -2,7 +2,6 @@
 """The data module over a folder of shards: batches to train on, orders for samples to draw."""
 
 import itertools
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,8 +29,6 @@ from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import read_shard
 from scm_lightning.data.stream import Layout, StreamedBatches
 from scm_lightning.given_files import given_path
-
-logger = logging.getLogger(__name__)
 
 
 class ShardDataModule(LightningDataModule, ABC):
@@ -113,7 +110,7 @@ class ShardDataModule(LightningDataModule, ABC):
         """Make the shards if they are not there; called in one process."""
 
     def setup(self, stage: str) -> None:
-        """Read the index, and say which shards have no checksum.
+        """Read the index.
 
         Raises:
             ValueError: if it or a shard is missing or damaged, or the data cannot be mirrored.
@@ -126,12 +123,6 @@ class ShardDataModule(LightningDataModule, ABC):
             raise ValueError(
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
-            )
-        without = [shard.name for shard in self.index.shards if not shard.sha256]
-        if without and self.reading.verify == "once" and not self._process()[0]:
-            logger.warning(
-                "%d of %d shards in %s have no checksum, so that damage may go unnoticed; first %s",
-                *(len(without), len(self.index.shards), self.root, without[0]),
             )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.samples = {
@@ -228,11 +219,6 @@ class ShardDataModule(LightningDataModule, ABC):
         if mapped is None:
             small = self.index.num_stored_bytes <= MAX_MAPPED_BYTES
             mapped = small and not is_remote(self.root)
-        if mapped and is_remote(self.root):
-            raise ValueError(
-                f"only shards in a folder can be mapped, got {self.root}; copy them, or leave "
-                "reading.mapped unset"
-            )
         if mapped:
             split = map_split(self.samples["train"])
             return MappedBatches(

@@ -190,12 +190,3 @@ def test_a_shard_that_goes_on_after_its_last_sample_is_noticed(folder):
     content[start : start + 512] = b"more"
     file.write_bytes(content)
     refusal(folder, False)
-
-
-def test_shards_without_a_checksum_are_named_once(folder, caplog):
-    list_another_checksum(folder, "")
-    flip_in_array(folder)
-    train(data_of(folder, False), [])
-    (line,) = [line for line in caplog.messages if "no checksum" in line]
-    assert f"1 of 4 shards in {folder} have no checksum" in line
-    assert line.endswith(f"first {SHARD}")

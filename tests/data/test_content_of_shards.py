@@ -105,15 +105,6 @@ def test_a_checksum_of_zeros_is_one(folder, mapped, num_workers):
         train(folder, mapped, num_workers)
 
 
-def test_a_missing_checksum_is_said(folder, caplog):
-    with_checksum(folder, "")
-    train(folder, False, 0)
-    lines = [each for each in caplog.messages if "have no checksum" in each]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"1 of 4 shards in {folder}")
-    assert SHARD in lines[0]
-
-
 @pytest.mark.parametrize("split", ["heldout", "reference"])
 def test_other_reads(folder, split):
     """Held-out data, and the training data that samples are compared with."""

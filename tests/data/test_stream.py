@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scm_lightning.data import Reading, ShardIndex, Shards, Split, location, write_shard
-from scm_lightning.data.location import place_of, read_file
+from scm_lightning.data import Reading, ShardIndex, Shards, Split, write_shard
+from scm_lightning.data.location import place_of
 
 SIZES = (7, 1, 30, 11, 23)  # uneven shards, fewer than some runs have workers
 NUM_SAMPLES = sum(SIZES)
@@ -216,14 +216,6 @@ def test_places(folder):
             place_of("a", name)
 
 
-def test_waiting_for_a_place_is_said(monkeypatch, caplog):
-    assert read_file("pipe:echo quick", 6) == b"quick\n"
-    assert not caplog.messages
-    monkeypatch.setattr(location, "SILENCE", 0.01)
-    assert read_file("pipe:sleep 0.3; echo slow", 6) == b"slow\n"
-    assert caplog.messages[0].startswith("pipe:sleep 0.3; echo slow has not answered")
-
-
 def test_shards_from_a_command_and_from_a_web_server(folder):
     """The same batches as from the folder."""
     expected = numbers(take(loader(folder, False), 6))
@@ -235,6 +227,5 @@ def test_shards_from_a_command_and_from_a_web_server(folder):
         assert numbers(take(loader(place, None), 6)) == expected
         with pytest.raises(ValueError, match=r"nothing/shards\.json cannot be read"):
             loader(f"{place}/nothing", False)
-        with pytest.raises(ValueError, match="only shards in a folder can be mapped"):
-            loader(place, True)
+        assert numbers(take(loader(place, True), 6)) == numbers(take(loader(folder, True), 6))
         web.shutdown()

@@ -3,7 +3,6 @@ r"""Webdataset: images in tar files, beside their classes.
 
     KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
     KEY.cls                                     its class, a number or a name
-    KEY.json                                    or {"label": its class, ...}
 
 A key is a member's path up to the first dot of its file name. What has no image is no sample. The
 headers are read once, and then each image from its place: nothing is unpacked onto the disk and
@@ -15,7 +14,6 @@ both sides occur, the words are the split.
 """
 
 import glob
-import json
 import os
 import re
 import tarfile
@@ -113,8 +111,8 @@ def find_tars(path: str) -> list[Path]:
 
 def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
     """Key, place of the image and class of every sample of a tar file."""
-    images, classes, texts = dict[str, Place](), dict[str, Place](), dict[str, Place]()
-    kept = {".cls": classes, ".json": texts, **dict.fromkeys(SUFFIXES, images)}
+    images, classes = dict[str, Place](), dict[str, Place]()
+    kept = {".cls": classes, **dict.fromkeys(SUFFIXES, images)}
     with open_regular(file) as opened:
         for name, place in _members(opened, file):
             if match := KEY.fullmatch(name):
@@ -123,11 +121,8 @@ def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
                 if found is not None and found.setdefault(key, place) != place:
                     raise ValueError(f"{file} must hold one image of the key {key}, got two")
         for key, place in images.items():
-            kind, label_at = (
-                ("cls", classes.get(key)) if key in classes else ("json", texts.get(key))
-            )
-            where = f"{key}.{kind} of {file}"
-            yield key, place, label_at and _read_label(opened, label_at, kind == "json", where)
+            at = classes.get(key)
+            yield key, place, at and _read_label(opened, at, f"{key}.cls of {file}")
 
 
 def _members(opened: BinaryIO, file: Path) -> Iterator[tuple[str, Place]]:
@@ -186,18 +181,13 @@ def _read_at(file: BinaryIO, place: Place) -> bytes:
     return content
 
 
-def _read_label(file: BinaryIO, place: Place, is_json: bool, where: str) -> str | None:
+def _read_label(file: BinaryIO, place: Place, where: str) -> str:
     if place.num_bytes > MAX_LABEL_BYTES:
         raise ValueError(f"{where} must be a class of a few letters, got {place.num_bytes} bytes")
     try:
-        text = _read_at(file, place).decode().strip()
-        label = json.loads(text).get("label") if is_json else text
-        if label is not None and type(label) is not str and (type(label) is not int or label < 0):
-            raise ValueError(f"the label is {label!r}, no number from 0 and no name")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        form = '{"label": ...}' if is_json else "text in UTF-8"
-        raise ValueError(f"{where} must hold a class as {form}: {error}; correct it") from error
-    return None if label is None else str(label)
+        return _read_at(file, place).decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} must be text in UTF-8: {error}") from error
 
 
 def _number(labels: list[tuple[str, str | None]]) -> Classes:
