@@ -23,12 +23,8 @@ from scm_lightning.data.loader import NumberedBatches
 from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import Sample
 
-
-class _Place(NamedTuple):
-    """A sample, and its number in the split."""
-
-    sample: Sample
-    number: int
+_Place = tuple[int, Sample]
+"""Number of a sample in the split, and the sample."""
 
 
 class Layout(NamedTuple):
@@ -89,13 +85,13 @@ class StreamedBatches(NumberedBatches):
         part = layout.rank * layout.num_lanes + lane
         if lane not in self._readers:
             self._readers[lane] = _Lane(self, part)
-        first = turn * layout.batch_size
-        places = [self._readers[lane].sample(p) for p in range(first, first + layout.batch_size)]
+        positions = range(turn * layout.batch_size, (turn + 1) * layout.batch_size)
+        numbers, samples = zip(*(self._readers[lane].sample(p) for p in positions), strict=True)
         return self.collate(
-            np.stack([place.sample.array for place in places]),
-            np.array([place.sample.label for place in places]),
-            np.array([place.number for place in places]),
-            [p * layout.num_parts + part for p in range(first, first + layout.batch_size)],
+            np.stack([sample.array for sample in samples]),
+            np.array([sample.label for sample in samples]),
+            np.array(numbers),
+            [p * layout.num_parts + part for p in positions],
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -111,7 +107,7 @@ class StreamedBatches(NumberedBatches):
             if start >= len(numbers):
                 start -= len(numbers)
                 continue
-            places = map(_Place, self.samples.read(chosen), numbers)
+            places = zip(numbers, self.samples.read(chosen), strict=True)
             yield from itertools.islice(places, start, None)
             start = 0
 
