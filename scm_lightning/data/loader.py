@@ -130,13 +130,7 @@ class TrainingLoader:
     def _start(self) -> Iterator[Batch | ValueError]:
         """Start the workers, and watch over them."""
         others = multiprocessing.active_children()
-        stream = iter(self._loader())
-        workers = [each.pid for each in {*multiprocessing.active_children()} - {*others}]
-        threading.Thread(target=end_stopped, args=(workers,), daemon=True).start()
-        return stream
-
-    def _loader(self) -> DataLoader[Batch | ValueError]:
-        return DataLoader(
+        loader: DataLoader[Batch | ValueError] = DataLoader(
             ErrorsAsItems(self.batches),
             batch_size=None,
             sampler=range(self.num_given, ENDLESS),
@@ -144,3 +138,7 @@ class TrainingLoader:
             multiprocessing_context=self.start_method if self.num_workers else None,
             worker_init_fn=leave_signals_to_parent,
         )
+        stream = iter(loader)
+        workers = [each.pid for each in {*multiprocessing.active_children()} - {*others}]
+        threading.Thread(target=end_stopped, args=(workers,), daemon=True).start()
+        return stream
