@@ -11,6 +11,7 @@ a run goes on anywhere at no cost.
 """
 
 import random
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ def map_split(samples: SplitSamples) -> MappedSplit:
     return MappedSplit(arrays, labels)
 
 
+@dataclass(eq=False)
 class MappedBatches(NumberedBatches):
     """Batches by their number; see the module for the order.
 
@@ -62,25 +64,18 @@ class MappedBatches(NumberedBatches):
         world_size: number of processes.
     """
 
+    split: MappedSplit
+    collate: Collate
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    _orders: dict[int, list[int]] = field(default_factory=dict, init=False)
+
     elastic = True
 
-    def __init__(
-        self,
-        split: MappedSplit,
-        collate: Collate,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.split = split
-        self.num_samples = len(split.labels)
-        self.collate = collate
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self._orders: dict[int, list[int]] = {}
+    def __post_init__(self) -> None:
+        self.num_samples = len(self.split.labels)
 
     def __getitem__(self, number: int) -> Batch:
         """Batch of a number, from 0."""

@@ -7,6 +7,7 @@ nothing depends on their number, and nothing is left behind when they are ended.
 
 import warnings
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class LoadedImages(NamedTuple):
     unreadable: list[str]
 
 
+@dataclass(frozen=True, eq=False)
 class ImageBatches(Dataset[LoadedImages]):
     """Batches of images by number.
 
@@ -43,15 +45,10 @@ class ImageBatches(Dataset[LoadedImages]):
         batches: numbers of the images in the source.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        transform: ImageTransform,
-        shape: tuple[int, ...],
-        batches: Sequence[Sequence[int]],
-    ) -> None:
-        self.source, self.transform, self.shape = source, transform, shape
-        self.batches = batches
+    source: ImageSource
+    transform: ImageTransform
+    shape: tuple[int, ...]
+    batches: Sequence[Sequence[int]]
 
     def __getitem__(self, batch: int) -> LoadedImages:
         """Load one batch.
