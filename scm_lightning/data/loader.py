@@ -88,8 +88,11 @@ class TrainingLoader:
         for _ in range(self.num_batches):
             try:
                 batch = next(self._stream)
-            except (OSError, EOFError):
-                time.sleep(NEWS_SECONDS)  # in which torch may raise that a worker was ended
+            except (OSError, EOFError) as error:
+                time.sleep(NEWS_SECONDS)  # in which torch may say itself that a worker was ended
+                if gone := [each.pid for each in self._workers if not each.is_alive()]:
+                    message = f"DataLoader worker (pid {gone[0]}) exited unexpectedly"
+                    raise RuntimeError(message) from error
                 raise
             if isinstance(batch, ValueError):
                 self._stream = None  # ends the workers now, not when rubbish is collected
@@ -139,6 +142,7 @@ class TrainingLoader:
             worker_init_fn=leave_signals_to_parent,
         )
         stream = iter(loader)
-        workers = [each.pid for each in {*multiprocessing.active_children()} - {*others}]
-        threading.Thread(target=end_stopped, args=(workers,), daemon=True).start()
+        self._workers = {*multiprocessing.active_children()} - {*others}
+        pids = [each.pid for each in self._workers]
+        threading.Thread(target=end_stopped, args=(pids,), daemon=True).start()
         return stream

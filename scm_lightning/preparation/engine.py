@@ -87,7 +87,7 @@ def prepare(
     if unreadable is not None:
         return Preparation(ShardIndex.read(folder), unreadable, 0, 0.0)
     needed = needed_bytes(plan.shards, recipe.content)
-    with explained_errors(folder, needed), begun(folder, plan) as work:
+    with explained_errors(folder, needed, num_workers), begun(folder, plan) as work:
         records = [work.record_of(planned) for planned in plan.shards]
         missing = [n for n, record in enumerate(records) if record is None]
         shards = [plan.shards[number] for number in missing]

@@ -90,7 +90,8 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
         num_workers: processes that load; with 0 this one does.
 
     Raises:
-        ValueError: if the source itself fails, or a worker was ended from outside.
+        ValueError: if the source itself fails.
+        RuntimeError: if a worker was ended, also where the batches are used.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more workers than cores
@@ -102,18 +103,10 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
             collate_fn=_as_it_is,
             worker_init_fn=leave_signals_to_parent,
         )
-    try:
-        for loaded in loader:
-            if isinstance(loaded, ValueError):
-                raise loaded
-            yield loaded
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ValueError(
-            "a worker process was ended from outside, often for lack of memory; run the same "
-            f"command again, with fewer workers than {num_workers} if it recurs"
-        ) from error
+    for loaded in loader:
+        if isinstance(loaded, ValueError):
+            raise loaded
+        yield loaded
 
 
 def _as_it_is(loaded: Any) -> Any:

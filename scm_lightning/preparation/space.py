@@ -37,15 +37,16 @@ def refuse_small_disk(folder: Path, shards: Sequence[PlannedShard], content: Sha
 
 
 @contextmanager
-def explained_errors(folder: Path, needed: int) -> Iterator[None]:
-    """Turn what the operating system says about the folder into one line.
+def explained_errors(folder: Path, needed: int, num_workers: int) -> Iterator[None]:
+    """Turn what the operating system says, or torch of a lost worker, into one line.
 
     Args:
         folder: where is written.
         needed: bytes of all that is to be written.
+        num_workers: processes that load images.
 
     Raises:
-        ValueError: in the place of an OSError.
+        ValueError: in the place of an OSError, or of the error that torch raises anywhere.
     """
     try:
         yield
@@ -54,6 +55,13 @@ def explained_errors(folder: Path, needed: int) -> Iterator[None]:
             f"{error.filename or folder} cannot be written: {error.strerror or error}; give a "
             f"folder that can be written, with room for about {megabytes(needed)} in all, or run "
             "the same command again once this one can: finished shards are kept"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            "a worker process was ended from outside, often for lack of memory; run the same "
+            f"command again, with fewer workers than {num_workers} if it recurs"
         ) from error
 
 
