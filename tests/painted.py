@@ -9,7 +9,7 @@ import numpy as np
 
 from scm_lightning.data import Sample, ShardIndex, read_shard
 from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.engine import Recipe
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.sources import ImageSource, Item, UnreadableImageError
 from scm_lightning.preparation.transform import ImageTransform
 

@@ -132,7 +132,7 @@ class SampleMetrics(Callback):
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
         write_result(file, json.dumps(content, indent=2) + "\n")
-        below = caption(datamodule.num_damaged(), heldout)
+        below = caption(heldout)
         console.print(score_table(scores, self._nfe, reference.extractor, below))
         console.print(f"written to {file}")
         distance = reference.extractor.distance_key

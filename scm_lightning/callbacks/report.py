@@ -77,7 +77,6 @@ def protocol(
         "nfe": ", ".join(f"{row} {calls}" for row, calls in nfe.items()),
         "reference": f"{reference.statistics.num_samples} images of the split train of "
         f"{index.source}; digest {reference.digest[:12]}",
-        "damaged": f"{datamodule.num_damaged()} samples of the data left out",
         f"{key}_block": f"mean over blocks of {scoring.block_size} samples, as many as there are "
         "held-out images",
         "checkpoint": checkpoint,
@@ -96,11 +95,10 @@ def protocol(
     return words
 
 
-def caption(num_damaged: int, scoring: SampleScores) -> str:
+def caption(scoring: SampleScores) -> str:
     """What stands below the table.
 
     Args:
-        num_damaged: samples of the data that were left out.
         scoring: what was measured.
     """
     name = scoring.reference.extractor.distance_name
@@ -113,8 +111,6 @@ def caption(num_damaged: int, scoring: SampleScores) -> str:
         words.append("acc.: share given the class asked for.")
     if scoring.reference.has_nearest:
         words.append("near: distance to the nearest training image, in sigma_data.")
-    if num_damaged:
-        words.append(f"{num_damaged} damaged samples of the data were left out.")
     return " ".join([*words, *_left_out(scoring)])
 
 

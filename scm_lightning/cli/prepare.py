@@ -18,8 +18,9 @@ from scm_lightning.cli.prepare_report import (
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.engine import Recipe, prepare
+from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.latent_content import EncodedLatents
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.probe import fit_transform
 from scm_lightning.preparation.sources import open_source
 from scm_lightning.preparation.transform import WHITE, ImageTransform
@@ -60,7 +61,7 @@ def prepare_images(
     kind: str = "auto",
     labels: str | None = None,
     size: int | None = None,
-    crop: Literal["center", "adm", "none", "pad"] = "center",
+    crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
     background: tuple[int, int, int] = WHITE,
     upscale: bool = False,
@@ -91,11 +92,9 @@ def prepare_images(
         size: side of the images that are written, in pixels. By default 64, and with crop none
             what the images have.
         crop: center (the central square, resized by Lanczos), adm (as ADM and EDM prepare
-            ImageNet), none (images must have the size already) or pad (images that are smaller,
-            in the middle of a frame of the background).
+            ImageNet) or none (images must have the size already).
         channels: 1 for grey, 3 for color. By default 1 if all of 16 images looked at are grey.
-        background: color of frames and behind transparent pixels: red, green, blue, from 0 to
-            255.
+        background: color behind transparent pixels: red, green, blue, from 0 to 255.
         upscale: whether images that are smaller than the size are enlarged; else they count as
             unreadable.
         heldout: what is held out for scores, as a share (0.1) or a number of images (5000), as

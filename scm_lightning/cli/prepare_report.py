@@ -12,12 +12,12 @@ from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
-from scm_lightning.data.faults import checked
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.shards import Sample, read_shard
-from scm_lightning.preparation.engine import NAMED, Preparation, Recipe
-from scm_lightning.preparation.space import megabytes, shard_bytes
+from scm_lightning.preparation.engine import NAMED, Preparation
+from scm_lightning.preparation.plan import Recipe
+from scm_lightning.preparation.space import megabytes, needed_bytes
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000
@@ -39,8 +39,8 @@ def plan_table(recipe: Recipe) -> Table:
         table.add_row(split, _in_shards(plan.num_images(split), len(shards)))
     table.add_row("classes", _classes(recipe))
     table.add_row("sample", f"{_by(recipe.content.stored_shape)} {recipe.content.dtype}")
-    size = sum(shard_bytes(each, recipe.content) for each in plan.shards)
-    table.add_row("on disk", f"{megabytes(size)}, nothing of which is written yet")
+    size = megabytes(needed_bytes(plan.shards, recipe.content))
+    table.add_row("on disk", f"about {size}, nothing of which is written yet")
     return table
 
 
@@ -82,8 +82,7 @@ def contact_sheet(
     """
     columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, index.image_shape[2])))
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
-    whole = (each for file in files for each in read_shard(file) if isinstance(each, Sample))
-    read = (each for each in whole if isinstance(checked(each, index), Sample))
+    read = (sample for file in files for sample in read_shard(file))
 
     def images(samples: list[Sample]) -> Tensor:
         return _images(index, samples, autoencoder, device)

@@ -87,7 +87,7 @@ def renamed(config: Any) -> Any:
     Raises:
         ValueError: if it asks for segments and intervals at once, as 0.3.0 refused too.
     """
-    config = _with_shards_of_fashion(_with_moved_classes(config))
+    config = _with_all_damage_refused(_with_shards_of_fashion(_with_moved_classes(config)))
     model = config.get("model") if isinstance(config, Mapping) else None
     options = model.get("init_args") if isinstance(model, Mapping) else None
     if not isinstance(options, Mapping):
@@ -208,6 +208,19 @@ def _with_shards_of_fashion(config: Any) -> Any:
     given = {k: v for k, v in data.get("init_args", {}).items() if k not in ("source", "size")}
     options = {"num_test_samples": 10_000, **given}
     return {**config, "data": {"class_path": "scm_lightning.data.Shards", "init_args": options}}
+
+
+def _with_all_damage_refused(config: Any) -> Any:
+    """Without `max_damaged: 0` of 0.3.0, which is all that there is; another number is refused."""
+    data = config.get("data") if isinstance(config, Mapping) else None
+    options = data.get("init_args") if isinstance(data, Mapping) else None
+    reading = options.get("reading") if isinstance(options, Mapping) else None
+    if not isinstance(reading, Mapping) or reading.get("max_damaged") != 0:
+        return config
+    assert isinstance(data, Mapping)
+    assert isinstance(options, Mapping)
+    kept = {name: value for name, value in reading.items() if name != "max_damaged"}
+    return {**config, "data": {**data, "init_args": {**options, "reading": kept}}}
 
 
 def _say(names: Mapping[str, str]) -> None:

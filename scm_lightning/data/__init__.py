@@ -41,13 +41,10 @@ __all__ = [
     "write_shard",
 ]
 
-_ON_FIRST_USE = ("module", "noise", "prepared")
+_ON_FIRST_USE = {"GaussianNoise": "noise", "ShardDataModule": "module", "Shards": "prepared"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for part in _ON_FIRST_USE:
-            module = importlib.import_module(f"scm_lightning.data.{part}")
-            if name in vars(module):
-                return vars(module)[name]
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(f"scm_lightning.data.{_ON_FIRST_USE[name]}"), name)
     raise AttributeError(f"module 'scm_lightning.data' has no attribute {name!r}")

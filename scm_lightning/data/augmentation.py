@@ -67,7 +67,11 @@ class Augmentation:
         Raises:
             ValueError: if the samples are no images.
         """
-        _check_images(x0)
+        if x0.ndim != 4:
+            raise ValueError(
+                f"augmentation takes images (B, C, H, W), got samples of shape "
+                f"{tuple(x0.shape[1:])}; train without it"
+            )
         a = self.draw(x0, generator)
         return transform_images(x0, a), augmentation_labels(a)
 
@@ -155,11 +159,3 @@ def _uniform(x0: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
     dtype = at_least_float32(x0).dtype
     drawn = torch.rand(len(x0), num, generator=generator, dtype=dtype, device=device)
     return drawn.to(x0.device)
-
-
-def _check_images(x0: Tensor) -> None:
-    if x0.ndim != 4:
-        raise ValueError(
-            f"augmentation takes images (B, C, H, W), got samples of shape {tuple(x0.shape[1:])}; "
-            "train without it"
-        )

@@ -48,20 +48,13 @@ class Shard:
         name: plain name, in the folder of the index.
         num_samples: samples in it.
         num_bytes: its size.
-        sha256: checksum of its content; empty if nobody has computed one.
-
-    Raises:
-        ValueError: if it has no samples.
+        sha256: checksum of its content.
     """
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.num_samples, int) or self.num_samples < 1:
-            raise ValueError(f"a shard must hold samples, got {self.num_samples!r:.40}")
 
 
 @dataclass(frozen=True)
@@ -276,14 +269,15 @@ def _check_types(index: ShardIndex) -> None:
     So every count and size that is computed of the index is bounded by the sizes of the files.
     """
     latents = index.latents
-    shapes = [*index.shape, *(latents.image_shape if latents is not None else ())]
+    sizes = [*index.shape, *(latents.image_shape if latents is not None else ())]
     of_latents = (latents.autoencoder, latents.weights_sha256, latents.stored) if latents else ()
     shards = index.shards
+    sizes += [shard.num_samples for shard in shards]
     texts = [index.source, index.source_checksum, index.version, *of_latents, *index.class_names]
     texts += [text for shard in shards for text in (shard.name, shard.sha256)]
     counts = [index.num_classes, index.num_unreadable, *(shard.num_bytes for shard in shards)]
-    if not all(type(size) is int and 0 < size < MAX_COUNT for size in shapes):
-        raise TypeError("shapes must be of whole numbers from 1")
+    if not all(type(size) is int and 0 < size < MAX_COUNT for size in sizes):
+        raise TypeError("shapes and numbers of samples must be of whole numbers from 1")
     if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
         raise TypeError(f"counts must be whole numbers from 0, below {MAX_COUNT:,}")
     if index.num_classes > MAX_CLASSES:

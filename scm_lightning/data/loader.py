@@ -8,17 +8,21 @@ knows how many batches it has handed out: that number, in a checkpoint, is the p
 
 import logging
 import multiprocessing
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.batch import Batch
-from scm_lightning.data.worker_signals import StoppedWorkers, leave_signals_to_parent, own_message
+from scm_lightning.data.worker_signals import ErrorsAsItems, end_stopped, leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
 ENDLESS = 1 << 62
+NEWS_SECONDS = 1.0
+"""So long the news of a worker's end may come behind the end of the connection to it."""
 
 
 class NumberedBatches(Dataset[Batch], ABC):
@@ -66,8 +70,7 @@ class TrainingLoader:
         num_steps = batches.num_samples // (batch_size * world_size * batches_per_step)
         self.num_batches = max(num_steps, 1) * batches_per_step
         self.num_given = 0
-        self._stream: Iterator[Batch] | None = None
-        self._workers = StoppedWorkers([])
+        self._stream: Iterator[Batch | ValueError] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch, for every process."""
@@ -78,21 +81,22 @@ class TrainingLoader:
 
         Raises:
             ValueError: if the data are damaged; in one line, also from a worker.
-            ChildProcessError: if a worker is stopped.
+            RuntimeError: torch's, if a worker was ended.
         """
         if self._stream is None:
             self._stream = self._start()
         for _ in range(self.num_batches):
-            self._workers.is_waiting = True
             try:
                 batch = next(self._stream)
-            except ValueError as error:
-                self._workers.end()
-                raise ValueError(own_message(error)) from error
-            except (RuntimeError, OSError, EOFError):
-                self._workers.explain()
+            except (OSError, EOFError) as error:
+                time.sleep(NEWS_SECONDS)  # in which torch may say itself that a worker was ended
+                if gone := [each.pid for each in self._workers if not each.is_alive()]:
+                    message = f"DataLoader worker (pid {gone[0]}) exited unexpectedly"
+                    raise RuntimeError(message) from error
                 raise
-            self._workers.is_waiting = False
+            if isinstance(batch, ValueError):
+                self._stream = None  # ends the workers now, not when rubbish is collected
+                raise batch
             self.num_given += 1
             yield batch
 
@@ -116,32 +120,29 @@ class TrainingLoader:
                 rest,
                 self.batch_size * self.world_size,
             )
-        dealt = (state["batch_size"], state["world_size"], state["num_workers"])
-        if not self.batches.elastic and dealt != self._dealt():
+        dealt = {name: number for name, number in self.state_dict().items() if name != "num_given"}
+        before = {name: state[name] for name in dealt}
+        if not self.batches.elastic and dealt != before:
             logger.warning(
                 "streamed data go on in another order: batch size, processes and workers were %s "
                 "and are %s, so some samples of this pass come twice and others not at all",
-                dealt,
-                self._dealt(),
+                (*before.values(),),
+                (*dealt.values(),),
             )
 
-    def _dealt(self) -> tuple[int, int, int]:
-        return self.batch_size, self.world_size, self.num_workers
-
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[Batch | ValueError]:
         """Start the workers, and watch over them."""
         others = multiprocessing.active_children()
-        stream = iter(self._loader())
-        workers = [each.pid for each in multiprocessing.active_children() if each not in others]
-        self._workers = StoppedWorkers([pid for pid in workers if pid is not None])
-        return stream
-
-    def _loader(self) -> DataLoader[Batch]:
-        return DataLoader(
-            self.batches,
+        loader: DataLoader[Batch | ValueError] = DataLoader(
+            ErrorsAsItems(self.batches),
             batch_size=None,
             sampler=range(self.num_given, ENDLESS),
             num_workers=self.num_workers,
             multiprocessing_context=self.start_method if self.num_workers else None,
             worker_init_fn=leave_signals_to_parent,
         )
+        stream = iter(loader)
+        self._workers = {*multiprocessing.active_children()} - {*others}
+        pids = [each.pid for each in self._workers]
+        threading.Thread(target=end_stopped, args=(pids,), daemon=True).start()
+        return stream

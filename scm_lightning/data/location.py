@@ -11,24 +11,14 @@ are plain file names. `WDS_SECURE=1` in the environment refuses commands altoget
 written into a folder and nowhere else.
 """
 
-import logging
 import os
 import re
 from pathlib import Path
-from threading import Timer
 
 import webdataset
 
 from scm_lightning.given_files import PLACE, given_path, read_regular
 
-logger = logging.getLogger(__name__)
-
-SILENCE = 4.0
-"""Seconds without an answer after which the user is told."""
-WAITING = (
-    "%s has not answered for %.0f seconds; a web server is tried 30 times, which takes a minute or "
-    "more, other places as long as their tool does"
-)
 REASONS = {"6": "there is no such host", "7": "the host takes no connection", "22": "no such file"}
 """Exit codes of curl."""
 NAME = "{name}"
@@ -73,7 +63,7 @@ def place_of(root: str, name: str) -> str:
 
 
 def read_file(place: str, max_bytes: int) -> bytes:
-    """Content of a file; a place that is silent for some seconds is waited for with a warning.
+    """Content of a file.
 
     Args:
         place: path or address.
@@ -85,9 +75,6 @@ def read_file(place: str, max_bytes: int) -> bytes:
     """
     if not is_remote(place):
         return read_regular(place, max_bytes)
-    told = Timer(SILENCE, logger.warning, (WAITING, place, SILENCE))
-    told.daemon = True
-    told.start()
     try:
         with webdataset.gopen(place) as stream:
             content: bytes = stream.read(max_bytes + 1)
@@ -97,8 +84,6 @@ def read_file(place: str, max_bytes: int) -> bytes:
         ended = re.search(r"\['curl'.* exit (\d+)", str(error))
         reason = REASONS.get(ended[1], f"curl ends with code {ended[1]}") if ended else str(error)
         raise OSError(reason) from error
-    finally:
-        told.cancel()
     if len(content) > max_bytes:
         raise ValueError(f"{place} must have at most {max_bytes:,} bytes, got more")
     return content

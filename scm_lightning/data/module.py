@@ -2,7 +2,6 @@
 """The data module over a folder of shards: batches to train on, orders for samples to draw."""
 
 import itertools
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,20 +18,17 @@ from torch.utils.data import DataLoader
 
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.collate import Collate
-from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.location import is_remote, place_of
-from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches
-from scm_lightning.data.mapped_cache import map_split
+from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
 from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import RequestStream
+from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import read_shard
 from scm_lightning.data.stream import Layout, StreamedBatches
 from scm_lightning.given_files import given_path
-
-logger = logging.getLogger(__name__)
 
 
 class ShardDataModule(LightningDataModule, ABC):
@@ -114,35 +110,24 @@ class ShardDataModule(LightningDataModule, ABC):
         """Make the shards if they are not there; called in one process."""
 
     def setup(self, stage: str) -> None:
-        """Read the index, and say which shards have no checksum.
+        """Read the index.
 
         Raises:
-            ValueError: if it is missing or damaged; or a shard, and damage is not left out; or if
-                the data cannot be mirrored.
+            ValueError: if it or a shard is missing or damaged, or the data cannot be mirrored.
         """
         self.index = ShardIndex.read(self.root)
-        damage = self.index.damage(self.root)
-        if damage and not self.reading.max_damaged:
+        if damage := self.index.damage(self.root):
             more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
-            raise ValueError(
-                f"{damage[0]}{more}; remove {self.root} and prepare it again, or raise max_damaged "
-                "of the data"
-            )
+            raise ValueError(f"{damage[0]}{more}; remove {self.root} and prepare it again")
         if self.horizontal_flip and (self.index.latents is not None or len(self.index.shape) != 3):
             raise ValueError(
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
             )
-        without = [shard.name for shard in self.index.shards if not shard.sha256]
-        if without and self.reading.verify == "once" and not self._process()[0]:
-            logger.warning(
-                "%d of %d shards in %s have no checksum, so that damage may go unnoticed; first %s",
-                *(len(without), len(self.index.shards), self.root, without[0]),
-            )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
-        self.faults = {
-            name: Faults(split, self.reading.max_damaged, self.reading.verify == "once")
-            for name, split in self.index.splits.items()
+        self.samples = {
+            name: SplitSamples(self.root, self.index, name, self.reading.verify == "once")
+            for name in self.index.splits
         }
 
     @property
@@ -212,10 +197,6 @@ class ShardDataModule(LightningDataModule, ABC):
             return self.to_images(x0)
         return (0.5 + x0.float() / (4 * self.sigma_data)).clamp(0, 1)
 
-    def num_damaged(self) -> int:
-        """Damaged samples met so far and left out, by this process and its workers."""
-        return sum(faults.count for faults in self.faults.values())
-
     def keys(self, indices: Tensor) -> list[str]:
         """Names of training samples, `SHARD/KEY`, to find them by. (B,) numbers in the split."""
         names = []
@@ -238,13 +219,8 @@ class ShardDataModule(LightningDataModule, ABC):
         if mapped is None:
             small = self.index.num_stored_bytes <= MAX_MAPPED_BYTES
             mapped = small and not is_remote(self.root)
-        if mapped and is_remote(self.root):
-            raise ValueError(
-                f"only shards in a folder can be mapped, got {self.root}; copy them, or leave "
-                "reading.mapped unset"
-            )
         if mapped:
-            split = map_split(self.index, self.root, "train", self.faults["train"])
+            split = map_split(self.samples["train"])
             return MappedBatches(
                 split, collate, self.batch_size, self.shuffle_seed, rank, world_size
             )
@@ -256,16 +232,12 @@ class ShardDataModule(LightningDataModule, ABC):
             self.reading.shuffle_buffer,
             self.shuffle_seed,
         )
-        return StreamedBatches(self.root, collate, self.faults["train"], layout)
+        return StreamedBatches(self.samples["train"], collate, layout)
 
     def _batches(self, split: str) -> Iterator[Batch]:
-        """All whole samples of a split, in their order."""
-        slots = itertools.chain.from_iterable(
-            read_slots(self.root, chosen, self.index, self.faults[split])
-            for chosen in range(len(self.index.splits[split].shards))
-        )
-        whole = ((n, sample) for n, sample in enumerate(slots) if sample is not None)
-        while chunk := list(itertools.islice(whole, self.sample_batch_size)):
+        """All samples of a split, in their order."""
+        numbered = enumerate(self.samples[split])
+        while chunk := list(itertools.islice(numbered, self.sample_batch_size)):
             indices = [number for number, _ in chunk]
             arrays = np.stack([sample.array for _, sample in chunk])
             labels = np.array([sample.label for _, sample in chunk])

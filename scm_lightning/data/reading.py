@@ -10,14 +10,13 @@ class Reading:
     """How shards are read.
 
     Args:
-        mapped: decode the training split once into a cache on the disk, and map that into memory;
+        mapped: decode the training split at the start and keep it in memory, of every process;
             None for sets in a folder of up to 4 GiB. Other sets are streamed.
         shuffle_buffer: samples that a loader worker shuffles at a time, in streamed sets.
         start_method: how loader workers are started: fork, spawn or forkserver; None for the
             system's.
-        max_damaged: damaged samples that are left out with a warning; one more is an error.
         verify: once, when a shard is first read to its end, its content is compared with the
-            checksum in the index, and if it does not fit all its samples are damaged; or never.
+            checksum in the index; or never.
 
     Raises:
         ValueError: if a number is out of range.
@@ -26,12 +25,8 @@ class Reading:
     mapped: bool | None = None
     shuffle_buffer: int = 8192
     start_method: Literal["fork", "spawn", "forkserver"] | None = None
-    max_damaged: int = 0
     verify: Literal["once", "never"] = "once"
 
     def __post_init__(self) -> None:
-        if self.shuffle_buffer < 1 or self.max_damaged < 0:
-            raise ValueError(
-                f"shuffle_buffer must be at least 1 and max_damaged at least 0, got "
-                f"{self.shuffle_buffer} and {self.max_damaged}"
-            )
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be at least 1, got {self.shuffle_buffer}")

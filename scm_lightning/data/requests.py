@@ -2,6 +2,7 @@
 """Orders for samples to draw, dealt to processes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import IterableDataset
@@ -9,6 +10,7 @@ from torch.utils.data import IterableDataset
 from scm_lightning.data.batch import SampleRequest
 
 
+@dataclass(eq=False)
 class RequestStream(IterableDataset[SampleRequest]):
     """Orders for samples 0 to N - 1, every class equally often, dealt to processes unpadded.
 
@@ -26,34 +28,23 @@ class RequestStream(IterableDataset[SampleRequest]):
         world_size: number of processes.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        batch_size: int,
-        shape: tuple[int, ...],
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.indices = range(num_samples)
-        self.num_orders = -(-num_samples // (world_size * batch_size))
-        self.num_classes = num_classes
-        self.batch_size = batch_size
-        self.shape = shape
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    num_samples: int
+    num_classes: int
+    batch_size: int
+    shape: tuple[int, ...]
+    seed: int
+    rank: int
+    world_size: int
 
     def __len__(self) -> int:
         """Number of orders."""
-        return self.num_orders
+        return -(-self.num_samples // (self.world_size * self.batch_size))
 
     def __iter__(self) -> Iterator[SampleRequest]:
         """Yield the orders."""
-        for turn in range(self.num_orders):
+        for turn in range(len(self)):
             number = turn * self.world_size + self.rank
-            own = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+            own = range(self.num_samples)[number * self.batch_size : (number + 1) * self.batch_size]
             indices = torch.tensor(own, dtype=torch.int64)
             labels = indices % self.num_classes if self.num_classes else None
             yield SampleRequest(indices, labels, self.shape, self.seed)

@@ -43,19 +43,8 @@ class Sample(NamedTuple):
     key: str
 
 
-class Damage(NamedTuple):
-    """A sample that cannot be used, and why."""
-
-    reason: str
-    key: str
-
-
-class BrokenShardError(ValueError):
-    """A file that is missing, no tar file, or breaks off."""
-
-
-class ChecksumError(ValueError):
-    """A file of other content than the index lists."""
+class DamagedError(ValueError):
+    """A file that is missing, breaks off or is not what the index lists; names it and says why."""
 
 
 def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
@@ -85,19 +74,16 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     return Shard(file.name, num_samples, hashed.num_bytes, hashed.sha256.hexdigest())
 
 
-def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample | Damage]:
+def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
     """Read the samples of one file in their order.
 
     Args:
         place: path or address; see `data/location.py`.
         listed: what the content is compared with, once the file is read to its end.
 
-    Yields:
-        Every sample, and damage in the place of one that cannot be decoded.
-
     Raises:
-        BrokenShardError: where the file breaks off, after all before it.
-        ChecksumError: in the place of the last sample, if the content is not what is listed.
+        ValueError: if a sample cannot be decoded, or the file breaks off; in the place of the last
+            sample, if the content is not what is listed. Names file and sample.
     """
     key = ""
     try:
@@ -107,19 +93,31 @@ def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample | Dam
             for name, content in _members(stream):
                 prefix, _, kind = name.partition(".")
                 if members and (prefix != key or kind in members):
-                    yield _decode(key, members)
+                    yield _decode(key, members, place)
                     members = {}
                 key = prefix
                 members[kind] = content if kind in (ARRAY, LABEL) else b""
             if isinstance(stream, _Hashed) and listed is not None:
-                stream.compare(listed)
+                stream.compare(listed, place)
             if members:
-                yield _decode(key, members)
-    except ChecksumError:
+                yield _decode(key, members, place)
+    except DamagedError:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         after = f" after sample {key}" if key else ""
-        raise BrokenShardError(f"it breaks off{after}: {error}") from error
+        raise damaged(place, f"it breaks off{after}: {error}") from error
+
+
+def damaged(place: str, reason: str, key: str = "") -> DamagedError:
+    """The error that a shard is not as it should be.
+
+    Args:
+        place: path or address of the shard.
+        reason: what is wrong.
+        key: of the sample that is meant; empty for the shard.
+    """
+    what = f"sample {key} of shard {place}" if key else f"shard {place}"
+    return DamagedError(f"{what} is damaged: {reason}; prepare the shards again")
 
 
 class _Hashed:
@@ -145,18 +143,19 @@ class _Hashed:
         self._pass(content)
         return self.stream.write(content)
 
-    def compare(self, listed: Shard) -> None:
+    def compare(self, listed: Shard, place: str) -> None:
         """Read to the end, or beyond the listed size, and compare.
 
         Raises:
-            ChecksumError: if the content is another.
+            ValueError: if the content is another.
         """
         while self.num_bytes <= listed.num_bytes and self.read(BLOCK_BYTES):
             pass
         if self.sha256.hexdigest() != listed.sha256:
-            raise ChecksumError(
+            raise damaged(
+                place,
                 f"its content has not the SHA-256 that is listed, {listed.sha256[:12]}..., so any "
-                f"of its {listed.num_samples} samples may be wrong"
+                f"of its {listed.num_samples} samples may be wrong",
             )
 
     def _pass(self, content: bytes) -> None:
@@ -191,14 +190,14 @@ def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
         yield member.name, content[: member.size]
 
 
-def _decode(key: str, members: dict[str, bytes]) -> Sample | Damage:
+def _decode(key: str, members: dict[str, bytes], place: str) -> Sample:
     """Decode the members of one sample; webdataset's own decoder would unpickle some."""
     if missing := {ARRAY, LABEL} - members.keys():
-        return Damage(f"has no member {' and '.join(sorted(missing))}", key)
+        raise damaged(place, f"it has no member {' and '.join(sorted(missing))}", key)
     try:
         return Sample(_array(members[ARRAY]), int(members[LABEL]), key)
     except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:
-        return Damage(f"cannot be decoded: {error}", key)
+        raise damaged(place, f"it cannot be decoded: {error}", key) from error
 
 
 def _array(content: bytes) -> Array:

@@ -8,9 +8,6 @@ So a pass holds every sample once, whatever the number of shards, workers and pr
 shard at either end of a part is read by two lanes. Batch i of a process is the next one of lane
 i mod L. All of it follows from the numbers and the seed, so a run goes on anywhere at the cost of a
 window.
-
-A damaged sample that may be left out is replaced by its neighbour in the window: lengths, and with
-them the order and the processes' step, stay as they are.
 """
 
 import itertools
@@ -22,16 +19,12 @@ import numpy as np
 
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
-from scm_lightning.data.faults import Faults, read_slots
 from scm_lightning.data.loader import NumberedBatches
+from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import Sample
 
-
-class _Place(NamedTuple):
-    """A sample, and its number in the split."""
-
-    sample: Sample
-    number: int
+_Place = tuple[int, Sample]
+"""Number of a sample in the split, and the sample."""
 
 
 class Layout(NamedTuple):
@@ -63,9 +56,8 @@ class StreamedBatches(NumberedBatches):
     """Batches by their number; consecutive ones of a lane are cheap.
 
     Args:
-        root: folder or place of the shards.
+        samples: the samples of the split.
         collate: makes a batch.
-        faults: the split; told of damaged samples.
         layout: how batches are dealt.
 
     Raises:
@@ -74,12 +66,11 @@ class StreamedBatches(NumberedBatches):
 
     elastic = False
 
-    def __init__(self, root: str, collate: Collate, faults: Faults, layout: Layout) -> None:
-        self.root = root
+    def __init__(self, samples: SplitSamples, collate: Collate, layout: Layout) -> None:
+        self.samples = samples
         self.collate = collate
-        self.faults = faults
         self.layout = layout
-        self.num_samples = faults.split.num_samples
+        self.num_samples = len(samples)
         if self.num_samples < layout.num_parts:
             raise ValueError(
                 f"{self.num_samples} samples are too few for {layout.world_size} processes with "
@@ -94,31 +85,30 @@ class StreamedBatches(NumberedBatches):
         part = layout.rank * layout.num_lanes + lane
         if lane not in self._readers:
             self._readers[lane] = _Lane(self, part)
-        first = turn * layout.batch_size
-        places = [self._readers[lane].sample(p) for p in range(first, first + layout.batch_size)]
+        positions = range(turn * layout.batch_size, (turn + 1) * layout.batch_size)
+        numbers, samples = zip(*(self._readers[lane].sample(p) for p in positions), strict=True)
         return self.collate(
-            np.stack([place.sample.array for place in places]),
-            np.array([place.sample.label for place in places]),
-            np.array([place.number for place in places]),
-            [p * layout.num_parts + part for p in range(first, first + layout.batch_size)],
+            np.stack([sample.array for sample in samples]),
+            np.array([sample.label for sample in samples]),
+            np.array(numbers),
+            [p * layout.num_parts + part for p in positions],
         )
 
     def __getstate__(self) -> dict[str, object]:
         """Leave open files behind: they cannot be sent to a worker."""
         return {**vars(self), "_readers": {}}
 
-    def read(self, epoch: int, start: int) -> Iterator[_Place | None]:
-        """Samples of a pass from a place on; None for damaged ones."""
-        order = list(range(len(self.faults.numbers)))
+    def read(self, epoch: int, start: int) -> Iterator[_Place]:
+        """Samples of a pass from a place on."""
+        order = list(range(len(self.samples.numbers)))
         random.Random(f"{self.layout.seed} {epoch}").shuffle(order)
         for chosen in order:
-            numbers = self.faults.numbers[chosen]
+            numbers = self.samples.numbers[chosen]
             if start >= len(numbers):
                 start -= len(numbers)
                 continue
-            slots = read_slots(self.root, chosen, self.collate.index, self.faults)
-            for number, sample in itertools.islice(zip(numbers, slots, strict=True), start, None):
-                yield None if sample is None else _Place(sample, number)
+            places = zip(numbers, self.samples.read(chosen), strict=True)
+            yield from itertools.islice(places, start, None)
             start = 0
 
 
@@ -138,7 +128,7 @@ class _Lane:
         self.length = (part + 1) * stream.num_samples // num_parts - self.start
         self._window: list[_Place] = []
         self._at: tuple[int, int] | None = None  # pass and number of the window held
-        self._reader: Iterator[_Place | None] = iter(())
+        self._reader: Iterator[_Place] = iter(())
         self._reads: tuple[int, int] | None = None  # the window that the reader comes to next
 
     def sample(self, position: int) -> _Place:
@@ -155,21 +145,8 @@ class _Lane:
         size = min(self.stream.layout.shuffle_buffer, self.length - first)
         if self._reads != (epoch, window):
             self._reader = self.stream.read(epoch, self.start + first)
-        slots = self._without_damaged(list(itertools.islice(self._reader, size)))
+        places = list(itertools.islice(self._reader, size))
         self._reads = (epoch, window + 1)
-        whole = [slot for slot in slots if slot is not None]
-        if not whole:
-            raise ValueError(
-                f"{size} samples in a row of {self.stream.root} are damaged, a whole window; "
-                "prepare the shards again, or enlarge shuffle_buffer"
-            )
-        filled = [slot or whole[number % len(whole)] for number, slot in enumerate(slots)]
         key = f"{self.stream.layout.seed} {epoch} {self.part} {window}"
-        random.Random(key).shuffle(filled)
-        return filled
-
-    def _without_damaged(self, slots: list[_Place | None]) -> list[_Place | None]:
-        """Take out what has turned out to be of a damaged shard since it was read."""
-        numbers = [-1 if slot is None else slot.number for slot in slots]
-        damaged = self.stream.faults.are_damaged(numbers)
-        return [None if bad else slot for slot, bad in zip(slots, damaged, strict=True)]
+        random.Random(key).shuffle(places)
+        return places

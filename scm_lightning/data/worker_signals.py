@@ -6,23 +6,28 @@ the training process with it, before that has saved its state. So a worker ignor
 SIGTERM of its own parent, by which torch ends workers that hang.
 
 A stopped worker, by SIGSTOP or a debugger, sends nothing and does not end: the run would wait for
-ever. One that is slow is waited for as long as it takes.
+ever. It is killed after a minute, of which torch tells. One that is slow is waited for as long as
+it takes.
 """
 
+import logging
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-PATIENCE_SECONDS = 60.0
-"""So long a worker may be stopped, by somebody who lets it go on."""
+from torch.utils.data import Dataset
+
+logger = logging.getLogger(__name__)
+
 LOOK_SECONDS = 5.0
 """Between two looks at the workers."""
-NEWS_SECONDS = 1.0
-"""So long the news of a worker's end may come behind the end of the connection to it."""
+MAX_LOOKS = 12
+"""So often a worker may be found stopped, by somebody who lets it go on."""
 
 
 def leave_signals_to_parent(worker_id: int) -> None:
@@ -45,67 +50,40 @@ def _obey(parent: int) -> None:
     os._exit(0)
 
 
-def own_message(error: Exception) -> str:
-    """What an error says; one of a worker comes with its traceback, which ends in the message."""
-    return str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+class ErrorsAsItems(Dataset[Any]):
+    """Hands errors over as items: torch adds a traceback to them, and then waits for its workers.
+
+    Args:
+        items: the items by number.
+    """
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __getitem__(self, number: int) -> Any:
+        """An item, or why there is none."""
+        try:
+            return self.items[number]
+        except ValueError as error:
+            return error
 
 
-class StoppedWorkers:
-    """Ends a worker that is stopped while a batch is waited for; from a thread.
+def end_stopped(workers: Sequence[int]) -> None:
+    """Kill workers that stay stopped, until all have ended; runs in a thread.
 
-    For the process that waits may be inside a read from that very worker.
+    Looks are counted, not seconds: where the whole job was stopped, it goes on as a whole.
 
     Args:
         workers: numbers of the workers' processes.
-
-    Attributes:
-        is_waiting: whether a batch is waited for.
-        ended: number of the worker that was ended; None if none was.
     """
-
-    def __init__(self, workers: Sequence[int]) -> None:
-        self.is_waiting = False
-        self.ended: int | None = None
-        self._workers = workers
-        if workers:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def end(self) -> None:
-        """End all workers now, which torch, in an error's wake, waits five seconds for, each."""
-        for pid in self._workers:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-
-    def explain(self) -> None:
-        """Say which worker a failure comes from, if it comes from one.
-
-        Raises:
-            ChildProcessError: if one was stopped, and ended here.
-            RuntimeError: torch's, if one was ended by somebody else.
-        """
-        try:
-            time.sleep(NEWS_SECONDS)
-        except RuntimeError:
-            if self.ended is None:
-                raise
-        if self.ended is not None:
-            raise ChildProcessError(
-                f"loader worker {self.ended} has been stopped for {PATIENCE_SECONDS:.0f} s, by "
-                "SIGSTOP or a debugger, and was ended; run the same command again"
-            )
-
-    def _watch(self) -> None:
-        since: dict[int, float] = {}
-        while states := {pid: state for pid in self._workers if (state := _state(pid))}:
-            now = time.monotonic()
-            stopped = [pid for pid, state in states.items() if self.is_waiting and state in "Tt"]
-            since = {pid: since.get(pid, now) for pid in stopped}
-            for pid, start in since.items():
-                if now - start >= PATIENCE_SECONDS:
-                    self.ended = pid
-                    os.kill(pid, signal.SIGKILL)
-                    return
-            time.sleep(LOOK_SECONDS)
+    looks = Counter[int]()
+    while states := {pid: state for pid in workers if (state := _state(pid))}:
+        looks = Counter({pid: looks[pid] + 1 for pid, state in states.items() if state in "Tt"})
+        for pid, number in looks.items():
+            if number > MAX_LOOKS:
+                logger.error("loader worker %d is stopped, by SIGSTOP or a debugger: ended", pid)
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(LOOK_SECONDS)
 
 
 def _state(pid: int) -> str:

@@ -3,8 +3,9 @@
 
 from scm_lightning.preparation.content import Moments, Pixels, ShardContent
 from scm_lightning.preparation.digits import Digits, load_digit_splits
-from scm_lightning.preparation.engine import Preparation, Recipe, prepare
+from scm_lightning.preparation.engine import Preparation, prepare
 from scm_lightning.preparation.latent_content import EncodedLatents
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.transform import ImageTransform
 
 __all__ = [

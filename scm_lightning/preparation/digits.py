@@ -14,8 +14,9 @@ from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.module import ShardDataModule
 from scm_lightning.data.shards import Array
 from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.engine import Recipe, prepare
+from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.folder import refuse_foreign_files
+from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.sources.source import ArraySource
 from scm_lightning.preparation.transform import ImageTransform
 from scm_lightning.whole_files import scratch_folder

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.shards import Array, write_shard
-from scm_lightning.preparation.content import Moments, ShardContent, merged
+from scm_lightning.preparation.content import Moments, merged
 from scm_lightning.preparation.folder import (
     PreparationFolder,
     Record,
@@ -42,67 +42,12 @@ from scm_lightning.preparation.plan import (
     TRAIN,
     Plan,
     PlannedShard,
-    make_plan,
+    Recipe,
 )
-from scm_lightning.preparation.sources.source import ImageSource
-from scm_lightning.preparation.space import explained_errors, refuse_small_disk
-from scm_lightning.preparation.transform import ImageTransform
+from scm_lightning.preparation.space import explained_errors, needed_bytes, refuse_small_disk
 
 NAMED = 10
 """Unreadable images that a message names; the others are counted."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is made of a source; everything that the shards depend on.
-
-    Args:
-        source: the images.
-        transform: gives them the shape that is stored.
-        content: what is stored of them.
-        heldout: share of the images that is held out, or from 1 on their number; None for the
-            source's own split, or 0.1.
-        samples_per_shard: images in every shard but a split's last.
-        normalize: `measured`, by the training images' mean and deviation; `range`, the paper's
-            [-1, 1] for pixels; or `paper`, the paper's mean and deviation for latents.
-        seed: of the order, and of the choice of what is held out; None for the source's own order.
-
-    Raises:
-        ValueError: if `range` is asked for and pixels are not what is stored, or `paper` and no
-            latents with as many channels as the paper's.
-    """
-
-    source: ImageSource
-    transform: ImageTransform
-    content: ShardContent
-    heldout: float | None = None
-    samples_per_shard: int = 1000
-    normalize: str = "measured"
-    seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        kind, known = ("pixels", "range") if self.content.latents is None else ("latents", "paper")
-        if self.normalize not in ("measured", known):
-            raise ValueError(
-                f"normalize must be measured or {known} for {kind}, got {self.normalize}"
-            )
-        if self.normalize == "paper":
-            paper_statistics(self.content.shape)
-
-    def plan(self) -> Plan:
-        """Decide what goes where.
-
-        Raises:
-            ValueError: if there are too few images, or the options do not fit the source.
-        """
-        settings = {
-            **asdict(self.transform),
-            **self.content.settings,
-            "normalize": self.normalize,
-            "shape": list(self.content.shape),
-            "dtype": self.content.dtype,
-        }
-        return make_plan(self.source, settings, self.heldout, self.samples_per_shard, self.seed)
 
 
 @dataclass(frozen=True)
@@ -141,11 +86,12 @@ def prepare(
     unreadable = read_account(folder, plan)
     if unreadable is not None:
         return Preparation(ShardIndex.read(folder), unreadable, 0, 0.0)
-    with explained_errors(folder, plan, recipe.content), begun(folder, plan) as work:
+    needed = needed_bytes(plan.shards, recipe.content)
+    with explained_errors(folder, needed, num_workers), begun(folder, plan) as work:
         records = [work.record_of(planned) for planned in plan.shards]
-        refuse_small_disk(folder, plan, recipe.content)
         missing = [n for n, record in enumerate(records) if record is None]
         shards = [plan.shards[number] for number in missing]
+        refuse_small_disk(folder, shards, recipe.content)
         for number, record in zip(missing, _write(recipe, work, shards, num_workers), strict=True):
             records[number] = record
         done = [record for record in records if record is not None]

@@ -7,6 +7,7 @@ nothing depends on their number, and nothing is left behind when they are ended.
 
 import warnings
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.shards import Array
-from scm_lightning.data.worker_signals import leave_signals_to_parent, own_message
+from scm_lightning.data.worker_signals import ErrorsAsItems, leave_signals_to_parent
 from scm_lightning.preparation.sources.decoding import UnreadableImageError
 from scm_lightning.preparation.sources.source import ImageSource
 from scm_lightning.preparation.transform import ImageTransform
@@ -34,6 +35,7 @@ class LoadedImages(NamedTuple):
     unreadable: list[str]
 
 
+@dataclass(frozen=True, eq=False)
 class ImageBatches(Dataset[LoadedImages]):
     """Batches of images by number.
 
@@ -44,19 +46,10 @@ class ImageBatches(Dataset[LoadedImages]):
         batches: numbers of the images in the source.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        transform: ImageTransform,
-        shape: tuple[int, ...],
-        batches: Sequence[Sequence[int]],
-    ) -> None:
-        self.source, self.transform, self.shape = source, transform, shape
-        self.batches = batches
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self.batches)
+    source: ImageSource
+    transform: ImageTransform
+    shape: tuple[int, ...]
+    batches: Sequence[Sequence[int]]
 
     def __getitem__(self, batch: int) -> LoadedImages:
         """Load one batch.
@@ -98,30 +91,25 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
         num_workers: processes that load; with 0 this one does.
 
     Raises:
-        ValueError: if the source itself fails, or a worker was ended from outside.
+        ValueError: if the source itself fails.
+        RuntimeError: if a worker was ended, also where the batches are used.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of more workers than cores
         loader = DataLoader(
-            batches,
+            ErrorsAsItems(batches),
             batch_size=None,
+            sampler=range(len(batches.batches)),
             num_workers=num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=leave_signals_to_parent,
             # Its own, or a run that writes its shards first would draw other noise later.
             generator=torch.Generator(),
         )
-    try:
-        yield from loader
-    except ValueError as error:
-        raise ValueError(own_message(error)) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise ValueError(
-            "a worker process was ended from outside, often for lack of memory; run the same "
-            f"command again, with fewer workers than {num_workers} if it recurs"
-        ) from error
+    for loaded in loader:
+        if isinstance(loaded, ValueError):
+            raise loaded
+        yield loaded
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -12,13 +12,16 @@ are cut from the source here, every class gives as many, a small one at most hal
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from scm_lightning.data.shards import Array
+from scm_lightning.preparation.content import ShardContent
+from scm_lightning.preparation.latent_content import paper_statistics
 from scm_lightning.preparation.sources.source import ImageSource
+from scm_lightning.preparation.transform import ImageTransform
 
 TRAIN, HELDOUT = "train", "heldout"
 ORDER = "order"
@@ -78,49 +81,75 @@ class Plan:
         return sum(len(each.items) for each in self.shards if split in (None, each.split))
 
 
-def make_plan(
-    source: ImageSource,
-    settings: Mapping[str, Any],
-    heldout: float | None,
-    samples_per_shard: int,
-    seed: int | None,
-) -> Plan:
-    """Decide what goes where.
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a source; everything that the shards depend on.
 
     Args:
         source: the images.
-        settings: what the content depends on besides source and order: transform, encoder,
-            normalization.
+        transform: gives them the shape that is stored.
+        content: what is stored of them.
         heldout: share of the images that is held out, or from 1 on their number; None for the
             source's own split, or 0.1.
         samples_per_shard: images in every shard but a split's last.
-        seed: of the order and of the choice of what is held out; None for the source's own order.
+        normalize: `measured`, by the training images' mean and deviation; `range`, the paper's
+            [-1, 1] for pixels; or `paper`, the paper's mean and deviation for latents.
+        seed: of the order, and of the choice of what is held out; None for the source's own order.
 
     Raises:
-        ValueError: if there are too few images, or the options do not fit the source.
+        ValueError: if `range` is asked for and pixels are not what is stored, or `paper` and no
+            latents with as many channels as the paper's.
     """
-    if samples_per_shard < 1 or (seed is not None and seed < 0):
-        raise ValueError(
-            f"samples_per_shard must be at least 1 and seed at least 0, got {samples_per_shard} "
-            f"and {seed}"
-        )
-    num = len(source.items)
-    order = np.arange(num) if seed is None else np.random.default_rng(seed).permutation(num)
-    splits = _split(source, heldout, order)
-    shards = [
-        PlannedShard(name, number, first, numbers[first : first + samples_per_shard])
-        for name, numbers in splits.items()
-        for number, first in enumerate(range(0, len(numbers), samples_per_shard))
-    ]
-    known = {
-        **settings,
-        "heldout": heldout,
-        "samples_per_shard": samples_per_shard,
-        "seed": seed,
-        "fingerprint of the source": source.fingerprint(),
-        ORDER: _order_digest(splits),
-    }
-    return Plan(shards, known)
+
+    source: ImageSource
+    transform: ImageTransform
+    content: ShardContent
+    heldout: float | None = None
+    samples_per_shard: int = 1000
+    normalize: str = "measured"
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        kind, known = ("pixels", "range") if self.content.latents is None else ("latents", "paper")
+        if self.normalize not in ("measured", known):
+            raise ValueError(
+                f"normalize must be measured or {known} for {kind}, got {self.normalize}"
+            )
+        if self.normalize == "paper":
+            paper_statistics(self.content.shape)
+
+    def plan(self) -> Plan:
+        """Decide what goes where.
+
+        Raises:
+            ValueError: if there are too few images, or the options do not fit the source.
+        """
+        size, seed = self.samples_per_shard, self.seed
+        if size < 1 or (seed is not None and seed < 0):
+            raise ValueError(
+                f"samples_per_shard must be at least 1 and seed at least 0, got {size} and {seed}"
+            )
+        num = len(self.source.items)
+        order = np.arange(num) if seed is None else np.random.default_rng(seed).permutation(num)
+        splits = _split(self.source, self.heldout, order)
+        shards = [
+            PlannedShard(name, number, first, numbers[first : first + size])
+            for name, numbers in splits.items()
+            for number, first in enumerate(range(0, len(numbers), size))
+        ]
+        settings = {
+            **asdict(self.transform),
+            **self.content.settings,
+            "normalize": self.normalize,
+            "shape": list(self.content.shape),
+            "dtype": self.content.dtype,
+            "heldout": self.heldout,
+            "samples_per_shard": size,
+            "seed": seed,
+            "fingerprint of the source": self.source.fingerprint(),
+            ORDER: _order_digest(splits),
+        }
+        return Plan(shards, settings)
 
 
 def _split(source: ImageSource, heldout: float | None, order: Array) -> dict[str, list[int]]:

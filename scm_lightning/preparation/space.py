@@ -1,44 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Room on the disk for shards, and what went wrong when there is none, in one line.
-
-A sample is two members of a tar file, each with a header of 512 bytes and rounded up to 512; an
-array has 128 bytes before its numbers; a file ends with two empty blocks, rounded up to 10,240:
-
-    bytes of a sample = 512 + up_512(128 + numbers) + 512 + 512
-    bytes of a shard  = up_10240(samples * bytes of a sample + 1024)
-
-Records, plan and index come on top, for which there is an allowance.
-"""
+"""Room on the disk for shards, and what went wrong when there is none, in one line."""
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from scm_lightning.preparation.content import ShardContent
-from scm_lightning.preparation.plan import Plan, PlannedShard
+from scm_lightning.preparation.plan import PlannedShard
 
-BLOCK, RECORD, ARRAY_HEADER = 512, 10240, 128
-ALLOWANCE, SHARD_ALLOWANCE = 2**16, 2**13
+SAMPLE_BYTES, SHARD_BYTES = 2304, 2**14
+"""Beside the numbers: a sample's headers and what fills its blocks; a file's end and its record."""
 
 
-def shard_bytes(planned: PlannedShard, content: ShardContent) -> int:
-    """Size that a shard will have if all its images can be read."""
+def needed_bytes(shards: Sequence[PlannedShard], content: ShardContent) -> int:
+    """Size that shards will have, at most; it is little more."""
     numbers = math.prod(content.stored_shape) * np.dtype(content.dtype).itemsize
-    sample = BLOCK + _up(ARRAY_HEADER + numbers, BLOCK) + 2 * BLOCK
-    return _up(len(planned.items) * sample + 2 * BLOCK, RECORD)
+    return sum(len(each.items) * (numbers + SAMPLE_BYTES) + SHARD_BYTES for each in shards)
 
 
-def refuse_small_disk(folder: Path, plan: Plan, content: ShardContent) -> None:
+def refuse_small_disk(folder: Path, shards: Sequence[PlannedShard], content: ShardContent) -> None:
     """Refuse a disk without room for what is missing, before the work.
 
     Raises:
         ValueError: if there is too little.
     """
-    needed, free = _missing_bytes(folder, plan, content), shutil.disk_usage(folder).free
+    needed, free = needed_bytes(shards, content), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
             f"{folder} needs about {megabytes(needed)} more, and {megabytes(free)} are free there; "
@@ -47,36 +37,34 @@ def refuse_small_disk(folder: Path, plan: Plan, content: ShardContent) -> None:
 
 
 @contextmanager
-def explained_errors(folder: Path, plan: Plan, content: ShardContent) -> Iterator[None]:
-    """Turn what the operating system says about the folder into one line.
+def explained_errors(folder: Path, needed: int, num_workers: int) -> Iterator[None]:
+    """Turn what the operating system says, or torch of a lost worker, into one line.
+
+    Args:
+        folder: where is written.
+        needed: bytes of all that is to be written.
+        num_workers: processes that load images.
 
     Raises:
-        ValueError: in the place of an OSError.
+        ValueError: in the place of an OSError, or of the error that torch raises anywhere.
     """
     try:
         yield
     except OSError as error:
-        needed = megabytes(_missing_bytes(folder, plan, content))
         raise ValueError(
             f"{error.filename or folder} cannot be written: {error.strerror or error}; give a "
-            f"folder that can be written, with room for about {needed} more, or run the same "
-            "command again once this one can: finished shards are kept"
+            f"folder that can be written, with room for about {megabytes(needed)} in all, or run "
+            "the same command again once this one can: finished shards are kept"
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ValueError(
+            "a worker process was ended from outside, often for lack of memory; run the same "
+            f"command again, with fewer workers than {num_workers} if it recurs"
         ) from error
 
 
 def megabytes(number: int) -> str:
     """A number of bytes to read. One MB is a million bytes."""
     return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.2f} MB"
-
-
-def _missing_bytes(folder: Path, plan: Plan, content: ShardContent) -> int:
-    """Bytes that are still to be written, about."""
-    return ALLOWANCE + sum(
-        shard_bytes(planned, content) + SHARD_ALLOWANCE
-        for planned in plan.shards
-        if not (folder / planned.name).exists()
-    )
-
-
-def _up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit

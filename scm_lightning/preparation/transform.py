@@ -5,7 +5,6 @@ r"""From an image of any size to a sample.
     adm       halved by means of 2x2 while the short side is twice the size or more, then bicubic
               to short side = size, then the central square (as for ADM's and EDM's ImageNet)
     none      must be of the size already
-    pad       in the middle of a frame of the background; never larger than the size
     alpha     p = round((c a + b (255 - a)) / 255)     over the background b
     grey      p = 0.299 R + 0.587 G + 0.114 B
 
@@ -26,7 +25,7 @@ from PIL import Image
 from scm_lightning.data.shards import Array
 from scm_lightning.preparation.sources.decoding import UnreadableImageError
 
-CROPS = ("center", "adm", "none", "pad")
+CROPS = ("center", "adm", "none")
 WHITE = (255, 255, 255)
 
 
@@ -37,9 +36,9 @@ class ImageTransform:
     Args:
         size: side of the samples. Pixels. None leaves images as they are, which then must all be
             of one size.
-        crop: `center`, `adm`, `none` or `pad`, above. Without a size nothing is cropped.
+        crop: `center`, `adm` or `none`, above. Without a size nothing is cropped.
         channels: 1 for grey, 3 for color, None as the image has: 1 if it is grey, else 3.
-        background: what transparent pixels and frames show. Red, green, blue from 0 to 255.
+        background: what transparent pixels show. Red, green, blue from 0 to 255.
         upscale: whether images whose short side is below the size are enlarged. They are refused
             by default, because a model learns their blur.
 
@@ -97,13 +96,6 @@ class ImageTransform:
             raise UnreadableImageError(
                 f"it must have {size}x{size} pixels, got {width}x{height}; choose a crop"
             )
-        if self.crop == "pad":
-            if max(height, width) > size:
-                raise UnreadableImageError(
-                    f"it must have {size}x{size} pixels or fewer to be padded, got "
-                    f"{width}x{height}; choose another crop, or a larger size"
-                )
-            return
         if min(height, width) < size and not self.upscale:
             raise UnreadableImageError(
                 f"its short side must have {size} pixels or more, got {width}x{height}; prepare a "
@@ -112,8 +104,6 @@ class ImageTransform:
 
     def _resize(self, image: Array, size: int) -> Array:
         """Bring an image without alpha to the size. (H, W, C) to (size, size, C)."""
-        if self.crop == "pad":
-            return _frame(_convert(image, self.channels), size, self.background)
         if self.crop != "adm":
             return _resample(image, size, size, Image.Resampling.LANCZOS)
         height, width = image.shape[:2]
@@ -136,16 +126,6 @@ def _central(image: Array, side: int) -> Array:
     """The central square of an image. (H, W, C) to (side, side, C)."""
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return image[top : top + side, left : left + side]
-
-
-def _frame(image: Array, size: int, background: tuple[int, int, int]) -> Array:
-    """Put an image into the middle of a square of one color. (H, W, C) to (size, size, C)."""
-    height, width, channels = image.shape
-    top, left = (size - height) // 2, (size - width) // 2
-    color = _convert(np.array(background, np.uint8)[None, None], channels)
-    framed = np.tile(color, (size, size, 1))
-    framed[top : top + height, left : left + width] = image
-    return framed
 
 
 def _resample(image: Array, height: int, width: int, method: Image.Resampling) -> Array:

@@ -19,7 +19,7 @@ from scm_lightning.cli.renamed import renamed
 from scm_lightning.cli.resume import differences
 from scm_lightning.cli.strict_yaml import install
 from scm_lightning.data import Reading, ShardIndex, Shards
-from scm_lightning.data.faults import Faults, read_slots
+from scm_lightning.data.samples import SplitSamples
 from scm_lightning.preparation.folder import ACCOUNT_FILE, begun, read_account
 
 SIGMA_DATA = 0.7
@@ -27,11 +27,11 @@ SHAPE = (1, 2, 3)
 WORK = ".preparation"
 
 
-def read_shards(root: Path, max_damaged: int = 9, verify: str = "never") -> str:
-    """All of both splits, mapped and as a stream; what is damaged may be left out."""
+def read_shards(root: Path, verify: str = "never") -> str:
+    """All of both splits, mapped and as a stream."""
     seen = []
     for mapped in (True, False):
-        reading = Reading(mapped, max_damaged=max_damaged, verify=verify)
+        reading = Reading(mapped, verify=verify)
         data = Shards(SIGMA_DATA, str(root), 5, reading=reading)
         data.setup("fit")
         seen += [batch.x0.sum() for batch in data.reference_batches()]
@@ -46,8 +46,8 @@ def read_a_tar(file: Path) -> str:
     index = ShardIndex.read(file.parent)
     train = index.splits["train"]
     chosen = [shard.name for shard in train.shards].index(file.name)
-    slots = read_slots(str(file.parent), chosen, index, Faults(train, 21, verify=False))
-    return str([each and (float(each.array.sum()), each.label) for each in slots])
+    samples = SplitSamples(str(file.parent), index, "train", verify=False).read(chosen)
+    return str([(float(each.array.sum()), each.label) for each in samples])
 
 
 def content_below(folder: Path) -> dict[str, bytes]:
@@ -66,7 +66,7 @@ def log_on(file: Path) -> None:
 
 
 def shards() -> dict[str, bytes]:
-    """A folder of shards, and the cache of its arrays."""
+    """A folder of shards."""
     random = np.random.default_rng(0)
     labels = np.arange(40) % 3
     arrays = random.normal(size=(40, *SHAPE)).astype(np.float32)
@@ -74,47 +74,30 @@ def shards() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "shards"
         write_set(root, splits, 3, 1.0, 20)
-        read_shards(root)
         return content_below(root)
 
 
 def shard_kinds() -> list[Kind]:
-    """The index, the tar files, the cache."""
+    """The index and the tar files."""
     files = shards()
-    plain = {name: each for name, each in files.items() if not name.startswith(".")}
-    tars = {name: each for name, each in plain.items() if name.startswith("train")}
+    tars = {name: each for name, each in files.items() if name.startswith("train")}
     index = {"shards.json": files["shards.json"]}
-    cached = {name: each for name, each in files.items() if name.startswith(".")}
-    tables = {name: each for name, each in cached.items() if name.endswith(".json")}
-    arrays = {name: each for name, each in cached.items() if name.endswith(".npy")}
     return [
         Kind(
             *("shards.json", index, lambda file: read_shards(file.parent), mutate_json, 1500),
-            beside=plain,
+            beside=files,
         ),
-        Kind("shard", tars, read_a_tar, either(mutate_tar), 2500, beside=plain),
+        Kind("shard", tars, read_a_tar, either(mutate_tar), 2500, beside=files),
         Kind(
             *("shard, its size listed", tars, lambda file: read_shards(file.parent)),
             *(_of_equal_size(mutate_tar), 500),
-            beside=plain,
+            beside=files,
         ),
         Kind(
-            *("shard, its checksum listed", tars, lambda file: read_shards(file.parent, 0, "once")),
+            *("shard, its checksum listed", tars, lambda file: read_shards(file.parent, "once")),
             *(_of_equal_size(mutate_tar), 500),
-            beside=plain,
+            beside=files,
             is_covered=True,
-        ),
-        Kind(
-            *("cache", arrays, lambda file: read_shards(file.parents[2]), either(), 1000, files),
-            is_covered=True,
-        ),
-        Kind(
-            "cache's list",
-            tables,
-            lambda file: read_shards(file.parents[2]),
-            mutate_json,
-            200,
-            files,
         ),
     ]
 

@@ -72,7 +72,7 @@ def kinds() -> list[Kind]:
         "0.png": image("PNG"),
         "0.cls": b"0",
         "1.png": image("PNG", 1),
-        "1.json": b'{"label":1}',
+        "1.cls": b"1",
     }
     idx = gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 2, 5, 5) + bytes(50), mtime=0)
 

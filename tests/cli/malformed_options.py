@@ -174,7 +174,6 @@ OUT_OF_RANGE = {
     "D.num_val_samples=0": "at least 1",
     "D.sample_seed=-1": "seed at least 0",
     "D.reading.shuffle_buffer=0": "shuffle_buffer must be at least 1",
-    "D.reading.max_damaged=-1": "max_damaged",
     "diagnostics.every_n_steps=0": "every_n_steps must be at least 1",
     "gradient_sync.every_n_steps=-1": "every_n_steps",
     "bad_numbers.max_in_a_row=0": "max_in_a_row",

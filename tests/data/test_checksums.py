@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums are compared: of shards before their samples serve twice, of the cache at first use."""
+"""Checksums of shards are compared before their samples serve twice."""
 
 import itertools
 import json
-import os
 import shutil
 import tarfile
 
@@ -36,7 +35,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def folder(whole, tmp_path):
     copy = tmp_path / "shards"
-    shutil.copytree(whole, copy, ignore=shutil.ignore_patterns(".mapped"))
+    shutil.copytree(whole, copy)
     return copy
 
 
@@ -146,22 +145,7 @@ def test_verify_never_takes_shards_as_they_are(folder, mapped):
     seen = []
     train(data_of(folder, mapped, verify="never"), seen)
     assert sorted(seen) == sorted([*range(NUM_SAMPLES)] * 2)
-    # And what was decoded that way does not serve a run that compares.
     refusal(folder, mapped)
-
-
-@pytest.mark.parametrize("mapped", [True, False])
-def test_a_shard_that_may_be_left_out_is_left_out_whole(folder, mapped, caplog):
-    flip_in_array(folder)
-    assert "20 samples are damaged and 19 are left out at most" in refusal(
-        folder, mapped, max_damaged=19
-    )
-    data, seen = data_of(folder, mapped, max_damaged=20, shuffle_buffer=NUM_SAMPLES), []
-    train(data, seen, passes=3)
-    assert data.num_damaged() == 20
-    assert "left out, 20 of at most 20" in caplog.text
-    assert not OF_SHARD.intersection(seen)
-    assert len(seen) >= 2 * 40
 
 
 @pytest.mark.parametrize("damage", [flip_in_array, swap])
@@ -206,69 +190,3 @@ def test_a_shard_that_goes_on_after_its_last_sample_is_noticed(folder):
     content[start : start + 512] = b"more"
     file.write_bytes(content)
     refusal(folder, False)
-
-
-def test_shards_without_a_checksum_are_named_once(folder, caplog):
-    list_another_checksum(folder, "")
-    flip_in_array(folder)
-    train(data_of(folder, False), [])
-    (line,) = [line for line in caplog.messages if "no checksum" in line]
-    assert f"1 of 4 shards in {folder} have no checksum" in line
-    assert line.endswith(f"first {SHARD}")
-
-
-def cache_of(folder):
-    """The cache of a set, made by a run."""
-    seen = []
-    train(data_of(folder, True), seen)
-    (cache,) = (folder / ".mapped").iterdir()
-    return cache, seen
-
-
-def test_a_zeroed_half_of_the_cache_is_noticed(folder):
-    cache, _ = cache_of(folder)
-    file = cache / "samples.npy"
-    content = file.read_bytes()
-    keep = 128 + (len(content) - 128) // 2
-    file.write_bytes(content[:keep] + bytes(len(content) - keep))
-    seen = []
-    with pytest.raises(ValueError, match=r"in the cache .* does not fit its checksum; remove"):
-        train(data_of(folder, True), seen, passes=1)
-    assert max(seen, default=0) < NUM_SAMPLES // 2
-
-
-@pytest.mark.parametrize("name", ["samples.npy", "list.json"])
-def test_a_cache_that_is_cut_or_old_is_made_anew(folder, name, caplog):
-    cache, seen = cache_of(folder)
-    for damage in (
-        lambda file: file.write_bytes(file.read_bytes()[:-20]),
-        lambda file: file.unlink(),
-    ):
-        damage(cache / name)
-        caplog.clear()
-        again = []
-        train(data_of(folder, True), again)
-        assert again == seen
-        (line,) = caplog.messages
-        assert "cannot be used and is made anew" in line
-
-
-def test_a_cache_is_on_the_disk_before_it_is_in_its_place(folder, monkeypatch):
-    done = []
-    fsync, replace = os.fsync, os.replace
-
-    def noted_fsync(descriptor):
-        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def noted_replace(source, target):
-        done.append("in place")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(os, "replace", noted_replace)
-    cache, _ = cache_of(folder)
-    place = done.index("in place")
-    assert {file.name for file in cache.iterdir()} <= set(done[:place])
-    assert done[place - 1].startswith(".part-")
-    assert done[place + 1 :] == [".mapped"]

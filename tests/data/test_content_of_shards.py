@@ -10,7 +10,6 @@ import pytest
 from small_sets import write_set
 
 from scm_lightning.data import Reading, Shards
-from scm_lightning.data.mapped_cache import CACHE_FOLDER
 
 SIGMA_DATA = 0.7
 NUM_SAMPLES, BATCH = 12, 5
@@ -78,7 +77,6 @@ def test_one_bit(folder, mapped, num_workers, place):
     with pytest.raises(ValueError, match=rf"shard .*{SHARD} is damaged") as caught:
         train(folder, mapped, num_workers)
     assert "\n" not in str(caught.value)
-    assert not list(folder.glob(f"{CACHE_FOLDER}/train-*")), "nothing damaged is kept"
 
 
 @pytest.mark.parametrize(("mapped", "num_workers"), WAYS)
@@ -107,15 +105,6 @@ def test_a_checksum_of_zeros_is_one(folder, mapped, num_workers):
         train(folder, mapped, num_workers)
 
 
-def test_a_missing_checksum_is_said(folder, caplog):
-    with_checksum(folder, "")
-    train(folder, False, 0)
-    lines = [each for each in caplog.messages if "have no checksum" in each]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"1 of 4 shards in {folder}")
-    assert SHARD in lines[0]
-
-
 @pytest.mark.parametrize("split", ["heldout", "reference"])
 def test_other_reads(folder, split):
     """Held-out data, and the training data that samples are compared with."""
@@ -124,26 +113,6 @@ def test_other_reads(folder, split):
     data.setup("test")
     with pytest.raises(ValueError, match="is damaged: its content has not"):
         list(getattr(data, f"{split}_batches")())
-
-
-def test_a_shard_that_does_not_fit_is_left_out_as_a_whole(folder):
-    """If so many samples may be: which of them has changed, nobody can say."""
-    flip(folder / SHARD, PLACES["first number"])
-    for mapped, num_workers in WAYS:
-        data = train(folder, mapped, num_workers, max_damaged=4)
-        assert data.num_damaged() == 4
-        with pytest.raises(ValueError, match="4 samples are damaged and 3 are left out"):
-            train(folder, mapped, num_workers, max_damaged=3)
-
-
-def test_a_cache_of_version_0_3_0_is_made_anew(folder, caplog):
-    """It has the same place, and files of other names."""
-    train(folder, True, 0)
-    (cache,) = folder.glob(f"{CACHE_FOLDER}/train-*")
-    (cache / "samples.npy").rename(cache / "arrays.npy")
-    train(folder, True, 0)
-    assert "is made anew" in caplog.text
-    assert not (cache / "arrays.npy").exists()
 
 
 def test_a_batch_larger_than_the_data(folder):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from scm_lightning.data import Reading, ShardIndex, Shards, Split, location, write_shard
-from scm_lightning.data.location import place_of, read_file
+from scm_lightning.data import Reading, ShardIndex, Shards, Split, write_shard
+from scm_lightning.data.location import place_of
 
 SIZES = (7, 1, 30, 11, 23)  # uneven shards, fewer than some runs have workers
 NUM_SAMPLES = sum(SIZES)
@@ -207,35 +207,6 @@ def test_too_few_samples_for_the_lanes_are_refused(folder):
         loader(folder, False, world_size=9, num_workers=9)
 
 
-def test_a_cache_is_decoded_once_and_again_after_a_change(folder, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in folder.glob("*.*"):
-        if file.is_file():
-            (copy / file.name).write_bytes(file.read_bytes())
-    first = numbers(take(loader(copy, True), 3))
-    (cache,) = (copy / ".mapped").iterdir()
-    before = (cache / "samples.npy").stat().st_mtime_ns
-    assert numbers(take(loader(copy, True), 3)) == first
-    assert (cache / "samples.npy").stat().st_mtime_ns == before
-    text = (copy / "shards.json").read_text()
-    (copy / "shards.json").write_text(text.replace("a test", "another"))
-    loader(copy, True)
-    (other,) = (copy / ".mapped").iterdir()
-    assert other != cache
-
-
-def test_where_no_cache_can_be_written_memory_serves(folder, tmp_path, caplog):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in folder.glob("*.*"):
-        if file.is_file():
-            (copy / file.name).write_bytes(file.read_bytes())
-    (copy / ".mapped").write_text("a file in its place")
-    assert numbers(take(loader(copy, True), 3)) == numbers(take(loader(folder, True), 3))
-    assert "is decoded into memory" in caplog.text
-
-
 def test_places(folder):
     assert place_of("a/b", "shards.json") == "a/b/shards.json"
     assert place_of("https://h/x/", "a.tar") == "https://h/x/a.tar"
@@ -243,14 +214,6 @@ def test_places(folder):
     for name in ("../a", "/etc/passwd", "pipe:ls", "a b", "", "a;ls"):
         with pytest.raises(ValueError, match="must have plain names"):
             place_of("a", name)
-
-
-def test_waiting_for_a_place_is_said(monkeypatch, caplog):
-    assert read_file("pipe:echo quick", 6) == b"quick\n"
-    assert not caplog.messages
-    monkeypatch.setattr(location, "SILENCE", 0.01)
-    assert read_file("pipe:sleep 0.3; echo slow", 6) == b"slow\n"
-    assert caplog.messages[0].startswith("pipe:sleep 0.3; echo slow has not answered")
 
 
 def test_shards_from_a_command_and_from_a_web_server(folder):
@@ -264,6 +227,5 @@ def test_shards_from_a_command_and_from_a_web_server(folder):
         assert numbers(take(loader(place, None), 6)) == expected
         with pytest.raises(ValueError, match=r"nothing/shards\.json cannot be read"):
             loader(f"{place}/nothing", False)
-        with pytest.raises(ValueError, match="only shards in a folder can be mapped"):
-            loader(place, True)
+        assert numbers(take(loader(place, True), 6)) == numbers(take(loader(folder, True), 6))
         web.shutdown()

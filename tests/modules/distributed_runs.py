@@ -76,7 +76,7 @@ def mapped_batches(rank, world_size):
     """The loader that data modules use for small sets, on a set of random numbers."""
     x0 = SIGMA_DATA * torch.randn(NUM_MAPPED, 3, generator=seeded(5))
     labels = torch.randint(4, (NUM_MAPPED,), generator=seeded(6))
-    split = MappedSplit(x0.numpy(), labels.numpy(), torch.arange(NUM_MAPPED).numpy(), [])
+    split = MappedSplit(x0.numpy(), labels.numpy())
     batch_size = JOINED_BATCH // world_size
 
     def collate(arrays, labels, indices, positions):

@@ -79,22 +79,6 @@ def test_adm_crops_what_it_has_resized():
     assert (ImageTransform(20, "adm")(255 - image)[0, :, 1:-1] == 0).all()
 
 
-def test_padding_frames_an_image_in_the_background():
-    """An odd margin leaves one pixel more below and on the right."""
-    image, blue = noise(4, 6, 3), (9, 7, 200)
-    sample = ImageTransform(9, "pad", background=blue)(image)
-    expected = np.tile(np.array(blue, np.uint8)[:, None, None], (1, 9, 9))
-    expected[:, 2:6, 1:7] = image.transpose(2, 0, 1)
-    assert np.array_equal(sample, expected)
-    grey_frame = ImageTransform(9, "pad", background=(50, 50, 50))(noise(9, 8, 1))
-    assert grey_frame.shape == (1, 9, 9)
-    assert (grey_frame[:, :, 8:] == 50).all()
-    in_color = ImageTransform(9, "pad", channels=3, background=blue)(noise(9, 8, 1))
-    assert in_color[:, 0, 8].tolist() == list(blue)
-    with pytest.raises(UnreadableImageError, match="to be padded, got 10x4; choose"):
-        ImageTransform(9, "pad")(noise(4, 10, 3))
-
-
 def test_without_a_size_or_a_crop_the_pixels_are_the_same():
     image = noise(5, 9, 3)
     assert np.array_equal(ImageTransform()(image), image.transpose(2, 0, 1))

@@ -75,14 +75,9 @@ def _pixels(image: Image.Image) -> Array:
         return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
     if image.mode == "F":
         raise ValueError("its pixels are fractions, whose white is unknown")
-    transparent = image.mode in ("LA", "La", "PA", "RGBa") or "transparency" in image.info
+    transparent = image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info
     if image.mode == "La":
         image = image.convert("LA")
-    if transparent:
-        image = image.convert("RGBA")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    pixels = np.array(image)
+    grey = image.mode in ("1", "L")
+    pixels = np.array(image.convert("RGBA" if transparent else "L" if grey else "RGB"))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

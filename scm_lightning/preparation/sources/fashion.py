@@ -41,42 +41,24 @@ def open_fashion(path: Path) -> ArraySource:
     """
     found, items = [], []
     for split, prefix in FILE_PREFIXES.items():
-        images, labels = read_fashion(path, split)
-        found.append(np.pad(images, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))))
-        items += [(f"{prefix}/{n:05d}", k, split) for n, k in enumerate(labels.tolist())]
-    return ArraySource("fashion", path, CLASS_NAMES, items, np.concatenate(found)[..., None])
-
-
-def read_fashion(folder: Path, split: str) -> tuple[Array, Array]:
-    """Read the images and labels of a split.
-
-    Args:
-        folder: folder of the idx files.
-        split: `train` (60,000 images) or `heldout` (10,000).
-
-    Returns:
-        Images, (N, 28, 28) uint8, and labels, (N,) uint8.
-
-    Raises:
-        ValueError: if a file is missing, damaged or does not fit the other.
-    """
-    prefix = FILE_PREFIXES[split]
-    files = [folder / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
-    for file in files:
-        if not file.is_file():
+        files = [path / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(
+                    f"{path} must hold {file.name}, which is missing; run apt-get install "
+                    f"dataset-fashion-mnist, which puts it into {DEBIAN_FOLDER}, and give that"
+                )
+        images, labels = read_idx(files[0], num_axes=3), read_idx(files[1], num_axes=1).tolist()
+        largest = max(labels, default=len(CLASS_NAMES))
+        if images.shape != (len(labels), SIDE, SIDE) or largest >= len(CLASS_NAMES):
             raise ValueError(
-                f"{folder} must hold {file.name}, which is missing; run apt-get install "
-                f"dataset-fashion-mnist, which puts it into {DEBIAN_FOLDER}, and give that folder"
+                f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of {files[1]}, "
+                f"which are below {len(CLASS_NAMES)}, got shape {images.shape} and {len(labels)} "
+                f"labels up to {largest}; get both again"
             )
-    images, labels = read_idx(files[0], num_axes=3), read_idx(files[1], num_axes=1)
-    largest = max(labels, default=len(CLASS_NAMES))
-    if images.shape != (len(labels), SIDE, SIDE) or largest >= len(CLASS_NAMES):
-        raise ValueError(
-            f"{files[0]} must hold {SIDE}x{SIDE} images, one for each label of {files[1]}, which "
-            f"are below {len(CLASS_NAMES)}, got shape {images.shape} and {len(labels)} labels up "
-            f"to {largest}; get both again"
-        )
-    return images, labels
+        found.append(np.pad(images, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))))
+        items += [(f"{prefix}/{n:05d}", k, split) for n, k in enumerate(labels)]
+    return ArraySource("fashion", path, CLASS_NAMES, items, np.concatenate(found)[..., None])
 
 
 def read_idx(file: Path, num_axes: int) -> Array:

@@ -44,29 +44,25 @@ class HuggingFaceSource(EncodedSource):
             raise ValueError(f"the splits of {path} must have the same columns; save them so")
         self._column, label = _columns(features, path)
         self._parts: list[tuple[int, Any]] = []
-        found: list[tuple[str, Any, str, int]] = []
+        items, labels = list[Item](), list[Any]()
         for name, part in parts.items():
             split = "heldout" if name in HELDOUT_NAMES else "train"
-            labels = [None] * len(part) if label is None else list(part[label][:])
-            if split == "heldout" and label is not None and set(labels) <= {-1}:
+            of_part = [None] * len(part) if label is None else list(part[label][:])
+            if split == "heldout" and set(of_part) <= {-1}:
                 continue
-            stored = _undecoded(part, self._column)
-            self._parts += [(row, stored) for row in range(len(part))]
+            stored, rows = _undecoded(part, self._column), range(len(part))
+            self._parts += [(row, stored) for row in rows]
             size = sum(file.stat().st_size for file in (path / name).glob("*.arrow"))
-            names = (f"{name or 'all'}/{row:08d}" for row in range(len(part)))
-            found += [(*pair, split, size) for pair in zip(names, labels, strict=True)]
-        if not found:
+            items += [Item(f"{name or 'all'}/{row:08d}", 0, split, size) for row in rows]
+            labels += of_part
+        if not items:
             raise ValueError(f"{path} must hold images, got none; give another folder")
-        numbers, class_names = _number([each[1] for each in found], features, label, path)
-        is_split = any(split == "heldout" for _, _, split, _ in found)
+        numbers, names = _number(labels, features, label, path)
+        if all(item.split == "train" for item in items):
+            items = [item._replace(split="") for item in items]
+        numbered = zip(items, numbers, strict=True)
         super().__init__(
-            "huggingface",
-            path,
-            class_names,
-            [
-                Item(name, number, split if is_split else "", size)
-                for (name, _, split, size), number in zip(found, numbers, strict=True)
-            ],
+            "huggingface", path, names, [item._replace(label=number) for item, number in numbered]
         )
 
     def read(self, number: int) -> bytes:

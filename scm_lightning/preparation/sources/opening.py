@@ -77,16 +77,14 @@ def detect_kind(path: str) -> str:
         ValueError: if it is of none, or prepared already.
     """
     place, name = Path(path), Path(path).name.lower()
-    if not place.exists():
-        if any(sign in path for sign in "*?[{"):
-            return "webdataset"
-        raise ValueError(f"{path} must be there, and is not; correct the path")
+    if not place.exists() and any(sign in path for sign in "*?[{"):
+        return "webdataset"
     if (place / INDEX_FILE).is_file():
         raise ValueError(
             f"{path} is prepared already: it holds {INDEX_FILE}; train on it as "
             "scm_lightning.data.Shards, or give the images that it was made of"
         )
-    if place.is_dir():
+    if place.is_dir() or not place.exists():
         found = (kind for kind, signs in SIGNS.items() if any(map(any, map(place.glob, signs))))
         return next(found, "folder")
     if name.endswith((".zip", ".tar")):

@@ -3,7 +3,6 @@ r"""Webdataset: images in tar files, beside their classes.
 
     KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
     KEY.cls                                     its class, a number or a name
-    KEY.json                                    or {"label": its class, ...}
 
 A key is a member's path up to the first dot of its file name. What has no image is no sample. The
 headers are read once, and then each image from its place: nothing is unpacked onto the disk and
@@ -15,8 +14,6 @@ both sides occur, the words are the split.
 """
 
 import glob
-import itertools
-import json
 import os
 import re
 import tarfile
@@ -34,7 +31,6 @@ from scm_lightning.preparation.sources.files import check_member_names
 from scm_lightning.preparation.sources.labels import HELDOUT_NAMES, Classes, number_labels
 from scm_lightning.preparation.sources.source import EncodedSource, Item, check_size
 
-MAX_TARS = 100_000
 MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
@@ -62,22 +58,23 @@ class WebDatasetSource(EncodedSource):
         tars = find_tars(path)
         folder = os.path.commonpath([file.parent for file in tars])
         names = [file.relative_to(folder).as_posix() for file in tars]
-        self._places: list[tuple[Path, Place]] = []
-        keys, labels, splits = list[str](), list[str | None](), list[str]()
+        check_member_names(names, Path(path))
         bar = track(tars, "reading tar headers", disable=len(tars) < 2)
         # Closed at once: rich waits for itself if its thread collects a bar left half-way.
         with closing(bar) as files:  # type: ignore[type-var]
-            for file, name, split in zip(files, names, _splits(names), strict=True):
-                for key, place, label in _read_tar(file):
-                    keys.append(f"{name}/{key}")
-                    self._places.append((file, place))
-                    labels.append(label)
-                    splits.append(split)
-        if not keys:
+            found = [
+                ((file, place), f"{name}/{key}", label, split)
+                for file, name, split in zip(files, names, _splits(names), strict=True)
+                for key, place, label in _read_tar(file)
+            ]
+        if not found:
             raise ValueError(f"the tar files of {path} must hold images, got none")
-        numbers, class_names = _number(labels, keys)
-        sizes = [place.num_bytes for _, place in self._places]
-        items = [Item(*each) for each in zip(keys, numbers, splits, sizes, strict=True)]
+        self._places = [at for at, _, _, _ in found]
+        numbers, class_names = _number([(key, label) for _, key, label, _ in found])
+        items = [
+            Item(key, number, split, place.num_bytes)
+            for ((_, place), key, _, split), number in zip(found, numbers, strict=True)
+        ]
         super().__init__("webdataset", path, class_names, items)
 
     def read(self, number: int) -> bytes:
@@ -93,45 +90,29 @@ def find_tars(path: str) -> list[Path]:
     Raises:
         ValueError: if there are none, or one is missing.
     """
-    if os.path.isdir(path):
-        files = sorted(Path(path).glob("*.tar")) or sorted(Path(path).glob("*/*.tar"))
-    elif os.path.exists(path):
-        files = [Path(path)]
-    elif "{" in path:
-        files = _expand_braces(path)
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(place.glob("*.tar")) or sorted(place.glob("*/*.tar"))
     else:
-        files = [Path(each) for each in sorted(glob.glob(path))]
-    if not 1 <= len(files) <= MAX_TARS or len(set(files)) < len(files):
-        found = "more" if len(files) > MAX_TARS else "one twice" if files else "none"
+        try:
+            patterns = [path] if place.exists() else [*braceexpand.braceexpand(path)]
+        except ValueError as error:
+            raise ValueError(f"the braces of {path} must be closed: {error}") from error
+        files = [Path(file) for each in patterns for file in sorted(glob.glob(each)) or [each]]
+    missing = [file for file in files if not file.is_file()]
+    if missing or not files:
         raise ValueError(
-            f"{path} must be 1 to {MAX_TARS} different tar files on this machine, got "
-            f"{found}; give a folder, or a pattern with * or {{000..099}}"
-        )
-    if missing := [file for file in files if not file.is_file()]:
-        raise ValueError(
-            f"{len(missing)} tar files are missing, first {missing[0]}; give only those that are "
-            "on this machine"
+            f"{path} must be tar files on this machine, {len(missing)} of {len(files)} are missing"
+            f"{f', first {missing[0]}' if missing else ''}; give a folder, a file, or a pattern "
+            "with * or {000..099}"
         )
     return files
 
 
-def _expand_braces(path: str) -> list[Path]:
-    """Paths of a pattern like `{000..099}`; more than are allowed if there are too many."""
-    # braceexpand writes a whole range down before it gives out the first.
-    for first, last in re.findall(r"\{(\d+)\.\.(\d+)", path):
-        if abs(int(last) - int(first)) >= MAX_TARS:
-            raise ValueError(f"{path} must be 1 to {MAX_TARS} tar files, got more; give fewer")
-    try:
-        expanded = itertools.islice(braceexpand.braceexpand(path), MAX_TARS + 1)
-        return [Path(each) for each in expanded]
-    except ValueError as error:
-        raise ValueError(f"the braces of {path} must be closed: {error}") from error
-
-
 def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
     """Key, place of the image and class of every sample of a tar file."""
-    images, classes, texts = dict[str, Place](), dict[str, Place](), dict[str, Place]()
-    kept = {".cls": classes, ".json": texts, **dict.fromkeys(SUFFIXES, images)}
+    images, classes = dict[str, Place](), dict[str, Place]()
+    kept = {".cls": classes, **dict.fromkeys(SUFFIXES, images)}
     with open_regular(file) as opened:
         for name, place in _members(opened, file):
             if match := KEY.fullmatch(name):
@@ -140,12 +121,8 @@ def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
                 if found is not None and found.setdefault(key, place) != place:
                     raise ValueError(f"{file} must hold one image of the key {key}, got two")
         for key, place in images.items():
-            label = None
-            if key in classes:
-                label = _read_text(opened, classes[key], f"{key}.cls of {file}")
-            elif key in texts:
-                label = _json_label(opened, texts[key], f"{key}.json of {file}")
-            yield key, place, label
+            at = classes.get(key)
+            yield key, place, at and _read_label(opened, at, f"{key}.cls of {file}")
 
 
 def _members(opened: BinaryIO, file: Path) -> Iterator[tuple[str, Place]]:
@@ -204,7 +181,7 @@ def _read_at(file: BinaryIO, place: Place) -> bytes:
     return content
 
 
-def _read_text(file: BinaryIO, place: Place, where: str) -> str:
+def _read_label(file: BinaryIO, place: Place, where: str) -> str:
     if place.num_bytes > MAX_LABEL_BYTES:
         raise ValueError(f"{where} must be a class of a few letters, got {place.num_bytes} bytes")
     try:
@@ -213,28 +190,16 @@ def _read_text(file: BinaryIO, place: Place, where: str) -> str:
         raise ValueError(f"{where} must be text in UTF-8: {error}") from error
 
 
-def _json_label(file: BinaryIO, place: Place, where: str) -> str | None:
-    content = _read_text(file, place, where)
-    try:
-        label = json.loads(content).get("label")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{where} must hold {{"label": ...}}: {error}; correct it') from error
-    if label is None:
-        return None
-    if type(label) not in (int, str) or (type(label) is int and label < 0):
-        raise ValueError(f"the label in {where} must be a number from 0 or a name, got {label!r}")
-    return str(label)
-
-
-def _number(labels: list[str | None], keys: list[str]) -> Classes:
-    """Number the classes, which all images have or none."""
-    given = [label for label in labels if label is not None]
+def _number(labels: list[tuple[str, str | None]]) -> Classes:
+    """Number the classes by key, which all images have or none."""
+    given = [label for _, label in labels if label is not None]
     if not given:
         return [0] * len(labels), []
-    if len(given) < len(labels):
+    without = [key for key, label in labels if label is None]
+    if without:
         raise ValueError(
-            f"every image must have a class or none, got {len(labels) - len(given)} without of "
-            f"{len(labels)}, first {keys[labels.index(None)]}; add KEY.cls"
+            f"every image must have a class or none, got {len(without)} without of {len(labels)}, "
+            f"first {without[0]}; add KEY.cls"
         )
     return number_labels(given, "the tar files")
 
