@@ -7,13 +7,14 @@ Where one process alone may write, the operating system's record lock on a file 
 import fcntl
 import os
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from scm_lightning.saying import warn
 
 _unfinished: set[Path] = set()
 """Files and folders of this process that are not whole yet."""
@@ -102,8 +103,8 @@ def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        line = f"scm: {file} could not be drawn: {reason}; all else goes on without this picture"
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
+        line = f"{file} could not be drawn: {reason}; all else goes on without this picture"
+        warn(" ".join(line.split()))
         return False
     return True
 

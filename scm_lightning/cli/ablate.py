@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import STDOUT, Popen
 
+import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -105,9 +106,8 @@ def _run_all(
 
     Once a signal is received, what runs saves and ends, and no more is started.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Processes that each take all cores for themselves slow each other down.
-    environment = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
 
     def run_one(run: Run) -> None:
         if received:

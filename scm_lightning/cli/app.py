@@ -19,7 +19,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
 
 import scm_lightning.data
 import scm_lightning.modules
@@ -45,8 +44,9 @@ from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
-from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_out, typed
+from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
 from scm_lightning.modules import ConsistencyModule
+from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
 CALLBACKS = {
@@ -244,4 +244,4 @@ def run(args: ArgsType) -> None:
             args=args,
         )
     except AlreadyTrained as done:
-        Console().print(str(done), markup=False, soft_wrap=True)
+        say(str(done))

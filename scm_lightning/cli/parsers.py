@@ -6,6 +6,7 @@ change what a command means. What an option takes as text is never read as a fil
 """
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -128,6 +129,25 @@ def _takes_text(kind: Any) -> bool:
 
 class CommandParser(_OneLine):
     """Parser of the commands that have no model."""
+
+
+def call(command: str, function: Callable[..., object], words: Sequence[str]) -> None:
+    """Call a function with its arguments from the command line.
+
+    Args:
+        command: subcommand of `scm`.
+        function: what it does; an argument that is true or false may stand without a value.
+        words: what comes after the subcommand.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    parser = CommandParser(prog=f"scm {command}")
+    parser.add_function_arguments(function)
+    for action in parser._actions:
+        if isinstance(action, ActionTypeHint) and action._typehint is bool:
+            action.nargs, action.const = "?", True
+    function(**parser.parse_args(list(words)).as_dict())
 
 
 class OneLineParser(_OneLine, LightningArgumentParser):

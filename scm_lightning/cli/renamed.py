@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from scm_lightning.cli.run_config import say
+from scm_lightning.saying import say
 
 STUDENT = "scm_lightning.modules.ConsistencyModule"
 OBJECTIVES = "scm_lightning.objectives."

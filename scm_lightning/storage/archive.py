@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import torch
-from rich.console import Console
 
 from scm_lightning.given_files import open_regular
+from scm_lightning.saying import say
 from scm_lightning.whole_files import written_whole
 
 END_OF_ARCHIVE = b"PK\x05\x06"
@@ -275,6 +275,5 @@ def _others(file: Path) -> str:
 
 @cache
 def _say_unchecked(file: Path) -> None:
-    """Once per file and process, and in one process only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console().print(f"{file} has no checksum: read unchecked", markup=False, soft_wrap=True)
+    """Once per file."""
+    say(f"{file} has no checksum: read unchecked")
