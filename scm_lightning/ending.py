@@ -42,3 +42,11 @@ def end_children() -> None:
                 with suppress(OSError):  # so has the child
                     is_program = own in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
                     os.kill(child, signal.SIGTERM if is_program else signal.SIGKILL)
+
+
+def kill_launcher() -> None:
+    """Kill the process that has launched this one as a further one of its run, if one has."""
+    own = f"{LAUNCHER}={os.getppid()}".encode()
+    with suppress(OSError):  # where a system does not tell, that process stays
+        if own in Path("/proc/self/environ").read_bytes().split(b"\0"):
+            os.kill(os.getppid(), signal.SIGKILL)

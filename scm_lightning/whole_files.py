@@ -12,7 +12,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 from scm_lightning.saying import warn
 
@@ -86,19 +90,23 @@ def write_whole(file: Path, text: str) -> None:
         beside.write_text(text)
 
 
-def write_picture(file: Path, draw: Callable[[Path], object]) -> bool:
-    """Draw a picture into a file, whole; where that fails, say why on one line, and go on.
+def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
+    """Draw a picture, and write it whole; where that fails, say why on one line, and go on.
 
     Args:
-        file: where the picture is to be.
-        draw: draws it into the file whose path it is given; that name has no suffix of a picture.
+        file: where the picture is to be, as PNG.
+        draw: draws it.
 
     Returns:
         Whether the picture is there.
     """
     try:
+        picture: Any = draw()
         with written_whole(file) as beside:
-            draw(beside)
+            if hasattr(picture, "savefig"):
+                picture.savefig(beside, format="png", dpi=120)
+            else:
+                picture.save(beside, "PNG")
     except Exception as error:  # whatever it is: what the picture would show is computed and kept
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from torch._subclasses.fake_tensor import is_fake
 from torch.distributed.fsdp import FSDPModule
 
 from scm_lightning.autodiff.check import HALF_LIMIT, LIMIT, gradients_of
@@ -53,7 +52,7 @@ class Compiled(TangentMethod):
             ValueError: if the network is sharded, or the first call's compiled results differ from
                 the eager ones.
         """
-        if is_fake(point.u):
+        if point.has_no_numbers:
             return self.eager(f, point)
         network: Any = f.network
         if any(isinstance(each, FSDPModule) for each in network.modules()):

@@ -19,7 +19,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.advice import advice
 from scm_lightning.autodiff.check import check_tangents
@@ -126,8 +125,8 @@ class TangentComputer:
 
     def _check_once(self, f: Bound, point: Point) -> None:
         """Check the method on a network that is trained, before it is used."""
-        if not self.check or torch.compiler.is_compiling() or is_fake(point.u):
-            return  # a graph and fake tensors have no numbers
+        if not self.check or point.has_no_numbers:
+            return
         network: Any = f.network
         is_trained = isinstance(network, nn.Module) and network.training
         if is_trained and torch.is_grad_enabled() and network not in self._checked:

@@ -10,6 +10,7 @@ The values of these operations are those of a plain forward, to the bit.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -51,6 +52,12 @@ def jvp(
     return out, derivative
 
 
+def outside_of_transforms() -> AbstractContextManager[Any]:
+    """Do what follows as if no `torch.func.jvp` or `grad` were under way."""
+    context: AbstractContextManager[Any] = torch._C._DisableFuncTorch()
+    return context
+
+
 class _Repairs(TorchFunctionMode):
     """Sees every operation inside of the context."""
 
@@ -78,7 +85,7 @@ def _dropout(
     """Multiply by a mask that is drawn on ones, outside of forward mode."""
     if not training or p == 0.0:
         return input
-    with torch._C._DisableFuncTorch():
+    with outside_of_transforms():
         # The layout decides about the order in which the numbers are drawn.
         like = torch.empty_strided(
             input.shape, input.stride(), dtype=input.dtype, device=input.device

@@ -21,11 +21,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import scm_lightning.autodiff.jvp_attention  # noqa: F401  defines the operation counted below
 from scm_lightning.autodiff.checkpointing import outermost_blocks
+from scm_lightning.autodiff.dual.forward_mode import storage_number
 from scm_lightning.modules import EMA
 from scm_lightning.modules.base import OptimizerFactory
 
@@ -76,7 +76,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops = self.bytes = self.peak = 0
         # Held, so that no new storage takes the place of a known one that was let go.
         self._before = [each.untyped_storage() for each in known]
-        self._seen = {storage._cdata for storage in self._before}
+        self._seen = {storage_number(storage) for storage in self._before}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -85,13 +85,13 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         if formula := FORMULAS.get(func.overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
-        for each in tree_leaves(out):
+        for each in out if isinstance(out, list | tuple) else (out,):
             if isinstance(each, Tensor):
                 self._hold(each.untyped_storage())
         return out
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_number(storage), storage.nbytes()
         if key not in self._seen:
             self._seen.add(key)
             self.bytes += size

@@ -64,10 +64,7 @@ def report_costs(
         },
     }
     write_whole(folder / "bench.json", json.dumps(content, indent=2) + "\n")
-    is_drawn = write_picture(
-        folder / "bench.png",
-        lambda to: _plot(title, steps, attention).savefig(to, format="png", dpi=120),
-    )
+    is_drawn = write_picture(folder / "bench.png", lambda: _plot(title, steps, attention))
     console.print(f"written to {folder}/bench.json{' and bench.png' if is_drawn else ''}")
 
 

@@ -13,8 +13,8 @@ were. Buffers that a network changes in its forward pass are not protected; thos
                          whose gradient is bad, and of the worst sample the process, the time t in
                          radians, the loss, and its key or number
 
-The worst sample is the one whose loss is not finite, or whose tangent is not, or whose loss is the
-largest. After many bad steps in a row it is no longer single samples, and the run stops.
+The worst sample is the first whose loss or tangent is not finite, or whose loss is the largest.
+After many bad steps in a row it is no longer single samples, and the run stops.
 """
 
 import json
@@ -57,7 +57,7 @@ class BadNumbers(Callback):
         self.bad_steps = 0
         self._streak: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
-        self._samples: list[dict[str, Tensor | None]] = []
+        self._samples: list[list[Tensor]] = []
         self._bad_parameter: str | None = None
         self._is_bad = False
 
@@ -119,9 +119,12 @@ class BadNumbers(Callback):
             ValueError: if there were too many in a row.
         """
         if isinstance(outputs, Mapping) and "t" in outputs and "sample_loss" in outputs:
-            names = ("t", "sample_loss", "tangent_norm")
-            sample = {name: outputs.get(name) for name in names}
-            self._samples.append(sample | {"indices": getattr(batch, "indices", None)})
+            t, loss = outputs["t"], outputs["sample_loss"]
+            norm, numbers = outputs.get("tangent_norm"), getattr(batch, "indices", None)
+            unknown = torch.full_like(t, -1, dtype=torch.int64)
+            self._samples.append(
+                [t, loss, loss if norm is None else norm, unknown if numbers is None else numbers]
+            )
         if self._losses:
             return  # more batches of the same step follow
         samples, self._samples = self._samples, []
@@ -129,7 +132,7 @@ class BadNumbers(Callback):
             self._is_bad = False
             self._report(trainer, samples)
 
-    def _report(self, trainer: Trainer, samples: list[dict[str, Tensor | None]]) -> None:
+    def _report(self, trainer: Trainer, samples: list[list[Tensor]]) -> None:
         self.bad_steps += 1
         own = {"process": trainer.global_rank, "gradient": self._bad_parameter}
         data: Any = getattr(trainer, "datamodule", None)
@@ -197,35 +200,30 @@ def _first_bad(module: nn.Module) -> str | None:
 
 
 def _worst_sample(
-    samples: list[dict[str, Tensor | None]], keys: Callable[[Tensor], list[str]] | None
+    samples: list[list[Tensor]], keys: Callable[[Tensor], list[str]] | None
 ) -> dict[str, Any]:
     """The worst of this process's samples of a step.
 
     Args:
-        samples: per batch `t`, `sample_loss`, `tangent_norm` and `indices`, (B,) each; of all but
-            the first two None is "unknown".
+        samples: per batch t, loss, norm of the tangent and number, (B,) each.
         keys: tells the keys of samples by their numbers; None where nobody knows them.
 
     Returns:
         `t`, `loss`, `sample`: None each if unknown; and `badness`, to compare between processes.
     """
-    worst: dict[str, Any] = {"t": None, "loss": None, "sample": None, "badness": -1.0}
-    for batch in samples:
-        t, loss, norm = batch["t"], batch["sample_loss"], batch["tangent_norm"]
-        assert t is not None
-        assert loss is not None
-        badness = torch.where(loss.isfinite(), loss.abs(), math.inf)
-        if norm is not None and not badness.isinf().any():
-            badness = torch.where(norm.isfinite(), badness, math.inf)
-        place = int(badness.argmax())
-        if float(badness[place]) > worst["badness"]:
-            value = float(loss[place])
-            worst = {"t": float(t[place]), "loss": value if math.isfinite(value) else str(value)}
-            worst |= {"sample": None, "badness": float(badness[place])}
-            if (indices := batch["indices"]) is not None:
-                number = indices[place : place + 1]
-                worst["sample"] = int(number) if keys is None else keys(number)[0]
-    return worst
+    if not samples:
+        return {"t": None, "loss": None, "sample": None, "badness": -1.0}
+    t, loss, norm, number = (torch.cat(column) for column in zip(*samples, strict=True))
+    badness = torch.where(loss.isfinite() & norm.isfinite(), loss.abs(), math.inf)
+    worst = int(badness.argmax())
+    value, name = float(loss[worst]), number[worst : worst + 1]
+    sample = None if name < 0 else int(name) if keys is None else keys(name)[0]
+    return {
+        "t": float(t[worst]),
+        "loss": value if math.isfinite(value) else str(value),
+        "sample": sample,
+        "badness": float(badness[worst]),
+    }
 
 
 def _write(file: Path, report: dict[str, Any]) -> None:

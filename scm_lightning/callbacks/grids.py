@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL.Image import Image
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
@@ -55,9 +56,7 @@ class SampleGrids(Callback):
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
             file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
-            write_picture(
-                file, lambda to: captioned_rows(self._rows(trainer, shown)).save(to, "PNG")
-            )
+            write_picture(file, lambda: captioned_rows(self._rows(trainer, shown)))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
@@ -91,26 +90,26 @@ class SampleGrids(Callback):
         labels = joined.get("labels")
         samples = {name: x0 for name, x0 in joined.items() if name not in ("indices", "labels")}
         drawn = [
-            write_picture(folder / f"{name}.png", partial(self._draw_grid, trainer, x0))
+            write_picture(folder / f"{name}.png", partial(self._grid, trainer, x0))
             for name, x0 in samples.items()
         ]
-        compare = partial(self._draw_comparison, trainer, samples, labels)
+        compare = partial(self._comparison, trainer, samples, labels)
         drawn.append(write_picture(folder / "comparison.png", compare))
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
         say(f"{what} in {folder}{look}")
 
-    def _draw_grid(self, trainer: Trainer, x0: Tensor, file: Path) -> None:
-        image_grid(shards_of(trainer).to_pictures(x0), self.columns).save(file, "PNG")
+    def _grid(self, trainer: Trainer, x0: Tensor) -> Image:
+        return image_grid(shards_of(trainer).to_pictures(x0), self.columns)
 
-    def _draw_comparison(
-        self, trainer: Trainer, samples: dict[str, Tensor], labels: Tensor | None, file: Path
-    ) -> None:
+    def _comparison(
+        self, trainer: Trainer, samples: dict[str, Tensor], labels: Tensor | None
+    ) -> Image:
         shown = {name: x0[: self.columns] for name, x0 in samples.items()}
         num = len(next(iter(shown.values())))
         asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
         real = heldout_of(shards_of(trainer), asked_for)
-        captioned_rows(self._rows(trainer, {"floor": real} | shown)).save(file, "PNG")
+        return captioned_rows(self._rows(trainer, {"floor": real} | shown))
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log of a run, `metrics.csv`, which goes on when the run does.
 
-A row is written behind those that are there, by the columns that the file itself names, so that it
-does not matter what has been read of it before; a row with further columns has the file written
-anew. Rows of steps that are trained once more are moved to `metrics.old-1.csv`, `-2`, ...
+A row is written behind those that are there, by the columns that the file itself names; a row with
+further columns has the file written anew. Rows of steps that are trained once more are moved to
+`metrics.old-1.csv`, `-2`, ...
 
 A log is not worth a run: where it cannot be written, because the disk is full or read-only, that is
 said once, the rows wait, and are written with later ones as soon as there is room. One that cannot
-be read is set aside.
+be read is set aside when it is opened.
 """
 
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from itertools import chain, compress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
@@ -26,11 +28,6 @@ from scm_lightning.given_files import open_regular
 from scm_lightning.saying import say
 from scm_lightning.storage.side_files import say_unwritten, set_aside, unused_name
 from scm_lightning.whole_files import written_whole
-
-DAMAGED = (ValueError, csv.Error)
-"""What reading a file that is no log comes to."""
-MAX_ROW = 1 << 20
-"""Bytes of a row; a thousand columns have a hundredth of it."""
 
 Row = Mapping[str, Any]
 
@@ -51,9 +48,13 @@ class RunLog(CSVLogger):
         )
 
     @property
-    def experiment(self) -> ExperimentWriter:
+    @rank_zero_experiment
+    def experiment(self) -> Any:
         """What writes the rows."""
-        return self._writer
+        if self._experiment is None:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _KeptRows(self.log_dir)
+        return self._experiment
 
     @rank_zero_only
     def start_from(self, step: int) -> None:
@@ -62,17 +63,12 @@ class RunLog(CSVLogger):
         Args:
             step: optimizer steps that training starts from.
         """
-        file = Path(self._writer.metrics_file_path)
+        file, own = Path(self.experiment.metrics_file_path), self.experiment.num_written
+        if not file.exists():
+            return
         try:
-            try:
-                stays = [_is_before(row, step) for row in _rows(file)]
-            except FileNotFoundError:
-                return
-            except (*DAMAGED, OSError) as error:
-                set_aside(file, f"{file} cannot be read as the log of a run: {error}")
-                return
-            if (own := self._writer.num_written) > 0:
-                stays[-own:] = [True] * own
+            stays = [_is_before(row, step) for row in _rows(file)]
+            stays = [*stays[: len(stays) - own], *[True] * own]
             if all(stays):
                 return
             aside = unused_name(file)
@@ -90,15 +86,7 @@ class RunLog(CSVLogger):
     def finalize(self, status: str) -> None:
         """Write the rows that wait, at the end of a training."""
         super().finalize(status)
-        if self._experiment is not None:
-            self._writer.num_written = 0
-
-    @property
-    def _writer(self) -> "_KeptRows":
-        if self._experiment is None:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            self._experiment = _KeptRows(log_dir=self.log_dir)
-        return cast("_KeptRows", self._experiment)
+        self.experiment.num_written = 0
 
 
 class _KeptRows(ExperimentWriter):
@@ -114,11 +102,7 @@ class _KeptRows(ExperimentWriter):
             return
         file = Path(self.metrics_file_path)
         try:
-            try:
-                _append(file, self.metrics)
-            except DAMAGED as error:
-                set_aside(file, f"{file} cannot be read as the log of a run: {error}")
-                _append(file, self.metrics)
+            _append(file, self.metrics)
         except OSError as error:
             if not self._fails:
                 say_unwritten(file, error, "its rows are written once that is repaired")
@@ -129,7 +113,13 @@ class _KeptRows(ExperimentWriter):
         self._fails = False
 
     def _check_log_dir_exists(self) -> None:
-        """Leave the file alone, which Lightning removes here."""
+        """Set aside a file that is no log; Lightning would remove it, log or not."""
+        file = Path(self.metrics_file_path)
+        try:
+            for row in _rows(file) if os.path.lexists(file) else ():
+                _is_before(row, 0)
+        except (ValueError, OSError, csv.Error) as error:
+            set_aside(file, f"{file} cannot be read as the log of a run: {error}")
 
 
 def _append(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -137,68 +127,54 @@ def _append(file: Path, rows: list[dict[str, Any]]) -> None:
 
     Raises:
         OSError: if they cannot be written.
-        ValueError: if the file is no log; csv.Error likewise.
     """
     columns = _columns(file)
     needed = {*columns}.union(*rows)
-    if needed != {*columns}:
+    if needed != {*columns} or _is_cut_off(file):
         _write(file, sorted(needed), chain(_rows(file) if columns else (), rows))
         return
-    size = _end_of_rows(file)
+    size = file.stat().st_size
     try:
-        os.truncate(file, size)
         with file.open("a", newline="", encoding="utf-8") as opened:
             csv.DictWriter(opened, columns).writerows(rows)
     except OSError:
         with suppress(OSError):
-            os.truncate(file, size)  # of a row that was cut off
+            os.truncate(file, size)
         raise
 
 
-def _columns(file: Path) -> list[str]:
-    """Columns of a log; none if there is no file, or an empty one."""
-    try:
-        with open_regular(file) as opened:
-            columns = next(csv.reader(_lines(opened)), [])
-            is_empty = not columns and opened.tell() == 0
-    except FileNotFoundError:
-        return []
-    if not is_empty and ("step" not in columns or len({*columns}) < len(columns)):
-        raise ValueError("its first line does not name columns, of which one is step")
-    return columns
-
-
-def _rows(file: Path) -> Iterator[dict[str, str]]:
+@contextmanager
+def _table(file: Path) -> Iterator["csv.DictReader[str]"]:
     """Rows of a log by column, without a last one that a crash has cut off."""
-    columns = _columns(file)
-    with open_regular(file) as opened:
-        rows = csv.reader(_lines(opened))
-        next(rows, None)
-        for fields in filter(None, rows):
-            if len(fields) != len(columns):
-                raise ValueError(f"a row has {len(fields)} fields for {len(columns)} columns")
-            yield dict(zip(columns, fields, strict=True))
+    with TextIOWrapper(open_regular(file), "utf-8-sig", newline="") as opened:  # or with a mark
+        table = csv.DictReader(line for line in opened if line.endswith("\n"))
+        columns = table.fieldnames or []
+        if "step" not in columns or len({*columns}) < len(columns):
+            raise ValueError("its first line does not name columns, of which one is step")
+        yield table
 
 
-def _lines(opened: IO[bytes]) -> Iterator[str]:
-    """Lines of a file that end."""
-    while (line := opened.readline(MAX_ROW)).endswith(b"\n"):
-        if b"\0" in line:
-            raise ValueError("it holds bytes that are 0")
-        yield line.decode("utf-8-sig")  # some programs begin a file with a mark
-    if len(line) == MAX_ROW:
-        raise ValueError(f"it has a line of more than {MAX_ROW:,} bytes")
+def _columns(file: Path) -> list[str]:
+    """Columns of a log; none if there is no file."""
+    if not file.exists():
+        return []
+    with _table(file) as table:
+        return list(table.fieldnames or [])
 
 
-def _end_of_rows(file: Path) -> int:
-    """Bytes of a file up to the end of its last whole line."""
-    with open_regular(file) as opened:
-        size = opened.seek(0, os.SEEK_END)
-        for length in (1, MAX_ROW):
-            start = opened.seek(max(size - length, 0))
-            if (end := opened.read(length).rfind(b"\n")) >= 0:
-                return start + end + 1
-    return 0
+def _rows(file: Path) -> Iterator[Row]:
+    with _table(file) as table:
+        for row in table:
+            if None in row or None in row.values():
+                raise ValueError("a row has other fields than there are columns")
+            yield row
+
+
+def _is_cut_off(file: Path) -> bool:
+    """Whether a crash has left half a row at the end."""
+    with file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read() != b"\n"
 
 
 def _write(file: Path, columns: list[str], rows: Iterable[Row]) -> None:

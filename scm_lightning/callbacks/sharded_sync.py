@@ -29,6 +29,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from scm_lightning.autodiff.repaired_jvp import outside_of_transforms
+
 
 class ShardedSync:
     """Listens to the gradients of a module's sharded parameters; see the module.
@@ -94,7 +96,7 @@ class ShardedSync:
                 continue  # of a block within, which has a hook of its own
             # A hook of the tensor would hear gradients that are recomputed within a backward too.
             # Within torch.func.jvp a parameter would be asked as a constant of that level.
-            with torch._C._DisableFuncTorch():
+            with outside_of_transforms():
                 leaf = get_gradient_edge(parameter).node
             if self._leaves.get(name) is not leaf:
                 self._leaves[name] = leaf

@@ -24,12 +24,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
 from scm_lightning.callbacks.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: the same command, run again, goes on."""
 FORCING_INTERRUPTS = 3
 """Ctrl-C this often quits at once."""
-CHILD_SECONDS = 20
+CHILD_SECONDS = 20.0
 """How long the launching process waits for the others' end before it kills them."""
 
 
@@ -210,21 +210,26 @@ class StopSignals(Callback):
         self._previous = {}
 
 
-def outlive_children(trainer: Trainer) -> None:
+def outlive_children(trainer: Trainer, seconds: float = CHILD_SECONDS) -> None:
     """Let this process end by itself, and after those that it has launched.
 
     Lightning would kill it as soon as one of them ended with a code other than 0.
+
+    Args:
+        trainer: the trainer.
+        seconds: how long the others have, before they are killed.
     """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher) and launcher.procs:
-        atexit.register(_wait_for, list(launcher.procs))
-        launcher.procs.clear()
+    launched = getattr(trainer.strategy.launcher, "procs", [])
+    if launched:
+        atexit.register(_wait_for, list(launched), seconds)
+        launched.clear()
 
 
-def _wait_for(processes: list["subprocess.Popen[bytes]"]) -> None:
+def _wait_for(processes: list["subprocess.Popen[bytes]"], seconds: float) -> None:
     """Leave no process behind that this one has launched."""
+    end = time.monotonic() + seconds
     for process in processes:
         try:
-            process.wait(timeout=CHILD_SECONDS)
+            process.wait(timeout=max(end - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             process.kill()

@@ -63,10 +63,7 @@ def report_sweep(
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
     write_result(folder / FILE, json.dumps(content, indent=2) + "\n")
-    is_drawn = write_picture(
-        folder / "sweep.png",
-        lambda to: sweep_plot(points, scores, distance).savefig(to, format="png", dpi=120),
-    )
+    is_drawn = write_picture(folder / "sweep.png", lambda: sweep_plot(points, scores, distance))
     drawn = f"drawn in {folder / 'sweep.png'}, " if is_drawn else ""
     score = scores[best][distance]
     return [

@@ -84,9 +84,7 @@ def ablate(words: Sequence[str]) -> None:
     results = collect(ablation, planned, failed)
     write_whole(root / "results.json", json.dumps(results, indent=2) + "\n")
     write_whole(root / "table.md", markdown(results))
-    is_drawn = write_picture(
-        root / "plot.png", lambda to: plot(results).savefig(to, format="png", dpi=120)
-    )
+    is_drawn = write_picture(root / "plot.png", lambda: plot(results))
     console.print(score_table(results))
     for line in (results["question"], *failures(results)):
         console.print(line, markup=False, soft_wrap=True)

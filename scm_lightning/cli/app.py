@@ -139,8 +139,8 @@ class SCMCommandLine(LightningCLI):
         """Parse, and refuse what the types of the options do not say."""
         super().parse_arguments(parser, args)
         subcommand = self.config.subcommand
-        names = [action.dest for action in self._parser(subcommand)._actions]
-        check_options(self.config[subcommand], names)
+        own: Any = self._parser(subcommand)
+        check_options(self.config[subcommand], own.option_names())
         check_launch(self.config[subcommand])
         check_network_size(self.config[subcommand])
         if subcommand != "validate" and not self.config[subcommand].get("dry_run"):

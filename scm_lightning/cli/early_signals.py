@@ -32,8 +32,6 @@ from scm_lightning.ending import end_at_once, end_children
 EXIT_CODES = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143, int(signal.SIGUSR1): 75}
 EXIT_PREEMPTED = 75
 """Of any other signal that a scheduler is said to send."""
-FORCING_INTERRUPTS = 3
-"""Ctrl-C this often quits at once."""
 WAITING_SECONDS = 0.5
 """A handler that has not run for so long does not, before what the process waits for is there."""
 END_OF_BAR = b"\n\x1b[?25h"
@@ -55,7 +53,6 @@ class CommandEnd:
         self._is_quiet = os.environ.get("LOCAL_RANK", "0") != "0"
         self._launcher = os.getppid() if is_launched and self._is_quiet else None
         self._owner = os.getpid()
-        self._interrupts = 0
         self._first = threading.Lock()
 
     def install(self) -> None:
@@ -75,9 +72,6 @@ class CommandEnd:
         """The handler."""
         if os.getpid() != self._owner:
             os._exit(EXIT_PREEMPTED)  # a fork that is no worker yet, whose parent sees that
-        self._interrupts += signum == signal.SIGINT
-        if self._interrupts == FORCING_INTERRUPTS:
-            os._exit(EXIT_CODES[signum])
         self._end_by(signum)
 
     def _end_by(self, signum: int) -> None:
@@ -127,8 +121,6 @@ def handed_on() -> Iterator[list[int]]:
         if len(received) == 1:
             announce(signum)
             end_children()
-        elif received.count(signal.SIGINT) == FORCING_INTERRUPTS:
-            os._exit(EXIT_CODES[signum])
 
     previous = {signum: signal.signal(signum, note) for signum in EXIT_CODES}
     try:

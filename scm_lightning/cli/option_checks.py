@@ -22,7 +22,6 @@ LEAST = {
     "accumulate_grad_batches": 1,
     "log_every_n_steps": 0,
     "gradient_clip_val": 0,
-    "reload_dataloaders_every_n_epochs": 0,
 }
 """Smallest values of numbers of the trainer, which it would divide by or run without."""
 FLOAT16 = ("16-mixed", "16", 16)

@@ -69,6 +69,10 @@ class _OneLine(ArgumentParser):
                 action._enable_path = False
         return added
 
+    def option_names(self) -> set[str]:
+        """Dotted names of all options."""
+        return {action.dest for action in self._actions}
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Refuse the arguments. The line is printed, and the exit code set, by `main`."""
         if isinstance(ex, ArgumentError):
@@ -109,14 +113,14 @@ class _OneLine(ArgumentParser):
     def _meant(self, name: str) -> str:
         """What an unknown option is now, or which was meant."""
         option = name.removeprefix("model.init_args.").partition(".")[0]
-        own = {action.dest for action in self._actions}
+        own = self.option_names()
         if "ema" in own and option not in own and (place := place_of_old(option)):
             return f"; since 0.4.0 {option} is {place}"
         parsers: list[Any] = [self]
         for action in self._actions:
             if isinstance(action.choices, dict):  # of a parser of subcommands
                 parsers += action.choices.values()
-        known = {action.dest for parser in parsers for action in parser._actions}
+        known = set.union(*(parser.option_names() for parser in parsers))
         near = suggestion(name, {each for each in known if each.count(".") == name.count(".")})
         own = {each for each in own if not OF_A_PARSER.match(each)}
         return near or (f"; there are {', '.join(sorted(own))}" if len(own) < MANY else "")

@@ -119,7 +119,7 @@ def prepare(
     done = engine.prepare(recipe, folder, workers, max_unreadable)
     sheet = folder / SHEET_FILE
     is_drawn = sheet.is_file() or write_picture(
-        sheet, lambda to: contact_sheet(folder, done.index, autoencoder, device).save(to, "PNG")
+        sheet, lambda: contact_sheet(folder, done.index, autoencoder, device)
     )
     if not done.num_images:
         say(f"{folder} is complete already: nothing to do")

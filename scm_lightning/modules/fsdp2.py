@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from scm_lightning.modules.sharding import full_tensor, sharded_like
 from scm_lightning.storage import Checkpoint
@@ -115,13 +115,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        def gather(x: Any) -> Any:
+        def gather(x: Tensor) -> Tensor | None:
             whole = full_tensor(x)
-            if not self.is_global_zero:
-                return None  # one tensor at a time is whole here
-            return whole.cpu() if isinstance(whole, Tensor) else whole
+            return whole.cpu() if self.is_global_zero else None  # else one at a time is whole
 
-        gathered: dict[str, Any] = tree_map(gather, state)
+        gathered: dict[str, Any] = apply_to_collection(state, Tensor, gather)
         return gathered if self.is_global_zero else {}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scm_lightning.data.shards import Array
@@ -107,6 +108,8 @@ def load_images(batches: ImageBatches, num_workers: int) -> Generator[LoadedImag
             num_workers=num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=leave_signals_to_parent,
+            # Its own, or a run that writes its shards first would draw other noise later.
+            generator=torch.Generator(),
         )
     try:
         yield from loader

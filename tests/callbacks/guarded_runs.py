@@ -6,6 +6,7 @@ once and forks the processes of every job, since an import takes longer than a r
 """
 
 import atexit
+import ctypes
 import gc
 import json
 import logging
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
@@ -27,6 +29,7 @@ from gaussian import PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.distributed import TCPStore
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -144,7 +147,6 @@ def run(rank, folder, job):
                 time.sleep(0.002)
             time.sleep(seconds if job.get("signal") else 0.0)
 
-    lost_process.LISTEN_SECONDS = job.get("listen", lost_process.LISTEN_SECONDS)
     module = Guarded(reach, rank, job)
     torch.manual_seed(11)
     sync = GradientSync(False, 0) if job.get("unchecked") else GradientSync(every_n_steps=3)
@@ -189,10 +191,19 @@ def whole(tensor):
 
 
 def fork(folder, job):
-    """Start the processes of a job in a group of their own; their numbers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Start the processes of a job in a group of their own; their numbers, and the store.
+
+    It is in this program, as in torchrun; or in the first of them, as Lightning has it.
+    """
+    store, agent = None, {}
+    if job.get("store") == "first":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+    else:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        port = str(store.port)
+        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     pids = []
     for rank in range(WORLD_SIZE):
         if pid := os.fork():
@@ -200,18 +211,22 @@ def fork(folder, job):
             os.setpgid(pid, pids[0])
             continue
         os.setpgid(0, pids[0] if pids else 0)
+        # Its threads are not in the fork, which would wait for them if it closed the store.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
         places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
-        os.environ.update(places, LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
+        os.environ.update(places, **agent, LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD_SIZE))
         log = os.open(folder / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if rank:  # the first has launched it
+            lost_process.kill_launcher = partial(os.kill, pids[0], signal.SIGKILL)
         try:
             run(rank, folder, job)
         except (ValueError, OSError) as error:  # as the command line does
             print(f"error: {error}", flush=True)
             raise SystemExit(2) from None
         raise SystemExit(0)
-    return pids
+    return pids, store
 
 
 def send(job, pids, folder):
@@ -271,11 +286,12 @@ def do(name, job, folder):
     found = {"job": job}
     for number in range(2 if job.get("resume") else 1):
         start = time.monotonic()
-        pids = fork(folder, job if number == 0 else {**job, "signal": None})
+        pids, store = fork(folder, job if number == 0 else {**job, "signal": None})
         if number == 0 and job.get("signal"):
             send(job, pids, folder)
             start = time.monotonic()
         codes, left = wait(pids)
+        del store
         stopped = [folder / f"stopped.{rank}" for rank in range(WORLD_SIZE)]
         last = folder / "c" / "last.ckpt"
         found[("first", "resumed")[number]] = {

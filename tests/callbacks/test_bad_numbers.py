@@ -156,24 +156,25 @@ def test_a_module_may_pass_over_a_batch(tmp_path):
     assert module.linear.weight.isfinite().all()
 
 
-def test_the_worst_sample_by_loss_by_tangent_and_by_size():
+def test_the_worst_sample_by_size_by_tangent_and_by_loss():
     """In the second batch; its key, its number, or nothing."""
-    calm = {"t": torch.rand(3), "sample_loss": torch.ones(3), "tangent_norm": None, "indices": None}
-    t, indices = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([70, 71, 72, 73])
-    worst = {"t": t, "sample_loss": torch.tensor([1.0, -9.0, 2.0, 3.0]), "indices": indices}
+    calm = [torch.rand(3), torch.ones(3), torch.ones(3), torch.full((3,), -1)]
+    t, numbers = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([70, 71, 72, 73])
+    loss, finite = torch.tensor([1.0, -9.0, 2.0, 3.0]), torch.ones(4)
+    spoiled = torch.tensor([1.0, 1.0, math.nan, 1.0])
     keys = lambda numbers: [f"00002.tar/{each}" for each in numbers.tolist()]  # noqa: E731
-    for norm, expected in ((None, 71), (torch.tensor([1.0, 1.0, math.nan, 1.0]), 72)):
-        found = _worst_sample([calm, {**worst, "tangent_norm": norm}], None)
+    for norm, expected in ((finite, 71), (spoiled, 72)):
+        found = _worst_sample([calm, [t, loss, norm, numbers]], None)
         assert found["sample"] == expected
         assert found["t"] == pytest.approx((expected - 69) / 10)
     loss = torch.tensor([math.inf, -9.0, 2.0, 3.0])
-    found = _worst_sample([calm, {**worst, "sample_loss": loss, "tangent_norm": norm}], keys)
-    assert found == {
+    assert _worst_sample([calm, [t, loss, spoiled, numbers]], keys) == {
         "t": pytest.approx(0.1),
         "loss": "inf",
         "sample": "00002.tar/70",
         "badness": math.inf,
     }
+    assert _worst_sample([calm], keys)["sample"] is None
     assert _worst_sample([], keys)["sample"] is None
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that is stopped or killed ends the other one, which says who it was."""
 
+import signal
 import subprocess
-import time
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from scm_lightning.callbacks import LostProcess, lost_process
+from scm_lightning.callbacks import LostProcess
+from scm_lightning.ending import LAUNCHER
 
 
 @pytest.mark.parametrize(
@@ -33,8 +35,9 @@ def test_the_others_end_and_name_it(guarded, name, codes, message):
     assert f"error: process {message}" in found["log"]
 
 
-def test_a_process_that_is_paused_goes_on(guarded):
-    found = guarded[1]["paused"]["first"]
+@pytest.mark.parametrize("name", ["paused"])
+def test_a_process_that_is_paused_goes_on(guarded, name):
+    found = guarded[1][name]["first"]
     assert found["codes"] == [0, 0], found["log"]
 
 
@@ -65,18 +68,12 @@ def test_an_impossible_timeout_is_refused():
         LostProcess(timeout=0)
 
 
-def test_only_the_process_itself_is_killed():
-    """Not another of its number: started later, or in a container with the same host name."""
-    with subprocess.Popen(["sleep", "60"]) as process:
-        own = lost_process._place(process.pid)
-        number, *marks = own.split()
-        lost = LostProcess()
-        for changed in range(len(marks)):
-            others = [mark + "0" * (at == changed) for at, mark in enumerate(marks)]
-            lost._places = [" ".join([number, *others])]
-            lost._kill_here(0)
-        time.sleep(0.1)
-        assert process.poll() is None
-        lost._places = [own]
-        lost._kill_here(0)
-        assert process.wait() == -9
+@pytest.mark.parametrize(("launches", "code"), [(True, -signal.SIGKILL), (False, 0)])
+def test_the_launcher_is_killed_and_no_shell(launches, code):
+    """A process knows by its environment whether its parent has launched it as one of a run."""
+    leaf = [sys.executable, "-c", "from scm_lightning.ending import kill_launcher; kill_launcher()"]
+    parent = "import os, subprocess, sys; os.environ.pop(sys.argv[1], None)\n"
+    parent += "if sys.argv[2] == 'True': os.environ[sys.argv[1]] = str(os.getpid())\n"
+    parent += "subprocess.run(sys.argv[3:], check=True)"
+    command = [sys.executable, "-c", parent, LAUNCHER, str(launches), *leaf]
+    assert subprocess.run(command).returncode == code

@@ -133,9 +133,7 @@ def test_pictures_that_fail_lose_no_samples(tmp_path, capsys, monkeypatch):
 
 def test_a_picture_that_cannot_be_written_is_a_line(tmp_path, capsys):
     (tmp_path / "picture.png").mkdir()
-    drawn = write_picture(
-        tmp_path / "picture.png", lambda to: Image.new("RGB", (2, 2)).save(to, "PNG")
-    )
+    drawn = write_picture(tmp_path / "picture.png", lambda: Image.new("RGB", (2, 2)))
     assert not drawn
     assert "picture.png could not be drawn: Is a directory" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]

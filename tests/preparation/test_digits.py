@@ -132,6 +132,12 @@ def test_a_broken_preparation_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_writes_its_shards_draws_the_noise_of_one_that_has_them(tmp_path):
+    before = torch.get_rng_state()
+    Digits(0.7, str(tmp_path / "digits")).prepare_data()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_files_are_those_of_every_version(folder):
     index = ShardIndex.read(folder)
     listed = [shard for split in index.splits.values() for shard in split.shards]

@@ -149,7 +149,12 @@ def _checked(func: Callable[..., Any], given: list[Tensor], out: Any, tangent: A
 def _same_storage(one: Tensor, other: Tensor) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
-    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+    return storage_number(one.untyped_storage()) == storage_number(other.untyped_storage())
+
+
+def storage_number(storage: torch.UntypedStorage) -> int:
+    """What tells a storage from all others that are alive, also where it has no address."""
+    return int(storage._cdata)
 
 
 def _check_numbers(func: Callable[..., Any], out: Any) -> None:

@@ -28,6 +28,7 @@ from scm_lightning.autodiff.dual.forward_mode import (
     differentiable,
     enter,
     forward_level,
+    storage_number,
     underived,
 )
 from scm_lightning.autodiff.dual.kinds import name_of
@@ -88,9 +89,9 @@ class Writes:
     def adopt(self, x: Tensor) -> None:
         """Give a plain tensor the zero tangent, and all that share its storage."""
         storage = x.untyped_storage()
-        if storage._cdata not in self.storages:
+        if storage_number(storage) not in self.storages:
             zeros = torch.zeros(storage.nbytes(), dtype=torch.uint8, device=x.device)
-            self.storages[storage._cdata] = (zeros, storage)
+            self.storages[storage_number(storage)] = (zeros, storage)
         self._give(x)
         if x._base is not None:  # the network may return it as it is
             self.notice(x._base)
@@ -100,7 +101,7 @@ class Writes:
         for x in leaves(tree):
             if type(x) is not Dual and x.layout is torch.strided and differentiable(x):
                 try:
-                    address = x.untyped_storage()._cdata
+                    address = storage_number(x.untyped_storage())
                 except (NotImplementedError, RuntimeError):  # a wrapper has no storage
                     continue
                 if address in self.storages:
@@ -116,7 +117,7 @@ class Writes:
         self.storages.clear()
 
     def _give(self, x: Tensor) -> None:
-        whole = self.storages[x.untyped_storage()._cdata][0]
+        whole = self.storages[storage_number(x.untyped_storage())][0]
         size = whole.numel() - whole.numel() % x.element_size()
         tangent = whole[:size].view(x.dtype)
         tangent = tangent.as_strided(x.size(), x.stride(), x.storage_offset())

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.dual.forward_mode import differentiable
 from scm_lightning.core import Bound, expand_time
@@ -27,6 +28,11 @@ class Point(NamedTuple):
     t: Tensor
     du_dt: Tensor
     scale: Tensor
+
+    @property
+    def has_no_numbers(self) -> bool:
+        """Whether the tensors stand for others: in a graph that is compiled, or to be counted."""
+        return torch.compiler.is_compiling() or is_fake(self.u)
 
     def input_tangents(self) -> tuple[Tensor, Tensor]:
         """Tangents of u and t, scaled before they enter the network."""

@@ -9,9 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from scm_lightning.autodiff.checkpointing import checkpointed_blocks
 from scm_lightning.autodiff.dual import DualNumbers, TangentError, Traced
@@ -44,7 +42,7 @@ class DualArithmetic(TangentMethod):
 
 def _by_dual_numbers(f: Bound, point: Point) -> tuple[Tensor, Tensor]:
     tu, tt = point.input_tangents()
-    if torch.compiler.is_compiling() or is_fake(point.u):
+    if point.has_no_numbers:
         pair: Any = f(Traced(point.u, tu), Traced(point.t, tt))  # type: ignore[arg-type]
         return (pair.primal, pair.tangent) if isinstance(pair, Traced) else _lost(pair)
     with DualNumbers() as level:
