@@ -111,8 +111,6 @@ def _run_in_one_line(words: list[str]) -> None:
             line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
         elif isinstance(error, ArgumentError):
             line += "; `scm SUBCOMMAND --help` lists what can be set"
-        elif isinstance(error, UnicodeDecodeError):
-            line = f"a configuration must be text in UTF-8: {line}"
         _refuse(line)
 
 

@@ -8,6 +8,7 @@ the memory of each, and kills the process that fills it.
 """
 
 import os
+from contextlib import suppress
 
 import torch
 from jsonargparse import Namespace
@@ -29,7 +30,7 @@ def check_network_size(config: Namespace) -> None:
         config: options of a subcommand; a dry run of a bench needs no memory.
 
     Raises:
-        MemoryError: if it is too large.
+        ValueError: if it is too large.
     """
     memory, held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0
     key = next((each for each in TRAINED if each in (config.model.get("init_args") or {})), None)
@@ -41,20 +42,18 @@ def check_network_size(config: Namespace) -> None:
         nonlocal held
         held += 0 if parameter is None else 2 * parameter.nbytes  # with its average
         if held > memory:
-            raise MemoryError(
-                f"model.init_args.{key} must fit into this machine's memory with its average, "
-                f"{memory / 1e9:,.0f} GB, got more than {held / 1e9:,.0f} GB"
-            )
+            raise MemoryError
 
     parser = OneLineParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
     hook = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            parser.instantiate(Namespace(network=network))  # type: ignore[no-untyped-call]
-    except MemoryError:
-        raise
-    except Exception:  # of any class of the user's; it comes again, and is shown then
-        return
-    finally:
-        hook.remove()
+    # Of any class of the user's; what is raised comes again when it is built, and is shown then.
+    with suppress(Exception), torch.device("meta"):
+        parser.instantiate(Namespace(network=network))  # type: ignore[no-untyped-call]
+    hook.remove()
+    if held > memory:
+        raise ValueError(
+            f"model.init_args.{key} must fit into this machine's memory with its average, "
+            f"{memory / 1e9:,.0f} GB, got more than {held / 1e9:,.0f} GB; lower its sizes, or the "
+            "number of its blocks or classes"
+        )

@@ -22,6 +22,8 @@ from scm_lightning.cli.misfits import OPTIONS, Misfit, MisfitError, install, not
 from scm_lightning.cli.renamed import place_of_old
 from scm_lightning.cli.run_config import of_its_folder
 
+MAY_BE_NONE = {"optimizer", "lr_scheduler"}
+"""Groups of options of Lightning's; the models here have their own."""
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
 are handed."""
@@ -93,8 +95,8 @@ class _OneLine(ArgumentParser):
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Refuse what is no map in the place of a group of options: the parser would take it."""
-        for key in self.groups or ():
-            if (value := namespace.get(key)) is not None and not isinstance(value, Namespace):
+        for key in {*(self.groups or ())} - MAY_BE_NONE:
+            if key in namespace and not isinstance(value := namespace[key], Namespace):
                 raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {shown(value)}"))
         super().validate(namespace, *args, **kwargs)
 
@@ -107,8 +109,6 @@ class _OneLine(ArgumentParser):
             return found
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
     def _meant(self, name: str) -> str:
         """What an unknown option is now, or which was meant."""
