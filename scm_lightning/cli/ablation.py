@@ -150,10 +150,7 @@ class Run:
             ValueError: if the record is damaged.
         """
         record, made_from = self.folder / RECORD, self.made_from()
-        try:
-            known = json.loads(read_regular(record, MAX_BYTES)) if record.is_file() else None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{record} is damaged: {error}; remove it") from error
+        known = read_map(record) if record.is_file() else {}
         if finished:
             return (self.folder / self.product).is_file() and bool(known == made_from)
         return known in (made_from, made_from | UNFINISHED)
@@ -177,6 +174,22 @@ class Trial(NamedTuple):
     variant: str
     seed: int
     run: Run
+
+
+def read_map(file: Path) -> dict[str, Any]:
+    """Read a file of a run: the record, its scores, its curves.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged; without it the run is not finished, and done again.
+    """
+    try:
+        content = json.loads(read_regular(file, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}; remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a map of JSON, got other content; remove it")
+    return content
 
 
 def trials(ablation: Ablation) -> list[Trial]:

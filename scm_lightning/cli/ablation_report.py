@@ -5,15 +5,13 @@ The spread is the standard deviation of the seeds (N - 1), not that of their mea
 over time a line is the median of the seeds, its band reaches from the lowest to the highest.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scm_lightning import __version__
-from scm_lightning.cli.ablation import MAX_BYTES, Ablation, Trial
-from scm_lightning.given_files import read_regular
+from scm_lightning.cli.ablation import Ablation, Trial, read_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +59,7 @@ def collect(
         for score, value in _scores(run.folder / run.product, ablation.scores).items():
             variants[variant]["scores"][score]["seeds"][str(seed)] = value
         if (run.folder / CURVES_FILE).is_file():
-            measured = _read_map(run.folder / CURVES_FILE)
+            measured = read_map(run.folder / CURVES_FILE)
             variants[variant]["curves"][str(seed)] = {
                 name: measured[name] for name in ("t", "tan_t", *CURVES) if name in measured
             }
@@ -82,7 +80,7 @@ def collect(
 
 
 def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
-    content = _read_map(file)
+    content = read_map(file)
     known = [key for key, each in content.items() if isinstance(each, dict) and "value" in each]
     for score in scores:
         if score not in known:
@@ -92,17 +90,7 @@ def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
     try:
         return {score: float(content[score]["value"]) for score in scores}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
-
-
-def _read_map(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_regular(file, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a map of JSON, got other content; score the run again")
-    return content
+        raise ValueError(f"{file} is damaged: {error}; remove it") from error
 
 
 def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

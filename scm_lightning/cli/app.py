@@ -84,11 +84,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
 
 
-def _writes_the_log_of(root: str, logger: Any) -> bool:
-    """Whether a logger is one that has written the log of a training in this folder."""
-    return isinstance(logger, CSVLogger) and Path(logger.log_dir) == Path(root)
-
-
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
     """Hand the path's `sigma_data` to the data, unless they are given another.
 
@@ -192,7 +187,9 @@ class SCMCommandLine(LightningCLI):
             filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
         if self.subcommand == "fit":
             filled["logger"] = RunLog(root) if given.logger is None else given.logger
-        elif given.logger is None or _writes_the_log_of(root, given.logger):
+        elif given.logger is None or (
+            isinstance(given.logger, CSVLogger) and Path(given.logger.log_dir) == Path(root)
+        ):
             filled["logger"] = False  # a new logger would remove the log of the training
         return filled
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from scm_lightning.given_files import given_path
-from scm_lightning.saying import say, show
-from scm_lightning.storage import Export, SavedRun
+from scm_lightning.saying import say
+from scm_lightning.storage import SavedRun
 from scm_lightning.storage.export import SUFFIX
 
 
@@ -51,19 +51,14 @@ def export(
     run = SavedRun.read(checkpoint)
     found = run.trained() if weights == "trained" else run.average(ema)
     found.write(file)
-    _report(found, file)
-
-
-def _report(found: Export, file: Path) -> None:
-    """Say what was written, and what for."""
-    count = sum(weight.numel() for weight in found.tensors.values())
-    cells = (found.module, found.weights, found.profile or "-", f"{found.step:,}")
-    sizes = (f"{found.sigma_data:g}", f"{count:,}", f"{file.stat().st_size:,}")
-    headings = ("run", "weights", "profile", "step", "sigma_data", "numbers", "bytes")
-    show(headings, [(*cells, *sizes)])
     use = (
         "give it as a student's teacher"
         if found.module == "diffusion"
         else f"network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
     )
-    say(f"written to {file}; {use}")
+    count = sum(weight.numel() for weight in found.tensors.values())
+    kind = f"{found.weights} {found.profile}" if found.profile else found.weights
+    say(
+        f"written to {file}: {count:,} numbers, {kind} of a {found.module} run at step "
+        f"{found.step:,}, sigma_data {found.sigma_data:g}; {use}"
+    )

@@ -38,7 +38,7 @@ def check_options(config: Namespace) -> None:
         ValueError: if a class_path is no class's, or its dict_kwargs are not, an option is out of
             range, or a CPU is to compute in float16.
     """
-    for spec in _specs(config):
+    for spec in specs(config):
         _check_class(spec["class_path"], spec.get("dict_kwargs") or {})
     seed = config.seed_everything
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MAX_SEED:
@@ -81,18 +81,8 @@ def _is_float16_on_cpu(trainer: Namespace) -> bool:
     return trainer.precision in FLOAT16 and (automatic or trainer.accelerator == "cpu")
 
 
-def class_paths(value: Any) -> Iterator[str]:
-    """Every class_path in a configuration.
-
-    Args:
-        value: a configuration, or a part of one.
-    """
-    for spec in _specs(value):
-        yield spec["class_path"]
-
-
-def _specs(value: Any) -> Iterator[dict[str, Any]]:
-    """Every map with a class_path."""
+def specs(value: Any) -> Iterator[dict[str, Any]]:
+    """Every map with a class_path in a configuration, or in a part of one."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, dict):
@@ -101,7 +91,7 @@ def _specs(value: Any) -> Iterator[dict[str, Any]]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         for each in value:
-            yield from _specs(each)
+            yield from specs(each)
 
 
 def _check_class(path: str, dict_kwargs: Collection[str]) -> None:

@@ -53,7 +53,9 @@ class ArgumentError(ValueError):
     """Arguments or a configuration that the parser refuses."""
 
 
-class _OneLine(ArgumentParser):
+class CommandParser(ArgumentParser):
+    """Parser of the commands that have no model."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         install()
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -131,10 +133,6 @@ def _takes_text(kind: Any) -> bool:
     return kind is str or isinstance(kind, str) or any(_takes_text(each) for each in get_args(kind))
 
 
-class CommandParser(_OneLine):
-    """Parser of the commands that have no model."""
-
-
 def call(command: str, function: Callable[..., object], words: Sequence[str]) -> None:
     """Call a function with its arguments from the command line.
 
@@ -154,5 +152,5 @@ def call(command: str, function: Callable[..., object], words: Sequence[str]) ->
     function(**parser.parse_args(list(words)).as_dict())
 
 
-class OneLineParser(_OneLine, LightningArgumentParser):
+class OneLineParser(CommandParser, LightningArgumentParser):
     """Parser of the commands that have one."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
-from scm_lightning.saying import say, show, warn
+from scm_lightning.saying import say, warn
 from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
 from scm_lightning.storage.saved_run import EMA_PREFIX, METADATA_KEY
 from scm_lightning.storage.snapshot import (
@@ -67,9 +67,10 @@ def reconstruct(
     c = post_hoc_coefficients(ends, gammas, ends[-1], gamma)
     residual = post_hoc_residual(c, ends, gammas, ends[-1], gamma)
     if residual > RESIDUAL_REFUSED:
+        widths = " and ".join(map(str, sorted({each.sigma_rel for each in snapshots})))
         raise ValueError(
             f"the snapshots must span the profile, a residual of {residual:.1%} remains of "
-            f"sigma_rel {sigma_rel} at step {step}; the widths are {_widths(snapshots)}: take a "
+            f"sigma_rel {sigma_rel} at step {step}; the widths are {widths}: take a "
             "width nearer to these, or snapshots oftener"
         )
     terms = list(zip(c.tolist(), snapshots, strict=True))
@@ -138,18 +139,16 @@ def _replaced(
     }
 
 
-def _widths(snapshots: list[Snapshot]) -> str:
-    return " and ".join(map(str, sorted({each.sigma_rel for each in snapshots})))
-
-
 def _report(found: dict[str, float], count: int, largest: float, out: str) -> None:
     """Say what was written, and how far to trust it."""
     sigma_rel, step, residual = found.values()
-    cells = (f"{sigma_rel:g}", f"{step}", f"{count}", f"{largest:.2f}", f"{residual:.2%}")
-    show(("sigma_rel", "step", "snapshots", "largest coefficient", "residual"), [cells])
     if residual > RESIDUAL_WARNED:
         warn(
             f"warning: a residual above {RESIDUAL_WARNED:.0%} means that the snapshots "
             "span the profile poorly; take a width between theirs, or snapshots oftener"
         )
-    say(f"written to {out}; give it as --ckpt_path, or as a student's teacher")
+    say(
+        f"written to {out}: sigma_rel {sigma_rel:g} at step {step} from {count} snapshots, largest "
+        f"coefficient {largest:.2f}, residual {residual:.2%}; give it as --ckpt_path, or as a "
+        "student's teacher"
+    )
