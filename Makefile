@@ -2,12 +2,14 @@
 # Both set up .venv on first use. make demo SEED=1 for another seed.
 PYTHON ?= python3
 SEED ?= 0
+# make test CONSTRAINTS=tests/lowest.txt: with the oldest versions that are allowed.
+CONSTRAINTS ?= constraints.txt
 SCM = OMP_NUM_THREADS=1 .venv/bin/scm
 # Behind --config, since later options win.
 SEEDED = --seed_everything $(SEED)
 # A run that is finished is left as it is; one that was stopped goes on; a seed trains anew.
 FRESH = $(if $(filter command line,$(origin SEED)),--fresh)
-INSTALL = .venv/bin/pip install -q --disable-pip-version-check -c constraints.txt
+INSTALL = .venv/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 
 .PHONY: demo test test-slow lint
 
@@ -33,10 +35,10 @@ lint: .venv/installed-dev
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/pip pyproject.toml constraints.txt
+.venv/installed: .venv/bin/pip pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e .
 	touch $@
 
-.venv/installed-dev: .venv/bin/pip pyproject.toml constraints.txt
+.venv/installed-dev: .venv/bin/pip pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) -e ".[dev,fid]"
 	touch $@ .venv/installed

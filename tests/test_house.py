@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house's own rules: floors, headers, sizes, exports."""
+"""The house's own rules: floors, headers, sizes, exports, the files at its door."""
 
 import ast
 import importlib
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
+
+import scm_lightning
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scm_lightning"
@@ -28,6 +31,20 @@ FLOORS = {
     "callbacks": 7,
     "preparation": 7,
     "cli": 8,
+}
+AT_THE_DOOR = {
+    ".gitignore",
+    ".gitlab-ci.yml",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "constraints.txt",
+    "pyproject.toml",
 }
 TORCH_ONLY = {"core", "autodiff", "networks"}
 
@@ -91,8 +108,6 @@ def test_functions_are_short(file):
 
 
 def test_public_names_are_those_promised():
-    import scm_lightning
-
     for name in scm_lightning.__all__:
         assert getattr(scm_lightning, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
@@ -110,6 +125,25 @@ def test_no_path_of_a_machine_is_written_down():
     for file in [*FILES, *ROOT.glob("*.md"), *(ROOT / "configs").glob("*")]:
         if file.is_file() and file.suffix in {".py", ".md", ".yaml"}:
             assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", file.read_text()), file
+
+
+def test_the_top_level_holds_what_people_look_for_and_nothing_else():
+    assert {path.name for path in ROOT.iterdir() if path.is_file()} - {".git"} == AT_THE_DOOR
+
+
+def test_one_version_everywhere():
+    project, citation = ((ROOT / name).read_text() for name in ("pyproject.toml", "CITATION.cff"))
+    assert f'\nversion = "{scm_lightning.__version__}"\n' in project
+    assert f"\nversion: {scm_lightning.__version__}\n" in citation
+
+
+def test_the_oldest_versions_promised_are_those_tested():
+    """Every lower bound of pyproject.toml is a pin of tests/lowest.txt."""
+    promised = re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)', (ROOT / "pyproject.toml").read_text())
+    pinned = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/lowest.txt").read_text(), re.M)
+    tested = {name: Version(version) for name, version in pinned}
+    bounds = {name: Version(version) for name, version in promised if name != "setuptools"}
+    assert bounds.items() <= tested.items()
 
 
 AT_WORK = """

@@ -51,11 +51,11 @@ def mlp(**options: bool | float) -> MLP:
     return MLP((3,), model_channels=24, num_blocks=2, emb_channels=16, **options)
 
 
-def wake(network: nn.Module, seed: int = 0) -> nn.Module:
+def wake(network: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
     """Give every parameter a value: a fresh network says zero."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3, generator=generator)
+        nn.init.normal_(parameter, std=std, generator=generator)
     return network
 
 

@@ -18,14 +18,11 @@ import re
 import struct
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import torch
 
-from scm_lightning.given_files import open_regular
-from scm_lightning.saying import say
 from scm_lightning.whole_files import written_whole
 
 END_OF_ARCHIVE = b"PK\x05\x06"
@@ -120,58 +117,53 @@ def write_archive(content: Mapping[str, Any], file: Path) -> None:
         raise unwritten(file, error.strerror or str(error), num_bytes) from error
 
 
-def archive_step(file: Path) -> int | None:
+class DamagedError(ValueError):
+    """What is wrong with a checkpoint, to be said behind its path."""
+
+
+def archive_step(opened: BinaryIO) -> int | None:
     """Optimizer steps that a file claims to hold, without looking at the rest of it.
 
     Args:
-        file: the file.
+        opened: the file.
 
     Returns:
-        The steps; None if the file is damaged where they stand, or no regular file.
+        The steps; None if the file is damaged where they stand.
     """
     try:
-        with open_regular(file) as opened:
-            comment, is_plain = _comment(opened)
-            if comment is not None:
-                return int(comment[1])
-            return int(load_tensors(opened, mmap=True)["global_step"]) if is_plain else None
+        comment, is_plain = _comment(opened)
+        if comment is not None:
+            return int(comment[1])
+        return int(load_tensors(opened, mmap=True)["global_step"]) if is_plain else None
     except OSError:
         raise
     except Exception:  # whatever a file of another program holds
         return None
 
 
-def read_archive(file: Path, mmap: bool = False) -> dict[str, Any]:
+def read_archive(opened: BinaryIO, mmap: bool = False) -> tuple[dict[str, Any], bool]:
     """Read a file that torch.save wrote, checked and without running code from it.
 
-    It is opened once: what is checked is what is read, though a run may replace it meanwhile.
-
     Args:
-        file: a file that exists.
+        opened: the file: what is checked is what is read, though a run may replace it meanwhile.
         mmap: whether tensors are read from the file only when they are used.
 
     Returns:
-        What was saved; tensors on the CPU.
+        What was saved, tensors on the CPU; and whether there is a checksum, which it then fits.
 
     Raises:
-        ValueError: if it is damaged, or cannot be read.
+        DamagedError: if it is damaged, or cannot be read.
     """
-    with open_regular(file) as opened:
-        comment, is_plain = _comment(opened)
-        if comment is None and not is_plain:
-            raise ValueError(f"{file} is no checkpoint, or a damaged one; {_others(file)}")
-        size = os.fstat(opened.fileno()).st_size
-        if comment and file_sha256(opened, size - HEX_SIZE).encode() != comment[2]:
-            raise ValueError(
-                f"{file} is damaged: its content does not fit its checksum; {_others(file)}"
-            )
-        try:
-            content: dict[str, Any] = load_tensors(opened, mmap)
-        except ValueError as error:
-            raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
-    if comment is None:
-        _say_unchecked(file)
-    return content
+    comment, is_plain = _comment(opened)
+    if comment is None and not is_plain:
+        raise DamagedError("is no checkpoint, or a damaged one")
+    size = os.fstat(opened.fileno()).st_size
+    if comment and file_sha256(opened, size - HEX_SIZE).encode() != comment[2]:
+        raise DamagedError("is damaged: its content does not fit its checksum")
+    try:
+        return load_tensors(opened, mmap), comment is not None
+    except ValueError as error:
+        raise DamagedError(f"cannot be read as a checkpoint: {error}") from error
 
 
 def file_sha256(opened: BinaryIO, num_bytes: int) -> str:
@@ -211,11 +203,6 @@ def unwritten(path: Path, reason: str, num_bytes: int) -> OSError:
         f"the checkpoint {path} could not be written: {reason}{needed}; earlier checkpoints are as "
         "they were: make room, or give another folder, and run the same command again"
     )
-
-
-def existing_checkpoints(folder: Path) -> str:
-    """Names of the checkpoints in a folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
-    return ", ".join(sorted(each.name for each in folder.glob("*.ckpt"))) or "none"
 
 
 def load_tensors(opened: BinaryIO, mmap: bool = False) -> Any:
@@ -267,13 +254,3 @@ def _check_loadable(beside: Path, file: Path) -> None:
             f"and dictionaries, or it could not be loaded: {error}; change what the module or a "
             "callback saves"
         ) from error
-
-
-def _others(file: Path) -> str:
-    return f"give another one: {existing_checkpoints(file.parent)} in {file.parent}"
-
-
-@cache
-def _say_unchecked(file: Path) -> None:
-    """Once per file."""
-    say(f"{file} has no checksum: read unchecked")

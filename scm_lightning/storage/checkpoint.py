@@ -3,13 +3,22 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from scm_lightning.storage.archive import archive_step, read_archive, write_archive
+from scm_lightning.given_files import open_regular
+from scm_lightning.saying import say
+from scm_lightning.storage.archive import (
+    DamagedError,
+    archive_step,
+    read_archive,
+    write_archive,
+)
 from scm_lightning.storage.parts import are_parts, check_parts, parts_step, read_parts, write_parts
 
 
@@ -27,10 +36,19 @@ class Checkpoint:
         """Whether there is a file, or a folder that was meant to be a checkpoint."""
         return self.path.is_file() or are_parts(self.path)
 
+    def siblings(self) -> str:
+        """Names of the checkpoints in its folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
+        return ", ".join(sorted(each.name for each in self.path.parent.glob("*.ckpt"))) or "none"
+
     @property
     def step(self) -> int | None:
         """Optimizer steps that it claims to hold; None if it is damaged where they stand."""
-        return parts_step(self.path) if self.path.is_dir() else archive_step(self.path)
+        if self.path.is_dir():
+            return parts_step(self.path)
+        if self.path.exists() and not self.path.is_file():
+            return None
+        with self.path.open("rb") as opened:
+            return archive_step(opened)
 
     def check(self) -> None:
         """Compare it with its checksums; a file that has none passes, and that is said.
@@ -39,9 +57,10 @@ class Checkpoint:
             ValueError: if it is damaged, or no checkpoint.
         """
         if self.path.is_dir():
-            check_parts(self.path.resolve())
+            with self._named():
+                check_parts(self.path.resolve())
         else:
-            read_archive(self.path, mmap=True)
+            self.read(mmap=True)
 
     def read(self, mesh: DeviceMesh | None = None, mmap: bool = False) -> dict[str, Any]:
         """Read it, checked and without running code from it.
@@ -57,7 +76,14 @@ class Checkpoint:
         Raises:
             ValueError: if it is damaged, or cannot be read.
         """
-        return read_parts(self.path, mesh) if self.path.is_dir() else read_archive(self.path, mmap)
+        with self._named():
+            if self.path.is_dir():
+                return read_parts(self.path, mesh)
+            with open_regular(self.path) as opened:
+                content, is_checked = read_archive(opened, mmap)
+        if not is_checked:
+            _say_unchecked(self.path)
+        return content
 
     def write(self, content: Mapping[str, Any], in_parts: bool = False) -> None:
         """Write it; an older one is replaced once all of this one is on the disk.
@@ -83,3 +109,18 @@ class Checkpoint:
             shutil.rmtree(going)
         else:
             self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which checkpoint it is that is damaged, and which others there are."""
+        try:
+            yield
+        except DamagedError as error:
+            others = f"{self.siblings()} in {self.path.parent}"
+            raise ValueError(f"{self.path} {error}; give another one: {others}") from error
+
+
+@cache
+def _say_unchecked(file: Path) -> None:
+    """Once per file."""
+    say(f"{file} has no checksum: read unchecked")

@@ -35,10 +35,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, empty
 from torch.utils import _pytree as pytree
 
-from scm_lightning.given_files import open_regular, read_regular
 from scm_lightning.storage.archive import (
+    DamagedError,
     archive_step,
-    existing_checkpoints,
     file_sha256,
     read_archive,
     unwritten,
@@ -76,8 +75,10 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path) -> None:
         _in_first_process(lambda: _begin(beside))
         writer = HuggingFaceStorageWriter(str(beside), save_distributed=True)
         _in_all_processes(lambda: save(parts, storage_writer=writer))
-        entries = _in_all_processes(lambda: [_entry(each) for each in beside.glob(own_files)])
-        files = dict(entry for of_process in entries for entry in of_process)
+        entries = _in_all_processes(
+            lambda: {each.name: _entry(each) for each in beside.glob(own_files)}
+        )
+        files = {name: entry for of_process in entries for name, entry in of_process.items()}
         _in_first_process(lambda: _complete(rest, files, beside, folder))
     except OSError as error:
         num_bytes = sum(x.numel() * x.element_size() for x in parts.values())
@@ -94,7 +95,10 @@ def are_parts(folder: Path) -> bool:
 
 def parts_step(folder: Path) -> int | None:
     """Optimizer steps that a folder claims to hold; None if it is damaged where they stand."""
-    return _marker(folder).get("step")
+    if not (folder / REST).is_file():
+        return None
+    with (folder / REST).open("rb") as opened:
+        return archive_step(opened)
 
 
 def check_parts(folder: Path) -> None:
@@ -104,20 +108,15 @@ def check_parts(folder: Path) -> None:
         folder: a folder that exists, and no link to it, which could name another meanwhile.
 
     Raises:
-        ValueError: if it is damaged, or no checkpoint.
+        DamagedError: if it is damaged, or no checkpoint.
     """
-    marker = _marker(folder)
-    there = {each.name for each in folder.iterdir() if each.suffix == PART or each.name == REST}
-    damaged = sorted(there ^ {*marker["files"]}) if marker else [MARKER]
-    damaged = damaged or [
-        name for name in sorted(there) if _entry(folder / name) != (name, marker["files"][name])
-    ]
-    if not damaged and archive_step(folder / REST) != marker["step"]:
-        damaged = [MARKER]
+    listed, parts = _listed(folder), (PART, Path(REST).suffix)
+    there = {each.name for each in folder.iterdir() if each.suffix in parts and each.is_file()}
+    damaged = sorted(there ^ {*listed}) if listed else [MARKER]
+    damaged = damaged or [name for name in sorted(there) if _entry(folder / name) != listed[name]]
     if damaged:
-        raise ValueError(
-            f"{folder} is damaged: {damaged[0]} does not fit its checksum, or is missing or too "
-            f"many; give another one: {existing_checkpoints(folder.parent)} in {folder.parent}"
+        raise DamagedError(
+            f"is damaged: {damaged[0]} does not fit its checksum, or is missing or too many"
         )
 
 
@@ -134,7 +133,7 @@ def read_parts(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
         What was saved.
 
     Raises:
-        ValueError: if it is damaged, or cannot be read.
+        DamagedError: if it is damaged, or cannot be read.
     """
     if mesh is not None:
         return _read_folder(Path(_in_all_processes(lambda: str(path.resolve()))[0]), mesh)
@@ -150,7 +149,8 @@ def read_parts(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
 def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
     """Read a folder that is no link."""
     check_parts(folder)
-    checkpoint = read_archive(folder / REST)
+    with (folder / REST).open("rb") as opened:
+        checkpoint, _ = read_archive(opened)
     parts = {name: _space(x, mesh) for name, x in _leaves(checkpoint).items() if _is_empty(x)}
     reader = HuggingFaceStorageReader(str(folder))
     try:
@@ -158,7 +158,7 @@ def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # that there is no process group, which is meant
             load(parts, storage_reader=reader, no_dist=mesh is None)
     except CheckpointException as error:
-        raise ValueError(f"{folder} cannot be read as a checkpoint: {_reason(error)}") from error
+        raise DamagedError(f"cannot be read as a checkpoint: {_reason(error)}") from error
 
     def filled(place: tuple[Any, ...], x: Any) -> Any:
         return parts[_name(place)] if _is_empty(x) else x
@@ -178,7 +178,7 @@ def _begin(beside: Path) -> None:
 def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> None:
     """Add what is not sharded, and the marker; move the folder to its place."""
     write_archive(rest, beside / REST)
-    files = dict([*files.items(), _entry(beside / REST)])
+    files = {**files, REST: _entry(beside / REST)}
     write_whole(beside / MARKER, _text({"step": rest["global_step"], "files": files}))
     if folder.exists():
         replaced = folder.with_name(f"{folder.name}.replaced.part")
@@ -190,16 +190,17 @@ def _complete(rest: Any, files: dict[str, Any], beside: Path, folder: Path) -> N
     flush_folder(folder.parent)
 
 
-def _marker(folder: Path) -> dict[str, Any]:
-    """What the marker says; empty if there is none, or a damaged one."""
+def _listed(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file, as the marker has them; empty if there is no whole one."""
+    file = folder / MARKER
     try:
-        text = read_regular(folder / MARKER, MAX_MARKER_BYTES).decode()
-        found = json.loads(text)
-        is_whole: bool = found["format_version"] == FORMAT_VERSION and _text(found) == text
-        found["files"], found["step"] = dict(found["files"]), int(found["step"])
+        if not file.is_file() or file.stat().st_size > MAX_MARKER_BYTES:
+            return {}
+        found = json.loads(text := file.read_text())
+        is_whole = found["format_version"] == FORMAT_VERSION and _text(found) == text
+        return dict(found["files"]) if is_whole else {}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
-    return found if is_whole else {}
 
 
 def _text(marker: dict[str, Any]) -> str:
@@ -207,11 +208,11 @@ def _text(marker: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def _entry(file: Path) -> tuple[str, list[Any]]:
-    """Name, size and SHA-256 of a file, as in the marker."""
-    with open_regular(file) as opened:
+def _entry(file: Path) -> list[Any]:
+    """Size and SHA-256 of a file, as in the marker."""
+    with file.open("rb") as opened:
         num_bytes = os.fstat(opened.fileno()).st_size
-        return file.name, [num_bytes, file_sha256(opened, num_bytes)]
+        return [num_bytes, file_sha256(opened, num_bytes)]
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from scm_lightning.storage.archive import existing_checkpoints
 from scm_lightning.storage.checkpoint import Checkpoint
 from scm_lightning.storage.export import SUFFIX, Export
 
@@ -48,7 +47,7 @@ class SavedRun:
         path = Path(path)
         checkpoint = Checkpoint(path)
         if not checkpoint.exists():
-            others = existing_checkpoints(path.parent)
+            others = checkpoint.siblings()
             advice = (
                 "train first with `scm fit`, or give another path"
                 if others == "none"

@@ -37,7 +37,7 @@ class Habits(dict[str, Habit]):
 
         def register(make: Callable[[], nn.Module]) -> Callable[..., object]:
             def build() -> tuple[Callable[..., object], Sequence[Tensor]]:
-                torch.manual_seed(1)
+                torch.default_generator.manual_seed(1)
                 made = make().double()
                 return made, [*made.parameters(), *made.buffers()]
 

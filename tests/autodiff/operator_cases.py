@@ -171,7 +171,7 @@ def thinned(items: list[Any], most: int) -> list[Any]:
 
 def samples(op: Any, dtype: torch.dtype, most: int = CAP) -> Iterator[Sample]:
     """The operator's sample inputs that hold a float or complex tensor to be varied."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     differentiable = op.supports_autograd or op.supports_forward_ad
     given = list(op.sample_inputs("cpu", dtype, requires_grad=differentiable))
     for sample in thinned(given, most):

@@ -34,8 +34,8 @@ from tangent_check import Judge, Verdict, first_line
 from torch import Tensor
 
 UNDEFINED_VALUES = "values are undefined (uninitialized memory): only that the call passes"
-QUICK_EVERY, QUICK_SAMPLES = 20, 3
-"""The quick choice: every twentieth operator of the list, and one of each rule."""
+CHOSEN_SAMPLES = 3
+"""Samples of an operator of each rule in the quick suite, where others have one in float64."""
 
 
 @dataclass
@@ -98,29 +98,33 @@ def run_way(op: Any, dtype: torch.dtype, way: Way, given: Sequence[Sample]) -> R
     return result
 
 
-def run_operator(op: Any, most: int = CAP) -> Iterator[Result]:
-    """Every spelling in every dtype that torch supports for it on a CPU."""
-    for dtype in DTYPES:
+def run_operator(
+    op: Any, most: int = CAP, dtypes: Sequence[torch.dtype] = DTYPES
+) -> Iterator[Result]:
+    """Every spelling in every dtype that torch supports for it on a CPU.
+
+    At one sample, those that differ in spelling only are left out.
+    """
+    for dtype in dtypes:
         if dtype not in op.supported_dtypes("cpu"):
             continue
         given = list(samples(op, dtype, most))
         for way in ways(op):
+            if most == 1 and way.most == FEW:
+                continue
             result = run_way(op, dtype, way, thinned(given, min(way.most, most)))
             if result.samples:
                 yield result
 
 
-def quick_choice() -> list[Any]:
-    """A fixed sample of the list, and an operator of each rule that the engine has."""
+def one_of_each_rule() -> list[Any]:
+    """The first operator of the list for each rule that the engine has, and one without."""
     rules = getattr(engine(), "RULES", {})
-    chosen, seen = [], set()
-    for index, op in enumerate(all_operators()):
+    chosen = {}
+    for op in all_operators():
         found = rules.get(op.op) or rules.get(op.method_variant)
-        new = found is not None and found.rule not in seen
-        if index % QUICK_EVERY == 0 or new:
-            chosen.append(op)
-            seen.add(found and found.rule)
-    return chosen
+        chosen.setdefault(found and found.rule, op)
+    return list(chosen.values())
 
 
 def count(results: Sequence[Result]) -> Counter[str]:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call, made four ways: plainly, on dual numbers, by `torch.func.jvp`, by differences."""
+"""One call, made four ways: plainly, on dual numbers, by `torch.func.jvp`, by differences.
+
+The CPU's generator is seeded alone: `torch.manual_seed` notes a stack for every absent device,
+which is half of the time of a small call.
+"""
 
 import dataclasses
 import importlib
@@ -99,7 +103,7 @@ def leaves_of(primals: Sequence[Tensor]) -> list[Tensor]:
 def call_plainly(build: Build, primals: Sequence[Tensor]) -> Call:
     function, state = build()
     leaves = leaves_of(primals)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     outs = list(flat(function(*map(fresh, leaves))))
     trained = [each for each in state if each.requires_grad]
     return Call(values_of([*outs, *state]), [], gradients(outs, [*leaves, *trained]))
@@ -112,7 +116,7 @@ def call_on_duals(
     function, state = build()
     leaves = leaves_of(primals)
     kinds = [type(each) for each in state]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     arguments = [fresh(leaf) for leaf in leaves]
     arguments = [each.view_as(each) if each.is_leaf else each for each in arguments]
     versions = [each._version for each in arguments]
@@ -154,7 +158,7 @@ def tangents_by_jvp(
         function, _ = build()
 
         def outputs(*given: Tensor) -> tuple[Tensor, ...]:
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             arguments = list(primals)
             for index, each in zip(indices, given, strict=True):
                 arguments[index] = each
@@ -186,7 +190,7 @@ def tangents_by_differences(
 
     def at(step: float) -> list[Tensor]:
         function, _ = build()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         moved = [
             primal + step * tangent if dual else primal.detach()
             for primal, tangent, dual in zip(primals, tangents, chosen, strict=True)

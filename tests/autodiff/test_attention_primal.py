@@ -42,8 +42,7 @@ def fused(q, k, v, **options):
 
 @pytest.mark.parametrize("attend", [attention_with_lse, fused])
 @pytest.mark.parametrize("name", ["boolean", "bias", "none", "causal"])
-@pytest.mark.parametrize("dv", [D, 4])
-@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize(("dv", "scale"), [(D, None), (4, 0.3)])
 def test_values_gradients_and_lse(randn, attend, name, dv, scale):
     """Against torch's math in float64, by gradcheck, and lse by its definition."""
     q, k, v = inputs(randn, dv)

@@ -71,10 +71,10 @@ def check(tensors, mask=None, is_causal=False, scale=None, tile=SMALL, bound=Non
     return to
 
 
-def draw(randn, D, dtype=torch.float32, DV=None, num_queries=M, num_keys=N, spread=1.0):
+def draw(randn, D, dtype=torch.float32, DV=None, lengths=(M, N), spread=1.0, heads=(1, 1)):
     """q, k, v and their tangents inside NaN."""
-    shapes = [(num_queries, D), (num_keys, D), (num_keys, DV or D)] * 2
-    tensors = [randn(B, H, *shape) for shape in shapes]
+    shapes = [(lengths[0], D), (lengths[1], D), (lengths[1], DV or D)] * 2
+    tensors = [randn(*heads, *shape) for shape in shapes]
     tensors[1] *= spread
     return [banded(x.to(dtype))[0] for x in tensors]
 
@@ -129,7 +129,7 @@ def test_masks_in_any_broadcast_shape(randn, name):
     """Also inside NaN where they are floating; rows without keys become 0, 0 and -inf."""
     mask = masks(randn)[name]
     mask = banded(mask)[0] if mask.is_floating_point() else mask
-    to = check(draw(randn, 16), mask)
+    to = check(draw(randn, 16, heads=(B, H)), mask)
     assert bool(to[:, :, 4].any()) == (name != "boolean")
 
 
@@ -137,11 +137,7 @@ def test_masks_in_any_broadcast_shape(randn, name):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_queries_and_keys_of_unlike_lengths(randn, lengths, is_causal):
     """Ragged and even blocks; causal rows beyond the last key see everything."""
-    check(
-        draw(randn, 16, num_queries=lengths[0], num_keys=lengths[1]),
-        is_causal=is_causal,
-        scale=0.31,
-    )
+    check(draw(randn, 16, lengths=lengths), is_causal=is_causal, scale=0.31)
 
 
 @pytest.mark.parametrize(("D", "DV"), [(16, 40), (40, 16)])
@@ -152,9 +148,8 @@ def test_values_of_another_width(randn, D, DV):
 @pytest.mark.parametrize("tile", sorted({row[1] for rows in TILES.values() for row in rows}))
 def test_shipped_tiles_over_several_blocks(randn, tile):
     """One block and a rest, both ways."""
-    num_queries, num_keys = tile.block_m + 9, 2 * tile.block_n + 5
-    tensors = draw(randn, 16, torch.float16, num_queries=num_queries, num_keys=num_keys)
-    check([x[:1, :1] for x in tensors], tile=tile)
+    lengths = tile.block_m + 9, 2 * tile.block_n + 5
+    check(draw(randn, 16, torch.float16, lengths=lengths), tile=tile)
 
 
 def test_packed_projections_and_strided_features(randn):

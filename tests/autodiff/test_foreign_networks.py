@@ -45,6 +45,8 @@ MOVING = {
     "spectral_norm, both kinds": TWO_STATES,
 }
 """Networks that are no function of u and t alone."""
+SAMPLE = {*TORCH, *list(NETWORKS)[::4]}
+"""For torch's own forward mode, which is the reference already."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers and torch.compile give many
 
@@ -62,8 +64,19 @@ def test_differences_are_as_accurate_as_they_promise(name):
     assert verdict.answer == "exact", verdict
 
 
-@pytest.mark.parametrize("method", ["two_pass", "func"])
-@pytest.mark.parametrize(("name", "mode"), CASES)
+@pytest.mark.parametrize(
+    ("name", "mode", "method"),
+    [
+        pytest.param(
+            *case.values,
+            method,
+            id=f"{case.id}, {method}",
+            marks=[] if case.values[0] in SAMPLE else [pytest.mark.slow],
+        )
+        for case in CASES
+        for method in ("two_pass", "func")
+    ],
+)
 def test_torchs_forward_mode_is_exact_or_raises(name, mode, method):
     """It has no formula for many an operation; then its own error says so."""
     verdict = judge(NETWORKS[name], method, mode)

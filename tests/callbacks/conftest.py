@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runs of two processes that the tests of the guards share: one program does them all."""
 
+import json
+
 import pytest
 from guarded_runs import do_all
 
@@ -47,13 +49,12 @@ SLOW = {
 
 
 @pytest.fixture(scope="session")
-def guarded(request, tmp_path_factory):
+def guarded(once, request):
     """Folder of the runs, and what came of them by name; see `guarded_runs`."""
-    folder = tmp_path_factory.mktemp("guarded")
-    asked = {item.callspec.params.get("name") for item in request.session.items if of_slow(item)}
-    return folder, do_all(
-        {name: job for name, job in JOBS.items() if name not in SLOW - asked}, folder
-    )
+    left_out = SLOW if request.config.option.markexpr == "not slow" else ()
+    jobs = {name: job for name, job in JOBS.items() if name not in left_out}
+    folder = once("guarded", lambda folder: do_all(jobs, folder))
+    return folder, json.loads((folder / "results.json").read_text())
 
 
 def of_slow(item):

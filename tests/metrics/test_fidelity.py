@@ -72,7 +72,7 @@ def images():
     """Samples and data: noise of different sizes of grain. (N, 1, 8, 8) in [0, 1]."""
     generator = torch.Generator().manual_seed(1)
     fine = torch.rand(13, 1, 8, 8, generator=generator)
-    coarse = torch.rand(11, 1, 4, 4, generator=generator)
+    coarse = torch.rand(8, 1, 4, 4, generator=generator)
     return fine, coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from distributed_runs import CASES, JOINED_BATCH, SCD, Place, consistency
+from distributed_runs import CASES, EVERY, JOINED_BATCH, SCD, Place, consistency
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -130,7 +130,7 @@ def parts_of_four(place: Place) -> None:
 
 def every(place: Place) -> None:
     """All cases."""
-    for case in CASES:
+    for case in EVERY:
         place.run(case)
 
 

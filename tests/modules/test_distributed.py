@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from distributed_program import MAPPED, MAPPED_STOPS
-from distributed_runs import BF16, CASES, NUM_SAMPLES, NUM_STEPS, Place
+from distributed_runs import BF16, CASES, EVERY, FEW_STEPS, NUM_SAMPLES, NUM_STEPS, Place
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from scm_lightning.cli import main
 from scm_lightning.modules import FSDP2Strategy
 from scm_lightning.storage import Checkpoint
 
+pytestmark = pytest.mark.timeout(600)  # all runs of a strategy are the set-up of its first test
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 STRATEGIES = ["ddp", "fsdp2"]
 TOLERANCE = {"64-true": 1e-10, "32-true": 4e-6}
@@ -70,20 +71,6 @@ def start(strategy, folder, *plans, timeout=280):
     assert code == 0, log.read_text()[-5000:]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The same runs in this process, on the whole batch."""
-    folder = tmp_path_factory.mktemp("distributed") / "auto1"
-    folder.mkdir()
-    for case in CASES:
-        Place(folder).run(case)
-    for stop in (2, 4):
-        Place(folder).run("scd_dual", stop=stop)
-    Place(folder).run("bf16")
-    Place(folder).run(MAPPED, name="mapped", mapped=True)
-    return folder
-
-
 @pytest.fixture(scope="module", params=STRATEGIES)
 def together(request, alone):
     """Two processes, which do all runs of a strategy one after the other; then four, which go on.
@@ -101,16 +88,16 @@ def four(together):
 
 
 def records(folder, name, stop=None):
-    stop = stop or CASES.get(name, BF16).steps
+    stop = stop or EVERY.get(name, BF16).steps
     files = sorted(folder.glob(f"{name}.{stop}.?.pt"))
     return [torch.load(file, weights_only=False) for file in files]
 
 
 def assert_trained_alike(case, found_in, alone):
     """All processes saw the same losses and gradient norms, and left the same checkpoint."""
-    tolerance = TOLERANCE[CASES[case].precision]
+    tolerance = TOLERANCE[EVERY[case].precision]
     (expected,), found = records(alone, case), records(found_in, case)
-    steps = CASES[case].steps
+    steps = EVERY[case].steps
     assert len(expected["losses"]) == len(found[0]["losses"]) >= steps
     for of_process in found:
         assert of_process["losses"] == pytest.approx(expected["losses"], rel=tolerance)
@@ -133,10 +120,13 @@ def test_four_processes_train_as_one(alone, four):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_four_processes_train_as_one_in_every_case(alone, strategy, tmp_path):
+def test_four_processes_train_as_one_in_every_case(strategy, tmp_path):
     start(strategy, tmp_path, "every", timeout=1400)
-    for case in CASES:
-        assert_trained_alike(case, tmp_path / f"{strategy}4", alone)
+    one = Place(tmp_path / "auto1")
+    one.folder.mkdir()
+    for case in EVERY:
+        one.run(case)
+        assert_trained_alike(case, tmp_path / f"{strategy}4", one.folder)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -192,7 +182,7 @@ def test_exports_do_not_depend_on_the_processes(alone, together, tmp_path):
     exported = []
     for folder in (alone, together):
         out = tmp_path / f"{folder.name}.safetensors"
-        checkpoint = folder / f"scd_dual.{NUM_STEPS}.ckpt"
+        checkpoint = folder / f"scd_dual.{FEW_STEPS}.ckpt"
         main(["export", f"--checkpoint={checkpoint}", f"--out={out}", "--ema=0.2"])
         exported.append(load_file(out))
         state = torch.load(checkpoint, weights_only=True)["state_dict"]

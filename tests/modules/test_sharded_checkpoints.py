@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from distributed_program import FILE_STEP, MAPPED, MAPPED_STOPS
+from distributed_program import MAPPED, MAPPED_STOPS
 from distributed_runs import NUM_STEPS, Place
 from safetensors.torch import load_file
 from test_distributed import assert_same_checkpoint, records, start, tensors
@@ -12,17 +12,6 @@ from scm_lightning.cli import main
 from scm_lightning.storage import Checkpoint, SavedRun
 
 FIRST, SECOND = MAPPED_STOPS
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """One process on the whole batch; its checkpoints are files."""
-    place = Place(tmp_path_factory.mktemp("sharded") / "auto1")
-    place.folder.mkdir()
-    place.run(MAPPED, name="mapped", mapped=True)
-    for stop in (FILE_STEP, 4):
-        place.run("scd_dual", stop=stop)
-    return place.folder
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
+from tiny import wake
 from torch import nn
 
 from scm_lightning.autodiff import TangentComputer
@@ -42,18 +43,11 @@ def dit():
     )
 
 
-def wake(network):
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.15, generator=generator)
-    return network.double().eval()
-
-
 @pytest.mark.parametrize("build", [unet, dit])
 def test_derivative_matches_differences(build, randn):
     """And the value is that of the model called as diffusers calls it."""
     model = build()
-    network = wake(DiffusersNetwork(model))
+    network = wake(DiffusersNetwork(model), std=0.15).double().eval()
     x_t, dx_dt = randn(5, 2, 8, 8), randn(5, 2, 8, 8)
     t, labels = torch.linspace(0.2, 1.5, 5).double(), torch.tensor([0, 1, 2, 0, 1])
     F, J = TangentComputer("dual")(Bound(network, labels), x_t, t, dx_dt, sigma_data=SIGMA_DATA)
@@ -77,7 +71,7 @@ def test_derivative_matches_differences(build, randn):
 
 def test_stock_forward_mode_fails_on_the_unet_and_ours_does_not(randn):
     """What dual numbers, and the repairs of forward mode, are for: torch 2.13 refuses it."""
-    network = wake(DiffusersNetwork(unet()))
+    network = wake(DiffusersNetwork(unet()), std=0.15).double().eval()
     x_t, t = randn(5, 2, 8, 8), torch.linspace(0.2, 1.5, 5).double()
     labels = torch.tensor([0, 1, 2, 0, 1])
     with pytest.raises((RuntimeError, NotImplementedError)):

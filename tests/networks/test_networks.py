@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from tiny import wake
 
 from scm_lightning.networks import (
     MLP,
@@ -28,13 +29,6 @@ BUILDERS = [
     ),
     lambda **options: DiT(SHAPE, model_channels=16, num_blocks=2, num_heads=2, **options),
 ]
-
-
-def wake(network):
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return network
 
 
 def test_positional_embedding_by_hand():

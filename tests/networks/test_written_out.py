@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tiny import wake
 from torch import nn
 
 from scm_lightning.core import TrigFlow
@@ -21,11 +22,8 @@ T = torch.linspace(0.1, 1.5, 5, dtype=torch.float64)
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
 
-def wake(network):
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return network.double().eval().requires_grad_(False)
+def frozen(network):
+    return wake(network).double().eval().requires_grad_(False)
 
 
 def softmax_attention(q, k, v):
@@ -49,7 +47,7 @@ def mp_sum(a, b, t):
 
 def test_a_transformer_written_out(randn):
     """Patches of 2 x 2 by `unfold`; half the channels say the row, half the column."""
-    network = wake(DiT((3, 4, 6), model_channels=16, num_blocks=2, num_heads=2))
+    network = frozen(DiT((3, 4, 6), model_channels=16, num_blocks=2, num_heads=2))
     u = randn(5, 3, 4, 6)
     emb, embed = network.conditioning(T, None, None), PositionalEmbedding(8)
     rows, columns = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
@@ -68,7 +66,10 @@ def test_a_transformer_written_out(randn):
 
 
 def test_a_perceptron_written_out(randn):
-    network, u = wake(MLP((2, 3), model_channels=24, num_blocks=2, emb_channels=16)), randn(5, 2, 3)
+    network, u = (
+        frozen(MLP((2, 3), model_channels=24, num_blocks=2, emb_channels=16)),
+        randn(5, 2, 3),
+    )
     emb = network.conditioning(T, None, None)
     h = network.input(u.reshape(5, 6))
     for block in network.blocks:
@@ -82,7 +83,7 @@ def test_a_perceptron_written_out(randn):
 @pytest.mark.parametrize("resample", ["down", "up", "keep"])
 def test_a_block_of_edm2_written_out(randn, side, resample):
     """Shares of 0.3, SiLU before both convolutions; the encoder's trunk has unit pixels."""
-    block = wake(EDM2Block(6, 8, 7, side, resample, num_heads=2, dropout=0.3))
+    block = frozen(EDM2Block(6, 8, 7, side, resample, num_heads=2, dropout=0.3))
     x, emb = randn(5, 6, 4, 2), randn(5, 7)
     found = block(x, emb)
     if resample == "down":
@@ -105,7 +106,7 @@ def test_a_block_of_edm2_written_out(randn, side, resample):
 def test_a_network_of_edm2_written_out(randn):
     """A channel of ones, both parts of a join with half of the square, the gain at the end."""
     sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "channels_per_head": 4}
-    network = wake(EDM2UNet((3, 4, 8), attention_pixels=(8,), **sizes))
+    network = frozen(EDM2UNet((3, 4, 8), attention_pixels=(8,), **sizes))
     u = randn(5, 3, 4, 8)
     emb = network.conditioning(T, None, None, None)
     x = network.input(torch.cat([u, torch.ones(5, 1, 4, 8).double()], dim=1))
@@ -143,7 +144,7 @@ def test_dropout_of_edm2_drops_single_activations(randn):
 def test_conditions_of_edm2_written_out(labels):
     """Features of variance 1, one-hot labels of mean square 1, half a share each."""
     layer = MPConditioning(10, 12, 3, True, True, TimeEmbedding())
-    layer = wake(layer)
+    layer = frozen(layer)
     scale, end = torch.linspace(1, 2, 5).double(), T / 2
     features = math.sqrt(2) * PositionalEmbedding(10)(T)
     one_hot = torch.zeros(5, 3, dtype=torch.float64)
@@ -164,7 +165,7 @@ def test_conditions_of_edm2_written_out(labels):
 
 def test_conditions_of_the_others_written_out(randn):
     """Time, class and scale are added, then SiLU, linear, SiLU; no class adds nothing."""
-    network = wake(MLP((3,), emb_channels=16, num_classes=3, guided=True, two_times=True))
+    network = frozen(MLP((3,), emb_channels=16, num_classes=3, guided=True, two_times=True))
     layer, labels, scale = network.conditioning, torch.tensor([2, 0, -1, 1, 2]), T + 1
     emb = layer.time(PositionalEmbedding(16)(T))
     classes = torch.cat([layer.label.weight, torch.zeros(1, 16).double()])[labels]

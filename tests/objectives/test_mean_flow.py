@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gaussian import DATA_STD, PATH, std
-from tiny import loader, trainer, wake
+from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
@@ -21,17 +21,13 @@ T = torch.tensor([0.1, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
 S = torch.tensor([0.0, 0.4, 0.2, 1.2, 0.7], dtype=torch.float64)
 
 
-def mlp(**options):
-    return MLP((3,), model_channels=24, num_blocks=2, emb_channels=16, two_times=True, **options)
-
-
 def student(network, **options):
     return ConsistencyModule(network, objective=MeanFlow(), path=PATH, **options)
 
 
 def test_training_step_by_an_independent_hand(randn):
     """One sample at a time, reverse mode twice, s held fixed."""
-    module = student(wake(mlp())).double()
+    module = student(wake(mlp(two_times=True))).double()
     batch, sigma = Batch(PATH.sigma_data * randn(5, 3), None), PATH.sigma_data
     torch.manual_seed(3)
     loss = module.training_step(batch, 0, (T, S))["loss"]
@@ -64,7 +60,7 @@ class ExactMeanFlow(nn.Module):
 
 
 def test_the_exact_map_is_sampled_exactly_in_any_number_of_steps(randn):
-    module = student(mlp(), sampling=FewStepSampling(num_steps=(1, 3)))
+    module = student(mlp(two_times=True), sampling=FewStepSampling(num_steps=(1, 3)))
     module.ema.network = ExactMeanFlow()
     noise, t_max = randn(5, 3), torch.tensor(PATH.t_max(), dtype=torch.float64)
     for draw in module.draws().values():
@@ -74,12 +70,12 @@ def test_the_exact_map_is_sampled_exactly_in_any_number_of_steps(randn):
 
 
 def test_it_trains_from_data_and_refuses_to_distil_from_nothing():
-    module = student(mlp())
+    module = student(mlp(two_times=True))
     before = module.student.output.weight.clone()
     trainer(3).fit(module, loader())
     assert not torch.equal(module.student.output.weight, before)
     with pytest.raises(ValueError, match="TeacherVelocity needs a teacher"):
-        trainer(1).fit(student(mlp(), velocity=TeacherVelocity()), loader())
+        trainer(1).fit(student(mlp(two_times=True), velocity=TeacherVelocity()), loader())
     with pytest.raises(ValueError, match=r"MeanFlow has 0\.25"):
         MeanFlow(share_of_intervals=2.0)
 
@@ -110,6 +106,6 @@ def test_it_learns_gaussian_data_in_closed_form():
 
 def test_module_is_sampled_by_its_trainer_state():
     """The trainer is not needed to sample."""
-    module = student(mlp())
+    module = student(mlp(two_times=True))
     module._trainer = SimpleNamespace(global_step=0)
     assert module.draws()["2_step"](torch.ones(5, 3), None, None).shape == (5, 3)
