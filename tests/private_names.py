@@ -5,10 +5,6 @@ import inspect
 from typing import NamedTuple
 
 import torch
-
-# isort: split
-
-# isort: split
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -20,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
+ERRORS = "errors of options are the parser's own, over many lines"
 
 
 class Use(NamedTuple):
@@ -208,16 +205,8 @@ USES = {
         takes(LightningCLI._parse_ckpt_path, "self"),
     ),
     "_actions": Use("cli/parsers.py", "no near name is proposed", options_are_known),
-    "_typehints _typehint": Use(
-        "cli/misfits.py cli/parsers.py",
-        "errors of options are the parser's own, over many lines",
-        options_are_known,
-    ),
-    "_check_type _util": Use(
-        "cli/misfits.py",
-        "errors of options are the parser's own, over many lines",
-        types_are_checked,
-    ),
+    "_typehints _typehint": Use("cli/misfits.py cli/parsers.py", ERRORS, options_are_known),
+    "_check_type _util": Use("cli/misfits.py", ERRORS, types_are_checked),
     "_enable_path": Use(
         "cli/parsers.py",
         "`strategy: ddp` depends on there being no file ddp, and a teacher's file is read as YAML",

@@ -107,7 +107,7 @@ def refused(capsys, *args):
         ([*SCT, "--diagnostics.every_n_steps", "0"], "every_n_steps must be at least 1"),
         (
             [*SCT, "--data.init_args.root", str(Path(__file__))],
-            "got other files; give another root",
+            "must be a folder, got a file",
         ),
         ([*SCT, "--ckpt_path", "nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
     ],
