@@ -7,7 +7,6 @@ Where one process alone may write, the operating system's record lock on a file 
 import fcntl
 import os
 import shutil
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+from scm_lightning.saying import warn
 
 _unfinished: set[Path] = set()
 """Files and folders of this process that are not whole yet."""
@@ -110,8 +111,8 @@ def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        line = f"scm: {file} could not be drawn: {reason}; all else goes on without this picture"
-        print(" ".join(line.split()), file=sys.stderr, flush=True)
+        line = f"{file} could not be drawn: {reason}; all else goes on without this picture"
+        warn(" ".join(line.split()))
         return False
     return True
 

@@ -19,7 +19,6 @@ After many bad steps in a row it is no longer single samples, and the run stops.
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from torch.optim import Optimizer
 from scm_lightning.callbacks.stop_signals import StopSignals
 from scm_lightning.data import ShardDataModule
 from scm_lightning.modules import GenerativeModule
+from scm_lightning.saying import warn
 from scm_lightning.storage.side_files import make_way, say_unwritten
 
 FILE = "bad_numbers.jsonl"
@@ -238,10 +238,8 @@ def _write(file: Path, report: dict[str, Any]) -> None:
     number = report["bad_steps"]
     if number <= PRINTED_STEPS or number % 100 == 0:
         t = "unknown" if report["t"] is None else f"{report['t']:.4g}"
-        print(
-            f"scm: step {report['step']} left out: loss {report['loss']} at t = {t}, sample "
+        warn(
+            f"step {report['step']} left out: loss {report['loss']} at t = {t}, sample "
             f"{report['sample']} of process {report['process']}, gradient of {report['gradient']}; "
-            f"{number} so far, see {file}",
-            file=sys.stderr,
-            flush=True,
+            f"{number} so far, see {file}"
         )

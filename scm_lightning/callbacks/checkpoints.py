@@ -14,7 +14,6 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 
 from scm_lightning.callbacks.checkpoint_io import WholeFiles
 from scm_lightning.callbacks.folder_lock import lock_folder
@@ -28,6 +27,7 @@ from scm_lightning.callbacks.random_state import (
 )
 from scm_lightning.callbacks.restored_states import keep_given_options
 from scm_lightning.callbacks.run_log import RunLog
+from scm_lightning.saying import say
 from scm_lightning.storage import History
 
 RANDOM_KEY = "random_states"
@@ -145,7 +145,7 @@ class Checkpoints(Checkpoint):
             history, step = self.history(trainer), trainer.global_step
             aside = history.set_aside_later(step)
             if aside is not None:
-                _say(
+                say(
                     f"training starts at step {step}: later checkpoints in {self.folder} are now "
                     f"in {aside}"
                 )
@@ -190,7 +190,7 @@ class Checkpoints(Checkpoint):
         if self._is_trial:
             return
         if self._gradients_wait and trainer.is_global_zero:
-            _say("training ended between two optimizer steps: waiting gradients are not saved")
+            say("training ended between two optimizer steps: waiting gradients are not saved")
         self._gradients_wait = False
         self.save_last(trainer)
 
@@ -262,14 +262,10 @@ class Checkpoints(Checkpoint):
         else:
             seed_after(states, trainer.global_step, trainer.global_rank)
             if trainer.is_global_zero:
-                _say(
+                say(
                     f"random numbers are new ones from step {trainer.global_step} on: the "
                     f"checkpoint has those of {len(states)} processes, this run has "
                     f"{trainer.world_size} on {device.type}; it goes on, but not number for number "
                     "as if it had never stopped"
                 )
         self._own_numbers = random_numbers(device)
-
-
-def _say(line: str) -> None:
-    Console().print(line, markup=False, soft_wrap=True)

@@ -22,11 +22,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from torch import Tensor, nn
 
 from scm_lightning.modules import EMA, GenerativeModule
 from scm_lightning.modules.sharding import full_tensor
+from scm_lightning.saying import say
 from scm_lightning.storage import Snapshot
 from scm_lightning.storage.side_files import move_together
 from scm_lightning.storage.snapshot import SNAPSHOT_FOLDER
@@ -80,11 +80,9 @@ class EMASnapshots(Callback):
             others = [each for each in folder.glob("*.safetensors") if not _is_until(each, start)]
             if others:
                 aside = move_together(others, folder)
-                Console().print(
+                say(
                     f"training starts at step {start}: {len(others)} snapshots in {folder} that "
-                    f"are later or damaged are now in {aside}",
-                    markup=False,
-                    soft_wrap=True,
+                    f"are later or damaged are now in {aside}"
                 )
 
     def on_train_batch_end(

@@ -6,12 +6,12 @@ The lock is `lock_file`'s on that file, not the file, which stays.
 
 import os
 import socket
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from scm_lightning.given_files import open_regular
+from scm_lightning.saying import warn
 from scm_lightning.whole_files import lock_file
 
 NAME = ".lock"
@@ -53,7 +53,6 @@ def lock_folder(folder: Path) -> BinaryIO | None:
         opened.truncate(0)
         opened.write(f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
     except OSError as error:
-        line = f"scm: {folder} cannot be locked against a second run in it: {error.strerror}"
-        print(line, file=sys.stderr, flush=True)
+        warn(f"{folder} cannot be locked against a second run in it: {error.strerror}")
         return None
     return opened

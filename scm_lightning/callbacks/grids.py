@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
-from rich.console import Console
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics.gathering import in_first_process
+from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture, written_whole
 
 MAX_LOOKED_AT = 5000
@@ -97,7 +97,7 @@ class SampleGrids(Callback):
         drawn.append(write_picture(folder / "comparison.png", compare))
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
-        Console().print(f"{what} in {folder}{look}", soft_wrap=True, markup=False)
+        say(f"{what} in {folder}{look}")
 
     def _grid(self, trainer: Trainer, x0: Tensor) -> Image:
         return image_grid(shards_of(trainer).to_pictures(x0), self.columns)

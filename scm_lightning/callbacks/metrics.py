@@ -2,7 +2,6 @@
 """Scores of samples: logged while training, tabled and written by `scm test`."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
 from scm_lightning.metrics.gathering import in_first_process
+from scm_lightning.saying import warn
 from scm_lightning.storage.side_files import write_result
 
 
@@ -60,12 +60,11 @@ class SampleMetrics(Callback):
         if self.features.only_images and not datamodule.index.are_images and stage != "predict":
             if trainer.is_global_zero:
                 name = f"{self.features.distance_name} and other scores are"
-                line = (
-                    f"scm: {name} left out: {type(self.features).__name__} looks at images, "
+                warn(
+                    f"{name} left out: {type(self.features).__name__} looks at images, "
                     f"(1, H, W) or (3, H, W), and the data have shape {datamodule.index.shape}; "
                     "set metrics.features to an extractor made for them"
                 )
-                print(line, file=sys.stderr, flush=True)
             self.features = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -23,9 +23,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 from scm_lightning.given_files import open_regular
+from scm_lightning.saying import say
 from scm_lightning.storage.side_files import say_unwritten, set_aside, unused_name
 from scm_lightning.whole_files import written_whole
 
@@ -80,8 +80,7 @@ class RunLog(CSVLogger):
         except OSError as error:
             say_unwritten(file, error, f"later rows than those of step {step} stay in it")
         else:
-            line = f"training starts at step {step}: later rows of {file} are now in {aside}"
-            Console().print(line, markup=False, soft_wrap=True)
+            say(f"training starts at step {step}: later rows of {file} are now in {aside}")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

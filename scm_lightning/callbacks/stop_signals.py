@@ -34,6 +34,7 @@ from torch import distributed
 
 from scm_lightning.callbacks.checkpoints import Checkpoints
 from scm_lightning.ending import end_at_once
+from scm_lightning.saying import warn
 from scm_lightning.storage.history import LAST
 
 EXIT_PREEMPTED = 75
@@ -200,7 +201,7 @@ class StopSignals(Callback):
             name, step = signal.Signals(signum).name, trainer.global_step
             saved = "nothing to save" if file is None else f"saved {file}"
             sys.stdout.flush()
-            print(f"scm: stopped by {name} after step {step}; {saved}", file=sys.stderr, flush=True)
+            warn(f"stopped by {name} after step {step}; {saved}")
         raise Stopped(self.exit_codes[signum])
 
     def _hand_back(self) -> None:

@@ -8,6 +8,7 @@ having been chosen; another `sample_seed` tells by how much.
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,25 +51,28 @@ def report_sweep(
         distance: kind of score that decides, such as `fid`.
 
     Returns:
-        Lines to print: the best row, and where the others are.
+        Lines to print: the best row, how to sample as it does, and where the others are.
     """
     if not isinstance(pl_module, ConsistencyModule) or not pl_module.sweep_points():
         return []
     points = pl_module.sweep_points()
     best = best_row(points, scores, distance)
+    options = sampling_options(pl_module, points[best])
     content = {
         "best": best,
         "chosen_by": distance,
-        "options": sampling_options(pl_module, points[best]),
+        "options": options,
         "rows": {row: _entry(point, scores[row], nfe[row]) for row, point in points.items()},
     }
     write_result(folder / FILE, json.dumps(content, indent=2) + "\n")
     is_drawn = write_picture(folder / "sweep.png", lambda: sweep_plot(points, scores, distance))
     drawn = f"drawn in {folder / 'sweep.png'}, " if is_drawn else ""
     score = scores[best][distance]
+    words = [f"--model.init_args.sampling.{key}={json.dumps(x)}" for key, x in options.items()]
     return [
         f"best: {best}, {distance} {score.value:.3f} over {score.num_samples:,} samples; "
         "confirm it with another --data.init_args.sample_seed",
+        f"to sample so: {shlex.join(word.replace(' ', '') for word in words)}",
         f"sweep {drawn}written to {folder / FILE}",
     ]
 

@@ -9,26 +9,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import STDOUT, Popen
 
-from rich.console import Console
-from rich.progress import Progress, TaskID
+import torch
+from rich.progress import Progress
 
-from scm_lightning.cli.ablation import RECORD, STARTED, Ablation, Overrides, Run, trials
+from scm_lightning.cli.ablation import Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
     CURVES_FILE,
+    cells,
     collect,
     failures,
+    legend,
     markdown,
     plot,
-    score_table,
 )
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
+from scm_lightning.saying import say, show
 from scm_lightning.whole_files import write_picture, write_whole
 
 
@@ -65,77 +67,65 @@ def ablate(words: Sequence[str]) -> None:
         ValueError: if what the user passed does not fit.
     """
     ablation = parse(words)
-    console, planned, root = Console(), trials(ablation), Path(ablation.root)
+    planned, root = trials(ablation), Path(ablation.root)
     runs = [trial.run for trial in planned]
-    students = [run for run in runs if not run.is_finished()]
+    students = [run for run in runs if not run.is_recorded(finished=True)]
     teachers = {run.teacher.folder: run.teacher for run in students if run.teacher is not None}
-    unfinished = [run for run in teachers.values() if not run.is_finished()]
-    console.print(f"{ablation.title}: {len(runs) - len(students)} of {len(runs)} runs are finished")
+    unfinished = [run for run in teachers.values() if not run.is_recorded(finished=True)]
+    say(f"{ablation.title}: {len(runs) - len(students)} of {len(runs)} runs are finished")
     failed: dict[Path, str] = {}
     # The time left is from the mean of all that are done.
-    with Progress(console=console, speed_estimate_period=float("inf")) as progress:
+    with Progress(speed_estimate_period=float("inf")) as progress, handed_on() as received:
         task = progress.add_task("runs", total=len(unfinished) + len(students))
-        with handed_on() as received:
-            for batch in (unfinished, students):
-                _run_all(batch, ablation.jobs, failed, progress, task, received)
-        if received:
-            raise SystemExit(EXIT_CODES[received[0]])
+
+        def run_one(run: Run) -> None:
+            if not received:
+                progress.update(task, description=run.name)
+                _run(run, ablation.jobs, failed, received)
+                progress.advance(task)
+
+        for batch in (unfinished, students):
+            with ThreadPoolExecutor(ablation.jobs) as pool:
+                list(pool.map(run_one, batch))
+    if received:
+        raise SystemExit(EXIT_CODES[received[0]])
     results = collect(ablation, planned, failed)
     write_whole(root / "results.json", json.dumps(results, indent=2) + "\n")
     write_whole(root / "table.md", markdown(results))
     is_drawn = write_picture(root / "plot.png", lambda: plot(results))
-    console.print(score_table(results))
-    for line in (results["question"], *failures(results)):
-        console.print(line, markup=False, soft_wrap=True)
+    show(*cells(results), title=ablation.title, caption=legend(results), caption_justify="left")
+    for line in (ablation.question, *failures(results)):
+        say(line)
     files = "table.md, results.json and plot.png" if is_drawn else "table.md and results.json"
-    console.print(f"written to {root}/{files}", soft_wrap=True)
+    say(f"written to {root}/{files}")
 
 
-def _run_all(
-    runs: Sequence[Run],
-    jobs: int,
-    failed: dict[Path, str],
-    progress: Progress,
-    task: TaskID,
-    received: Sequence[int],
-) -> None:
-    """Run what does not depend on each other; add the last line of every failure, by folder.
+def _run(run: Run, jobs: int, failed: dict[Path, str], received: Sequence[int]) -> None:
+    """Run the stages of one run; if one fails, add its last line, by folder.
 
     Once a signal is received, what runs saves and ends, and no more is started.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Processes that each take all cores for themselves slow each other down.
-    environment = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs)), **os.environ}
-
-    def run_one(run: Run) -> None:
-        if received:
-            return
-        progress.update(task, description=run.name)
-        start = time.monotonic()
-        if run.teacher is not None and run.teacher.folder in failed:
-            line: str | None = f"no teacher: {failed[run.teacher.folder]}"
-        else:
-            line = _run(run, environment, received)
-        progress.advance(task)
-        if line is not None:
-            failed[run.folder] = line
-        outcome = f"{time.monotonic() - start:.0f} s" if line is None else f"failed: {line}"
-        progress.console.print(f"{run.name}: {outcome}", markup=False, soft_wrap=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run_one, runs))
+    start = time.monotonic()
+    if run.teacher is not None and run.teacher.folder in failed:
+        line: str | None = f"no teacher: {failed[run.teacher.folder]}"
+    else:
+        line = _failure(run, jobs, received)
+    if line is not None:
+        failed[run.folder] = line
+    outcome = f"{time.monotonic() - start:.0f} s" if line is None else f"failed: {line}"
+    say(f"{run.name}: {outcome}")
 
 
-def _run(run: Run, environment: Mapping[str, str], received: Sequence[int]) -> str | None:
+def _failure(run: Run, jobs: int, received: Sequence[int]) -> str | None:
     """Run the stages of one run; the last line if one fails."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    made_from, fresh = json.dumps(run.made_from(), indent=2) + "\n", not run.is_started()
-    for stale in (RECORD, STARTED, run.product, CURVES_FILE) if fresh else (RECORD,):
-        (run.folder / stale).unlink(missing_ok=True)
-    (run.folder / STARTED).write_text(made_from)
+    # Processes that each take all cores for themselves slow each other down.
+    environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs)), **os.environ}
+    if is_fresh := not run.is_recorded(finished=False):
+        (run.folder / CURVES_FILE).unlink(missing_ok=True)
+    run.record(finished=False)
     for stage in run.stages:
         log = run.folder / f"{stage}.log"
-        command = [sys.executable, "-m", "scm_lightning", *run.words(stage, fresh)]
+        command = [sys.executable, "-m", "scm_lightning", *run.words(stage, is_fresh)]
         with (
             log.open("w") as output,
             Popen(command, stdout=output, stderr=STDOUT, env=environment) as process,
@@ -145,7 +135,7 @@ def _run(run: Run, environment: Mapping[str, str], received: Sequence[int]) -> s
             code = process.wait()
         if code:
             return _last_line(log, code)
-    (run.folder / RECORD).write_text(made_from)
+    run.record(finished=True)
     return None
 
 

@@ -15,14 +15,15 @@ from scm_lightning import __version__
 from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.given_files import read_regular
+from scm_lightning.whole_files import write_whole
 
 TEACHER = "model.init_args.teacher"
 SEED = "seed_everything"
 OWN_KEYS = (SEED, "trainer.default_root_dir", "checkpoints.dirpath", "ckpt_path")
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 RECORD = "made_from.json"
-STARTED = "started_from.json"
-"""The same as the record of a finished run, from the start on."""
+UNFINISHED = {"finished": False}
+"""Stands in the record from the start of a run to its end."""
 MAX_BYTES = 2**24
 """Of a record, or of a run's scores."""
 
@@ -141,27 +142,24 @@ class Run:
         }
         return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
 
-    def is_finished(self) -> bool:
-        """Whether the run was done before, from the same options.
+    def is_recorded(self, *, finished: bool) -> bool:
+        """Whether the run was done before from the same options, or begun, and so goes on.
 
         Raises:
             OSError: if a configuration is not there.
+            ValueError: if the record is damaged.
         """
-        made_from = self.made_from()
-        return (self.folder / self.product).is_file() and self._says(RECORD, made_from)
+        record, made_from = self.folder / RECORD, self.made_from()
+        known = read_map(record) if record.is_file() else {}
+        if finished:
+            return (self.folder / self.product).is_file() and bool(known == made_from)
+        return known in (made_from, made_from | UNFINISHED)
 
-    def is_started(self) -> bool:
-        """Whether the run was started before, from the same options: then it goes on."""
-        return self._says(STARTED, self.made_from())
-
-    def _says(self, name: str, made_from: dict[str, Any]) -> bool:
-        record = self.folder / name
-        try:
-            return record.is_file() and bool(
-                json.loads(read_regular(record, MAX_BYTES)) == made_from
-            )
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{record} is damaged: {error}; remove it") from error
+    def record(self, *, finished: bool) -> None:
+        """Write down what the run is made from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = self.made_from() | ({} if finished else UNFINISHED)
+        write_whole(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
 
 
 class Trial(NamedTuple):
@@ -176,6 +174,22 @@ class Trial(NamedTuple):
     variant: str
     seed: int
     run: Run
+
+
+def read_map(file: Path) -> dict[str, Any]:
+    """Read a file of a run: the record, its scores, its curves.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged; without it the run is not finished, and done again.
+    """
+    try:
+        content = json.loads(read_regular(file, MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {error}; remove it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a map of JSON, got other content; remove it")
+    return content
 
 
 def trials(ablation: Ablation) -> list[Trial]:

@@ -5,17 +5,13 @@ The spread is the standard deviation of the seeds (N - 1), not that of their mea
 over time a line is the median of the seeds, its band reaches from the lowest to the highest.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from scm_lightning import __version__
-from scm_lightning.cli.ablation import MAX_BYTES, Ablation, Trial
-from scm_lightning.given_files import read_regular
+from scm_lightning.cli.ablation import Ablation, Trial, read_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +26,6 @@ CURVES = {
     "partial_F_partial_t": "rms of the derivative of F in t alone",
 }
 """Quantities over time that the callback `GradientNoise` writes, in words."""
-COLUMNS = 3
 WIDE = 20.0
 """Ratio of the largest to the smallest value from which on an axis is logarithmic."""
 
@@ -64,7 +59,7 @@ def collect(
         for score, value in _scores(run.folder / run.product, ablation.scores).items():
             variants[variant]["scores"][score]["seeds"][str(seed)] = value
         if (run.folder / CURVES_FILE).is_file():
-            measured = _read_map(run.folder / CURVES_FILE)
+            measured = read_map(run.folder / CURVES_FILE)
             variants[variant]["curves"][str(seed)] = {
                 name: measured[name] for name in ("t", "tan_t", *CURVES) if name in measured
             }
@@ -85,7 +80,7 @@ def collect(
 
 
 def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
-    content = _read_map(file)
+    content = read_map(file)
     known = [key for key, each in content.items() if isinstance(each, dict) and "value" in each]
     for score in scores:
         if score not in known:
@@ -95,33 +90,23 @@ def _scores(file: Path, scores: Sequence[str]) -> dict[str, float]:
     try:
         return {score: float(content[score]["value"]) for score in scores}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
+        raise ValueError(f"{file} is damaged: {error}; remove it") from error
 
 
-def _read_map(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_regular(file, MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: {error}; score the run again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a map of JSON, got other content; score the run again")
-    return content
-
-
-def _cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table, the same printed and written."""
     variants = results["variants"]
     scores = list(next(iter(variants.values()))["scores"])
     rows = []
     for name, variant in variants.items():
-        cells = [name]
+        row = [name]
         for score in scores:
             found = variant["scores"][score]
             values = ", ".join(f"{value:.3g}" for value in found["seeds"].values())
             spread = found["standard_deviation"]
             mean = "-" if found["mean"] is None else f"{found['mean']:.3g}"
-            cells.append(mean if spread is None else f"{mean} +- {spread:.2g} ({values})")
-        rows.append([*cells, f"{len(variant['failed'])} of {len(results['seeds'])}"])
+            row.append(mean if spread is None else f"{mean} +- {spread:.2g} ({values})")
+        rows.append([*row, f"{len(variant['failed'])} of {len(results['seeds'])}"])
     return ["variant", *scores, "failed"], rows
 
 
@@ -134,47 +119,36 @@ def failures(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _legend(results: Mapping[str, Any]) -> str:
+def legend(results: Mapping[str, Any]) -> str:
+    """What the numbers of the table are."""
     seeds = ", ".join(map(str, results["seeds"]))
     return f"Mean +- standard deviation over seeds (seeds {seeds}); keys of metrics.json."
 
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The table as Markdown, with what it is about and what failed."""
-    headings, rows = _cells(results)
-    lines = [f"# {results['title']}", "", results["question"], "", _legend(results), ""]
+    headings, rows = cells(results)
+    lines = [f"# {results['title']}", "", results["question"], "", legend(results), ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
     failed = [f"- {line}" for line in failures(results)]
     return "\n".join([*lines, *(["", "Failed:", "", *failed] if failed else [])]) + "\n"
 
 
-def score_table(results: Mapping[str, Any]) -> Table:
-    """The table as it is printed."""
-    headings, rows = _cells(results)
-    table = Table(title=results["title"], caption=_legend(results), caption_justify="left")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def plot(results: Mapping[str, Any]) -> "Figure":
-    """A panel per score over the variants; a panel per curve over time, if there are any."""
+    """A row of scores over the variants; below it one of curves over time, if there are any."""
     from matplotlib.figure import Figure  # a second of import that no other command needs
 
     variants = results["variants"]
     scores = list(next(iter(variants.values()))["scores"])
     measured = [curves for variant in variants.values() for curves in variant["curves"].values()]
     curves = [name for name in CURVES if any(name in each for each in measured)]
-    start = -(-len(scores) // COLUMNS) * COLUMNS
-    rows = -(-(start + len(curves)) // COLUMNS)
-    figure = Figure(figsize=(5 * COLUMNS, 3.6 * rows), layout="constrained")
+    rows, columns = 1 + bool(curves), max(len(scores), len(curves))
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     figure.suptitle(results["title"])
-    panels = figure.subplots(rows, COLUMNS, squeeze=False)
-    for panel, score in zip(panels.flat, scores, strict=False):
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for panel, score in zip(panels[0], scores, strict=False):
         _draw_score(panel, score, variants)
-    for panel, curve in zip(panels.flat[start:], curves, strict=False):
+    for panel, curve in zip(panels[-1], curves, strict=False):
         _draw_curve(panel, curve, variants)
     for panel in panels.flat:
         panel.set_visible(bool(panel.get_title()))
@@ -187,23 +161,17 @@ def _draw_score(panel: "Axes", score: str, variants: Mapping[str, Any]) -> None:
     for place, variant in enumerate(variants.values()):
         found, color = variant["scores"][score], f"C{place}"
         values = list(found["seeds"].values())
+        everything += values
         panel.plot([place - 0.1] * len(values), values, "o", color=color, alpha=0.5)
         if values:
-            mean, spread = found["mean"], found["standard_deviation"] or 0.0
-            panel.errorbar([place + 0.1], [mean], [spread], fmt="D", color=color, capsize=4)
-            everything += [*values, mean + spread]
-    names = [
-        f"{name}\n{len(each['failed'])} failed" if each["failed"] else name
-        for name, each in variants.items()
-    ]
-    panel.set_xticks(range(len(names)), names)
-    panel.set_xlim(-0.5, len(names) - 0.5)
+            spread = found["standard_deviation"] or 0.0
+            panel.errorbar(place + 0.1, found["mean"], spread, fmt="D", color=color, capsize=4)
+    panel.set_xticks(range(len(variants)), list(variants))
     panel.set_title(f"{score}: seeds, mean and standard deviation", fontsize="medium")
-    if everything and min(everything) >= 0.0:
-        if max(everything) > WIDE * min(everything) > 0.0:
-            panel.set_yscale("log")
-        else:
-            panel.set_ylim(0.0, 1.1 * max(everything) or 1.0)
+    if everything and max(everything) > WIDE * min(everything) > 0.0:
+        panel.set_yscale("log")
+    elif everything and min(everything) >= 0.0:
+        panel.set_ylim(bottom=0.0)
 
 
 def _draw_curve(panel: "Axes", curve: str, variants: Mapping[str, Any]) -> None:

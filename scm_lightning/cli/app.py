@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind `scm`: LightningCLI with this project's callbacks, links and errors."""
 
-import json
 import logging
-import shlex
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +17,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
 
 import scm_lightning.data
 import scm_lightning.modules
@@ -38,15 +35,14 @@ from scm_lightning.callbacks import (
     SampleMetrics,
     StopSignals,
 )
-from scm_lightning.callbacks.sweep import FILE as SWEEP_FILE
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import OneLineParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
-from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, say, spelled_out, typed
-from scm_lightning.modules import ConsistencyModule
+from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
+from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
 CALLBACKS = {
@@ -86,11 +82,6 @@ EXPECTED_WARNINGS = (
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a message of Lightning's tells something about this run."""
     return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
-
-
-def _writes_the_log_of(root: str, logger: Any) -> bool:
-    """Whether a logger is one that has written the log of a training in this folder."""
-    return isinstance(logger, CSVLogger) and Path(logger.log_dir) == Path(root)
 
 
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
@@ -139,12 +130,12 @@ class SCMCommandLine(LightningCLI):
         """Parse, and refuse what the types of the options do not say."""
         super().parse_arguments(parser, args)
         subcommand = self.config.subcommand
-        own: Any = self._parser(subcommand)
-        check_options(self.config[subcommand], own.option_names())
-        check_launch(self.config[subcommand])
-        check_network_size(self.config[subcommand])
-        if subcommand != "validate" and not self.config[subcommand].get("dry_run"):
-            check_writable(self.config[subcommand].trainer.default_root_dir or ".")
+        config = self.config[subcommand]
+        check_options(config)
+        check_launch(config)
+        check_network_size(config)
+        if subcommand != "validate" and not config.get("dry_run"):
+            check_writable(config.trainer.default_root_dir or ".")
 
     def before_instantiate_classes(self) -> None:
         """Choose the checkpoint to start from, in the run's folder: `trainer.default_root_dir`."""
@@ -196,21 +187,11 @@ class SCMCommandLine(LightningCLI):
             filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
         if self.subcommand == "fit":
             filled["logger"] = RunLog(root) if given.logger is None else given.logger
-        elif given.logger is None or _writes_the_log_of(root, given.logger):
+        elif given.logger is None or (
+            isinstance(given.logger, CSVLogger) and Path(given.logger.log_dir) == Path(root)
+        ):
             filled["logger"] = False  # a new logger would remove the log of the training
         return filled
-
-    def after_test(self) -> None:
-        """Say what to type to sample as the best point of a sweep does."""
-        module, file = self.model, Path(self.trainer.default_root_dir) / SWEEP_FILE
-        is_swept = isinstance(module, ConsistencyModule) and module.sampling.sweep is not None
-        trainer: Any = self.trainer
-        scores = (each for each in trainer.callbacks if isinstance(each, SampleMetrics))
-        is_swept &= any(each.features is not None for each in scores)  # else it is an older file
-        if is_swept and self.trainer.is_global_zero and file.exists():
-            options = json.loads(file.read_text())["options"].items()
-            words = [f"--model.init_args.sampling.{key}={json.dumps(x)}" for key, x in options]
-            say(f"to sample so: {shlex.join(word.replace(' ', '') for word in words)}")
 
     def _is_dry_run(self) -> bool:
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
@@ -244,4 +225,4 @@ def run(args: ArgsType) -> None:
             args=args,
         )
     except AlreadyTrained as done:
-        Console().print(str(done), markup=False, soft_wrap=True)
+        say(str(done))

@@ -56,7 +56,7 @@ class BenchTrainer(Trainer):
         gpu: GPU = GPU(),
         json: str | None = None,
     ) -> None:
-        """Measure the training step of a configuration; write `bench.json` and `bench.png`.
+        """Measure the training step of a configuration; write `bench.json`.
 
         A dry run counts instead what the run would need, without weights, data or a GPU.
 

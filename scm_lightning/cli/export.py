@@ -10,36 +10,13 @@ a configuration, and for any program that knows the network
 Checkpoints of any strategy and number of processes, files and folders, are exported alike.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
-
-from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.storage import Export, SavedRun
+from scm_lightning.saying import say
+from scm_lightning.storage import SavedRun
 from scm_lightning.storage.export import SUFFIX
-
-
-def run_export(args: Sequence[str]) -> None:
-    """Parse the arguments of `scm export` and do it.
-
-    Args:
-        args: arguments after the word `export`.
-
-    Raises:
-        ValueError: if what the user passed does not fit.
-    """
-    parser = CommandParser(
-        prog="scm export",
-        description="Write the weights of a network out of a checkpoint as a safetensors file.",
-    )
-    parser.add_function_arguments(export, skip={"overwrite"})
-    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
-    options = parser.parse_args(list(args))
-    export(options.checkpoint, options.out, options.weights, options.ema, options.overwrite)
 
 
 def export(
@@ -74,26 +51,14 @@ def export(
     run = SavedRun.read(checkpoint)
     found = run.trained() if weights == "trained" else run.average(ema)
     found.write(file)
-    _report(found, file)
-
-
-def _report(found: Export, file: Path) -> None:
-    """Say what was written, and what for."""
-    console = Console()
-    table = Table("run", "weights", "profile", "step", "sigma_data", "numbers", "bytes")
-    table.add_row(
-        found.module,
-        found.weights,
-        found.profile or "-",
-        f"{found.step:,}",
-        f"{found.sigma_data:g}",
-        f"{sum(weight.numel() for weight in found.tensors.values()):,}",
-        f"{file.stat().st_size:,}",
-    )
-    console.print(table)
     use = (
         "give it as a student's teacher"
         if found.module == "diffusion"
         else f"network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
     )
-    console.print(f"written to {file}; {use}", markup=False, soft_wrap=True)
+    count = sum(weight.numel() for weight in found.tensors.values())
+    kind = f"{found.weights} {found.profile}" if found.profile else found.weights
+    say(
+        f"written to {file}: {count:,} numbers, {kind} of a {found.module} run at step "
+        f"{found.step:,}, sigma_data {found.sigma_data:g}; {use}"
+    )

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments.mpi import MPIEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from scm_lightning.cli.option_checks import class_paths
+from scm_lightning.cli.option_checks import specs
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 """What Lightning looks for: it compares the number of machines that they announce itself."""
@@ -63,7 +63,7 @@ def check_launch(config: Namespace) -> None:
 
 def _are_nodes_announced(trainer: Namespace) -> bool:
     """Whether somebody says that there are more machines: a launcher, a user, or a plugin."""
-    plugins = (pkgutil.resolve_name(path) for path in class_paths(trainer.plugins))
+    plugins = (pkgutil.resolve_name(each["class_path"]) for each in specs(trainer.plugins))
     return (
         any(each.detect() for each in LAUNCHERS)
         or all(names & os.environ.keys() for names in BY_HAND)

@@ -7,16 +7,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pkgutil import resolve_name
 from typing import NoReturn
 
 from scm_lightning import __version__
 from scm_lightning.cli.early_signals import CommandEnd
 from scm_lightning.cli.launcher import follow_launcher
+from scm_lightning.saying import warn
 
-SUBCOMMANDS = (
-    *("fit", "validate", "test", "predict", "bench"),
-    *("ablate", "reconstruct", "export", "prepare"),
-)
+FUNCTIONS = ("reconstruct", "export", "prepare")
+"""Subcommands that are functions, in files of their names, of what is typed."""
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "bench", "ablate", *FUNCTIONS)
 CLEANING_UP = {"_interrupt", "_teardown"}
 """Functions of Lightning's that clean up when a run has failed."""
 MAX_LINE = 2000
@@ -101,7 +102,7 @@ def _run_in_one_line(words: list[str]) -> None:
     except Exception as raised:
         error = first_failure(raised)
         if error is not raised:
-            _say(f"cleaning up failed as well: {one_line(str(raised) or repr(raised))}")
+            warn(f"cleaning up failed as well: {one_line(str(raised) or repr(raised))}")
         is_known = isinstance(error, USER_ERRORS) or _is_out_of_memory(error)
         if os.environ.get("SCM_TRACEBACK") or not is_known:
             raise error  # noqa: B904  with all that is behind it
@@ -110,34 +111,25 @@ def _run_in_one_line(words: list[str]) -> None:
             line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
         elif isinstance(error, ArgumentError):
             line += "; `scm SUBCOMMAND --help` lists what can be set"
-        elif isinstance(error, UnicodeDecodeError):
-            line = f"a configuration must be text in UTF-8: {line}"
         _refuse(line)
 
 
 def _run(words: list[str]) -> None:
     """Import no more than the subcommand needs, and run it."""
-    if words[0] == "reconstruct":
-        from scm_lightning.cli.reconstruct import run_reconstruct
+    # A flag as people type it; the parser wants the name of the argument, and a value.
+    command, *rest = ("--dry_run=true" if word == "--dry-run" else word for word in words)
+    if command in FUNCTIONS:
+        from scm_lightning.cli.parsers import call
 
-        run_reconstruct(words[1:])
-    elif words[0] == "export":
-        from scm_lightning.cli.export import run_export
-
-        run_export(words[1:])
-    elif words[0] == "prepare":
-        from scm_lightning.cli.prepare import run_prepare
-
-        run_prepare(words[1:])
-    elif words[0] == "ablate":
+        call(command, resolve_name(f"scm_lightning.cli.{command}:{command}"), rest)
+    elif command == "ablate":
         from scm_lightning.cli.ablate import ablate
 
-        ablate(words[1:])
+        ablate(rest)
     else:
         from scm_lightning.cli.app import run
 
-        # A flag as people type it; the parser wants the name of the argument, and a value.
-        run(["--dry_run=true" if word == "--dry-run" else word for word in words])
+        run([command, *rest])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -163,12 +155,8 @@ def first_failure(error: BaseException) -> BaseException:
     return error if error.__suppress_context__ and not isinstance(first, SystemExit) else first
 
 
-def _say(line: str) -> None:
-    print(f"scm: {line}", file=sys.stderr)
-
-
 def _refuse(line: str) -> NoReturn:
-    _say(f"error: {line}")
+    warn(f"error: {line}")
     raise SystemExit(2) from None
 
 

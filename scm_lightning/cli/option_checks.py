@@ -8,7 +8,7 @@ function, with arguments, and calls it: `class_path: torch.save` would write a f
 import inspect
 import pkgutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +26,20 @@ LEAST = {
 """Smallest values of numbers of the trainer, which it would divide by or run without."""
 FLOAT16 = ("16-mixed", "16", 16)
 """Spellings of float16 autocast with a loss scale."""
-MAY_BE_NONE = {"optimizer", "lr_scheduler"}
-"""Options of Lightning's; the models here have their own."""
 
 
-def check_options(config: Namespace, names: Iterable[str]) -> None:
+def check_options(config: Namespace) -> None:
     """Refuse functions in the place of classes, and values that no run can have.
 
     Args:
         config: options of a subcommand.
-        names: dotted keys of all that there are.
 
     Raises:
-        ValueError: if a class_path is no class's, or its dict_kwargs are not, a group of options
-            is a list, an option is out of range, a CPU is to compute in float16, or the folder of
-            the run is a file.
+        ValueError: if a class_path is no class's, or its dict_kwargs are not, an option is out of
+            range, or a CPU is to compute in float16.
     """
-    for spec in _specs(config):
+    for spec in specs(config):
         _check_class(spec["class_path"], spec.get("dict_kwargs") or {})
-    for group in sorted({name.partition(".")[0] for name in names if "." in name} - MAY_BE_NONE):
-        if not isinstance(config[group], Namespace):
-            raise ValueError(f"{group} must be a map of options to values, got {config[group]}")
     seed = config.seed_everything
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed_everything must be from 0 to {MAX_SEED}, got {seed}; give another")
@@ -58,11 +51,6 @@ def check_options(config: Namespace, names: Iterable[str]) -> None:
         raise ValueError(
             "trainer.precision 16-mixed needs a GPU, got a CPU, where Lightning would run "
             "bf16-mixed without a word; pass --trainer.precision bf16-mixed or 32-true"
-        )
-    root = Path(config.trainer.default_root_dir or ".")
-    if root.exists() and not root.is_dir():
-        raise ValueError(
-            f"trainer.default_root_dir must be a folder, got the file {root}; give another"
         )
 
 
@@ -93,18 +81,8 @@ def _is_float16_on_cpu(trainer: Namespace) -> bool:
     return trainer.precision in FLOAT16 and (automatic or trainer.accelerator == "cpu")
 
 
-def class_paths(value: Any) -> Iterator[str]:
-    """Every class_path in a configuration.
-
-    Args:
-        value: a configuration, or a part of one.
-    """
-    for spec in _specs(value):
-        yield spec["class_path"]
-
-
-def _specs(value: Any) -> Iterator[dict[str, Any]]:
-    """Every map with a class_path."""
+def specs(value: Any) -> Iterator[dict[str, Any]]:
+    """Every map with a class_path in a configuration, or in a part of one."""
     if isinstance(value, Namespace):
         value = vars(value)
     if isinstance(value, dict):
@@ -113,7 +91,7 @@ def _specs(value: Any) -> Iterator[dict[str, Any]]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         for each in value:
-            yield from _specs(each)
+            yield from specs(each)
 
 
 def _check_class(path: str, dict_kwargs: Collection[str]) -> None:

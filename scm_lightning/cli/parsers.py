@@ -6,6 +6,7 @@ change what a command means. What an option takes as text is never read as a fil
 """
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -21,6 +22,8 @@ from scm_lightning.cli.misfits import OPTIONS, Misfit, MisfitError, install, not
 from scm_lightning.cli.renamed import place_of_old
 from scm_lightning.cli.run_config import of_its_folder
 
+MAY_BE_NONE = {"optimizer", "lr_scheduler"}
+"""Groups of options of Lightning's; the models here have their own."""
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
 are handed."""
@@ -50,7 +53,9 @@ class ArgumentError(ValueError):
     """Arguments or a configuration that the parser refuses."""
 
 
-class _OneLine(ArgumentParser):
+class CommandParser(ArgumentParser):
+    """Parser of the commands that have no model."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         install()
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -92,8 +97,8 @@ class _OneLine(ArgumentParser):
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Refuse what is no map in the place of a group of options: the parser would take it."""
-        for key in self.groups or ():
-            if (value := namespace.get(key)) is not None and not isinstance(value, Namespace):
+        for key in {*(self.groups or ())} - MAY_BE_NONE:
+            if key in namespace and not isinstance(value := namespace[key], Namespace):
                 raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {shown(value)}"))
         super().validate(namespace, *args, **kwargs)
 
@@ -106,8 +111,6 @@ class _OneLine(ArgumentParser):
             return found
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
     def _meant(self, name: str) -> str:
         """What an unknown option is now, or which was meant."""
@@ -130,9 +133,24 @@ def _takes_text(kind: Any) -> bool:
     return kind is str or isinstance(kind, str) or any(_takes_text(each) for each in get_args(kind))
 
 
-class CommandParser(_OneLine):
-    """Parser of the commands that have no model."""
+def call(command: str, function: Callable[..., object], words: Sequence[str]) -> None:
+    """Call a function with its arguments from the command line.
+
+    Args:
+        command: subcommand of `scm`.
+        function: what it does; an argument that is true or false may stand without a value.
+        words: what comes after the subcommand.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    parser = CommandParser(prog=f"scm {command}")
+    parser.add_function_arguments(function)
+    for action in parser._actions:
+        if isinstance(action, ActionTypeHint) and action._typehint is bool:
+            action.nargs, action.const = "?", True
+    function(**parser.parse_args(list(words)).as_dict())
 
 
-class OneLineParser(_OneLine, LightningArgumentParser):
+class OneLineParser(CommandParser, LightningArgumentParser):
     """Parser of the commands that have one."""

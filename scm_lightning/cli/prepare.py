@@ -2,60 +2,30 @@
 """`scm prepare`: from images as they are handed out to shards that a run reads."""
 
 import os
-from collections.abc import Sequence
 from typing import Literal
 
-from rich.console import Console
-
-from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
     contact_sheet,
     next_command,
-    plan_table,
-    summary_table,
+    summary,
 )
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.location import folder_to_write
+from scm_lightning.preparation import engine
 from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.latent_content import EncodedLatents
 from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.probe import fit_transform
 from scm_lightning.preparation.sources import open_source
 from scm_lightning.preparation.transform import WHITE, ImageTransform
+from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture
 
 DEFAULT_SIZE = 64
 
 
-def run_prepare(args: Sequence[str]) -> None:
-    """Parse the arguments of `scm prepare` and do it.
-
-    Args:
-        args: arguments after the word `prepare`.
-
-    Raises:
-        ValueError: if what the user passed does not fit.
-    """
-    parser = CommandParser(
-        prog="scm prepare",
-        description="Write shards of a set of images, which a run reads with "
-        "scm_lightning.data.Shards. Ended at any moment, the same command goes on where it was.",
-    )
-    parser.add_function_arguments(prepare_images, skip={"upscale", "dry_run"})
-    parser.add_argument(
-        "--upscale",
-        action="store_true",
-        help="Enlarge images that are smaller than the size; else they count as unreadable.",
-    )
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="Only show what would be written."
-    )
-    prepare_images(**parser.parse_args(list(args)).as_dict())
-
-
-def prepare_images(
+def prepare(
     source: str,
     out: str,
     kind: str = "auto",
@@ -79,7 +49,9 @@ def prepare_images(
     seed: int = 0,
     dry_run: bool = False,
 ) -> None:
-    """Write shards of a set of images.
+    """Write shards of a set of images, which a run reads with scm_lightning.data.Shards.
+
+    Ended at any moment, the same command goes on where it was.
 
     Args:
         source: folder of images (its folders are classes), zip archive, webdataset shards
@@ -119,8 +91,8 @@ def prepare_images(
     Raises:
         ValueError: if the source, the folder or the options do not fit.
     """
-    console = Console()
-    if (workers is not None and workers < 0) or max_unreadable < 0:
+    workers = num_cores() if workers is None else workers
+    if workers < 0 or max_unreadable < 0:
         raise ValueError(
             f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
         )
@@ -132,32 +104,27 @@ def prepare_images(
         images, ImageTransform(size, crop, channels, background, upscale)
     )
     content: Pixels | EncodedLatents = Pixels(shape)
-    autoencoder = None if latents is None else Autoencoder(latents, shape)
-    if autoencoder is not None:
-        content = EncodedLatents(
-            autoencoder,
-            latents_stored,
-            latents_batch_size,
-            latents_dtype,
-            latents_compute_dtype,
-            device,
-        )
+    autoencoder = None
+    if latents is not None:
+        autoencoder = Autoencoder(latents, shape)
+        types = latents_dtype, latents_compute_dtype
+        content = EncodedLatents(autoencoder, latents_stored, latents_batch_size, *types, device)
     recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed)
-    console.print(f"{images.description}: {len(images.items):,} images", soft_wrap=True)
+    say(f"{images.description}: {len(images.items):,} images")
     if dry_run:
-        console.print(plan_table(recipe))
+        summary(recipe)
         return
-    done = prepare(recipe, folder, num_cores() if workers is None else workers, max_unreadable)
+    done = engine.prepare(recipe, folder, workers, max_unreadable)
     sheet = folder / SHEET_FILE
     is_drawn = sheet.is_file() or write_picture(
         sheet, lambda: contact_sheet(folder, done.index, autoencoder, device)
     )
     if not done.num_images:
-        console.print(f"{folder} is complete already: nothing to do", soft_wrap=True)
-    console.print(summary_table(recipe, done))
+        say(f"{folder} is complete already: nothing to do")
+    summary(recipe, done)
     if is_drawn:
-        console.print(f"what the network will see: {sheet}", soft_wrap=True)
-    console.print(f"next: {next_command(str(folder), done.index)}", markup=False, soft_wrap=True)
+        say(f"what the network will see: {sheet}")
+    say(f"next: {next_command(str(folder), done.index)}")
 
 
 def num_cores() -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
@@ -18,6 +17,7 @@ from scm_lightning.data.shards import Sample, read_shard
 from scm_lightning.preparation.engine import NAMED, Preparation
 from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.space import megabytes, needed_bytes
+from scm_lightning.saying import show
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000
@@ -27,43 +27,43 @@ MAX_LOOKED_AT = 5000
 """Images that are read to fill a sheet."""
 
 
-def plan_table(recipe: Recipe) -> Table:
-    """What would be written.
+def summary(recipe: Recipe, done: Preparation | None = None) -> None:
+    """Show what was written, or would be.
 
     Args:
         recipe: what is made of which source.
+        done: what came of it; None if nothing is written yet.
     """
-    plan, table = recipe.plan(), _table()
-    for split in ("train", "heldout"):
-        shards = [each for each in plan.shards if each.split == split]
-        table.add_row(split, _in_shards(plan.num_images(split), len(shards)))
-    table.add_row("classes", _classes(recipe))
-    table.add_row("sample", f"{_by(recipe.content.stored_shape)} {recipe.content.dtype}")
-    size = megabytes(needed_bytes(plan.shards, recipe.content))
-    table.add_row("on disk", f"about {size}, nothing of which is written yet")
-    return table
-
-
-def summary_table(recipe: Recipe, done: Preparation) -> Table:
-    """What was written.
-
-    Args:
-        recipe: what was made of which source.
-        done: what came of it.
-    """
-    index, table = done.index, _table()
-    for name, split in index.splits.items():
-        table.add_row(name, _in_shards(split.num_samples, len(split.shards)))
-    table.add_row("classes", _classes(recipe))
-    table.add_row("sample", f"{_by(index.stored_shape)} {index.dtype}")
-    table.add_row("mean, std", "; ".join(_statistics(index)))
-    size = sum(shard.num_bytes for split in index.splits.values() for shard in split.shards)
-    table.add_row("on disk", megabytes(size))
-    table.add_row("unreadable", _unreadable(done.unreadable))
-    if done.num_images:
-        rate = done.num_images / max(done.seconds, 1e-9)
-        table.add_row("time", f"{done.seconds:.1f} s, {rate:,.0f} images/s")
-    return table
+    content, classes = recipe.content, _classes(recipe)
+    sample = f"{' x '.join(map(str, content.stored_shape))} {content.dtype}"
+    if done is None:
+        plan = recipe.plan()
+        found = {
+            split: (plan.num_images(split), sum(each.split == split for each in plan.shards))
+            for split in ("train", "heldout")
+        }
+        size = megabytes(needed_bytes(plan.shards, content))
+        further = {"on disk": f"about {size}, nothing of which is written yet"}
+    else:
+        index = done.index
+        found = {
+            name: (split.num_samples, len(split.shards)) for name, split in index.splits.items()
+        }
+        statistics = zip(index.mean, index.std, strict=True)
+        further = {
+            "mean, std": "; ".join(f"{mean:.4g}, {std:.4g}" for mean, std in statistics),
+            "on disk": megabytes(sum(shard.num_bytes for shard in index.shards)),
+            "unreadable": _unreadable(done.unreadable),
+        }
+        if done.num_images:
+            rate = done.num_images / max(done.seconds, 1e-9)
+            further["time"] = f"{done.seconds:.1f} s, {rate:,.0f} images/s"
+    splits = {
+        name: f"{images:,} images in {shards:,} shard{'s' if shards > 1 else ''}"
+        for name, (images, shards) in found.items()
+    }
+    rows = {**splits, "classes": classes, "sample": sample, **further}
+    show(("", ""), list(rows.items()), show_header=False)
 
 
 def contact_sheet(
@@ -122,21 +122,6 @@ def next_command(out: str, index: ShardIndex) -> str:
     return f"scm fit --config configs/{name}_teacher.yaml {' '.join(options)}"
 
 
-def _table() -> Table:
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    return table
-
-
-def _in_shards(num_images: int, num_shards: int) -> str:
-    return f"{num_images:,} images in {num_shards:,} shard{'s' if num_shards > 1 else ''}"
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
 def _names(index: ShardIndex) -> list[str]:
     return index.class_names or [str(label) for label in range(index.num_classes)]
 
@@ -152,10 +137,6 @@ def _classes(recipe: Recipe) -> str:
         return f"{len(names)}: {listed}"
     sizes = [counts[label] for label in range(len(names))]
     return f"{len(names):,} of {min(sizes):,} to {max(sizes):,} images"
-
-
-def _statistics(index: ShardIndex) -> list[str]:
-    return [f"{mean:.4g}, {std:.4g}" for mean, std in zip(index.mean, index.std, strict=True)]
 
 
 def _unreadable(lines: list[str]) -> str:

@@ -10,20 +10,17 @@ another width.
 Source: EDM2 (arXiv 2312.02696), Section 3.2.
 """
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from scm_lightning.cli.app import LAST_CHECKPOINT
-from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
+from scm_lightning.saying import say, warn
 from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
 from scm_lightning.storage.saved_run import EMA_PREFIX, METADATA_KEY
 from scm_lightning.storage.snapshot import (
@@ -38,24 +35,6 @@ RESIDUAL_WARNED = 0.03
 RESIDUAL_REFUSED = 0.2
 """There, half of that distance: the reconstruction is hardly better than a snapshot."""
 LEFT_OUT = ("optimizer_states", "lr_schedulers")
-
-
-def run_reconstruct(args: Sequence[str]) -> None:
-    """Parse the arguments of `scm reconstruct` and do it.
-
-    Args:
-        args: arguments after the word `reconstruct`.
-
-    Raises:
-        ValueError: if what the user passed does not fit.
-    """
-    parser = CommandParser(
-        prog="scm reconstruct",
-        description="Write a checkpoint whose averaged weights have another width.",
-    )
-    parser.add_function_arguments(reconstruct)
-    options = parser.parse_args(list(args))
-    reconstruct(options.run, options.sigma_rel, options.out, options.step, options.checkpoint)
 
 
 def reconstruct(
@@ -88,9 +67,10 @@ def reconstruct(
     c = post_hoc_coefficients(ends, gammas, ends[-1], gamma)
     residual = post_hoc_residual(c, ends, gammas, ends[-1], gamma)
     if residual > RESIDUAL_REFUSED:
+        widths = " and ".join(map(str, sorted({each.sigma_rel for each in snapshots})))
         raise ValueError(
             f"the snapshots must span the profile, a residual of {residual:.1%} remains of "
-            f"sigma_rel {sigma_rel} at step {step}; the widths are {_widths(snapshots)}: take a "
+            f"sigma_rel {sigma_rel} at step {step}; the widths are {widths}: take a "
             "width nearer to these, or snapshots oftener"
         )
     terms = list(zip(c.tolist(), snapshots, strict=True))
@@ -159,20 +139,16 @@ def _replaced(
     }
 
 
-def _widths(snapshots: list[Snapshot]) -> str:
-    return " and ".join(map(str, sorted({each.sigma_rel for each in snapshots})))
-
-
 def _report(found: dict[str, float], count: int, largest: float, out: str) -> None:
     """Say what was written, and how far to trust it."""
-    console = Console()
-    table = Table("sigma_rel", "step", "snapshots", "largest coefficient", "residual")
-    cells = (f"{found['sigma_rel']:g}", f"{found['step']}", f"{count}", f"{largest:.2f}")
-    table.add_row(*cells, f"{found['residual']:.2%}")
-    console.print(table)
-    if found["residual"] > RESIDUAL_WARNED:
-        console.print(
-            f"[yellow]warning:[/] a residual above {RESIDUAL_WARNED:.0%} means that the snapshots "
+    sigma_rel, step, residual = found.values()
+    if residual > RESIDUAL_WARNED:
+        warn(
+            f"warning: a residual above {RESIDUAL_WARNED:.0%} means that the snapshots "
             "span the profile poorly; take a width between theirs, or snapshots oftener"
         )
-    console.print(f"written to {out}; give it as --ckpt_path, or as a student's teacher")
+    say(
+        f"written to {out}: sigma_rel {sigma_rel:g} at step {step} from {count} snapshots, largest "
+        f"coefficient {largest:.2f}, residual {residual:.2%}; give it as --ckpt_path, or as a "
+        "student's teacher"
+    )

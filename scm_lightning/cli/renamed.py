@@ -9,9 +9,10 @@ command line the old names are refused with the new ones.
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from scm_lightning.cli.run_config import say
+from scm_lightning.saying import say
 
 STUDENT = "scm_lightning.modules.ConsistencyModule"
 OBJECTIVES = "scm_lightning.objectives."
@@ -24,8 +25,11 @@ MOVED_CLASSES = {
     "scm_lightning.cli.plan.GPU": "scm_lightning.bench.GPU",
     "scm_lightning.data.Digits": "scm_lightning.preparation.Digits",
 }
+NO_DAMAGE = ("max_damaged", 0)
+"""Of `reading`: all that there is now; another number is refused."""
 FASHION = "scm_lightning.data.FashionMNIST"
 """Was a data module of its own; its shards are read as any."""
+SHARDS = "scm_lightning.data.Shards"
 
 RENAMED = {
     "times": "objective.init_args.times",
@@ -72,8 +76,6 @@ DEFAULT_TANGENTS = {"method": "dual", "check": True, "compile": False}
 UNWRITTEN = "Unable to serialize instance <function "
 """How 0.3.0 kept a function that nobody had given, such as the default optimizer."""
 
-_said: set[str] = set()
-
 
 def renamed(config: Any) -> Any:
     """Translate a configuration.
@@ -87,26 +89,26 @@ def renamed(config: Any) -> Any:
     Raises:
         ValueError: if it asks for segments and intervals at once, as 0.3.0 refused too.
     """
-    config = _with_all_damage_refused(_with_shards_of_fashion(_with_moved_classes(config)))
+    config = _with_moved_classes(config)
     model = config.get("model") if isinstance(config, Mapping) else None
     options = model.get("init_args") if isinstance(model, Mapping) else None
-    if not isinstance(options, Mapping):
+    if not isinstance(model, Mapping) or not isinstance(options, Mapping):
         return config
-    assert isinstance(model, Mapping)
     is_mean_flow = str(model.get("class_path")).endswith(MEAN_FLOW)
     names = _names(model, options)
-    old = [name for name in options if name in names]
+    old = {name: names[name] for name in options if name in names}
     if not old and not is_mean_flow:
         return config
     kept = {name: value for name, value in options.items() if name not in names}
     if is_mean_flow:
         kept["student"] = kept.pop("network", None)
         kept = {"start_from_teacher": False, "optimizer": ADAM_OF_MEAN_FLOW, **kept}
-        old.insert(0, "network")
+        old = {"network": "student", **old}
+        model = {**model, "class_path": STUDENT}
     _move(options, names, kept, is_mean_flow)
-    _say({name: {**names, "network": "student"}[name] for name in old})
-    kind = {"class_path": STUDENT} if is_mean_flow else {}
-    return {**config, "model": {**model, **kind, "init_args": kept}}
+    pairs = ", ".join(f"{name} is {place}{NOTES.get(name, '')}" for name, place in old.items())
+    _say_once(f"options of version 0.3.0, below model.init_args: {pairs}")
+    return {**config, "model": {**model, "init_args": kept}}
 
 
 def place_of_old(option: str) -> str | None:
@@ -127,16 +129,12 @@ def _names(model: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str,
     path = str(model.get("class_path", ""))
     try:
         kind = pkgutil.resolve_name(path)
-        above = [each.__name__ for each in kind.__mro__]
-        own = {*inspect.signature(kind).parameters}
+        above, own = kind.__mro__, inspect.signature(kind).parameters
     except Exception:  # no class, a short name, or a module that fails: the parser says which
-        above, own = [], set()
-    if above:
-        found = (TABLES[name] for name in above if name in TABLES)
-        return {name: place for name, place in next(found, {}).items() if name not in own}
-    if path.endswith(("ConsistencyModule", MEAN_FLOW)) or ONLY_OF_STUDENTS & options.keys():
-        return RENAMED
-    return RENAMED_OF_TEACHER
+        is_student = path.endswith(("ConsistencyModule", MEAN_FLOW))
+        return RENAMED if is_student or ONLY_OF_STUDENTS & {*options} else RENAMED_OF_TEACHER
+    found = next((TABLES[each.__name__] for each in above if each.__name__ in TABLES), {})
+    return {name: place for name, place in found.items() if name not in own}
 
 
 def _move(
@@ -151,16 +149,19 @@ def _move(
         )
     kind = "MeanFlow" if is_mean_flow else "Consistency"
     kind = "Segments" if segments > 1 else "Discrete" if intervals is not None else kind
-    left_out = {"num_segments": segments == 1, "num_intervals": intervals is None}
+    takes_no_derivative = kind == "Discrete"
+    left_out = {
+        "num_segments": segments == 1,
+        "num_intervals": intervals is None,
+        "tangents": takes_no_derivative,
+        "compile": takes_no_derivative,
+    }
     for name, place in names.items():
-        if name not in options or left_out.get(name):
-            continue
-        if name == "vsd":
-            kept["terms"] = [options[name]] if options[name] else []
-        elif kind == "Discrete" and name in ("tangents", "compile"):
-            continue  # it takes no derivative
-        else:
-            _put(kept, place.split("."), options[name])
+        if name in options and not left_out.get(name):
+            value = options[name]
+            if name == "vsd":
+                value = [value] if value else []
+            _put(kept, place.split("."), value)
     objective, student = kept.get("objective", {}), kept.get("student")
     # An overlay changes options of the objective below it, whichever that is, if it chooses none.
     is_whole = isinstance(student, Mapping) and "class_path" in student
@@ -175,7 +176,7 @@ def _put(tree: dict[str, Any], place: list[str], value: Any) -> None:
     *above, last = place
     for name in above:
         tree = tree.setdefault(name, {})
-        if "class_path" in tree and name != "objective":
+        if "class_path" in tree:
             tree = tree.setdefault("init_args", {})
     tree[last] = value
 
@@ -187,46 +188,22 @@ def _are_default(tangents: Any) -> bool:
 
 
 def _with_moved_classes(config: Any) -> Any:
-    if isinstance(config, Mapping):
-        return {
-            key: _with_moved_classes(value)
-            for key, value in config.items()
-            if not (isinstance(value, str) and value.startswith(UNWRITTEN))
-        }
     if isinstance(config, list):
         return [_with_moved_classes(each) for each in config]
-    return MOVED_CLASSES.get(config, config) if isinstance(config, str) else config
+    if not isinstance(config, Mapping):
+        return MOVED_CLASSES.get(config, config) if isinstance(config, str) else config
+    if config.get("class_path") == FASHION:
+        _say_once(f"{FASHION} is {SHARDS}, which reads the shards at its root as before")
+        given = config.get("init_args", {}).items()
+        options = {key: value for key, value in given if key not in ("source", "size")}
+        config = {"class_path": SHARDS, "init_args": {"num_test_samples": 10_000, **options}}
+    return {
+        key: _with_moved_classes(value)
+        for key, value in config.items()
+        if (key, value) != NO_DAMAGE and not str(value).startswith(UNWRITTEN)
+    }
 
 
-def _with_shards_of_fashion(config: Any) -> Any:
-    data = config.get("data") if isinstance(config, Mapping) else None
-    if not isinstance(data, Mapping) or data.get("class_path") != FASHION:
-        return config
-    if FASHION not in _said:
-        say(f"{FASHION} is scm_lightning.data.Shards, which reads the shards at its root as before")
-    _said.add(FASHION)
-    given = {k: v for k, v in data.get("init_args", {}).items() if k not in ("source", "size")}
-    options = {"num_test_samples": 10_000, **given}
-    return {**config, "data": {"class_path": "scm_lightning.data.Shards", "init_args": options}}
-
-
-def _with_all_damage_refused(config: Any) -> Any:
-    """Without `max_damaged: 0` of 0.3.0, which is all that there is; another number is refused."""
-    data = config.get("data") if isinstance(config, Mapping) else None
-    options = data.get("init_args") if isinstance(data, Mapping) else None
-    reading = options.get("reading") if isinstance(options, Mapping) else None
-    if not isinstance(reading, Mapping) or reading.get("max_damaged") != 0:
-        return config
-    assert isinstance(data, Mapping)
-    assert isinstance(options, Mapping)
-    kept = {name: value for name, value in reading.items() if name != "max_damaged"}
-    return {**config, "data": {**data, "init_args": {**options, "reading": kept}}}
-
-
-def _say(names: Mapping[str, str]) -> None:
-    """Say once in a process what was translated."""
-    fresh = {old: new for old, new in names.items() if old not in _said}
-    _said.update(fresh)
-    if fresh:
-        pairs = ", ".join(f"{old} is {new}{NOTES.get(old, '')}" for old, new in fresh.items())
-        say(f"options of version 0.3.0, below model.init_args: {pairs}")
+@cache
+def _say_once(line: str) -> None:
+    say(line)

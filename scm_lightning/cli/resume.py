@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, get_loader
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.table import Column, Table
 
-from scm_lightning.cli.run_config import HEADER, OF_A_START, say
+from scm_lightning.cli.run_config import HEADER, OF_A_START
 from scm_lightning.cli.strict_yaml import read_yaml, text_of
+from scm_lightning.saying import say, show
 from scm_lightning.storage import History, SavedRun
 from scm_lightning.storage.side_files import set_aside
 
@@ -165,11 +163,7 @@ def _check_is_same_run(
     )
 
 
-@rank_zero_only
 def _show(changes: Mapping[str, tuple[str, str]]) -> None:
-    table = Table(Column("changed option", overflow="fold"), "so far", "now")
-    for key, values in list(changes.items())[:MOST_ROWS]:
-        table.add_row(key, *values)
-    if len(changes) > MOST_ROWS:
-        table.add_row(f"and {len(changes) - MOST_ROWS} more", "", "")
-    Console().print(table, markup=False)
+    rows = [(key, *values) for key, values in changes.items()]
+    more = [(f"and {len(rows) - MOST_ROWS} more", "", "")] if len(rows) > MOST_ROWS else []
+    show(("changed option", "so far", "now"), rows[:MOST_ROWS] + more)

@@ -12,11 +12,10 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
+from scm_lightning.saying import say
 from scm_lightning.storage.side_files import say_unwritten, write_result
 
 FILE = "config.yaml"
@@ -50,12 +49,6 @@ class SaveTrainingConfig(SaveConfigCallback):
                 write_result(file, content)
             except OSError as error:
                 say_unwritten(file, error, "with the options that are on the screen")
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Print a line, in the first process only."""
-    Console().print(line, markup=False, soft_wrap=True)
 
 
 def typed(config: Namespace) -> Namespace:

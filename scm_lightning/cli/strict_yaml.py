@@ -64,8 +64,15 @@ def read_yaml(file: Path) -> Any:
 
 
 def text_of(file: str | Path) -> str:
-    """Text of a file of configuration, read within bounds."""
-    return read_regular(file, MAX_BYTES).decode()
+    """Text of a file of configuration, read within bounds.
+
+    Raises:
+        ValueError: if it is no text.
+    """
+    try:
+        return read_regular(file, MAX_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8: {error}") from error
 
 
 def check_keys(text: str) -> None:

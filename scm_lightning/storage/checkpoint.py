@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from torch.distributed.device_mesh import DeviceMesh
 
 from scm_lightning.given_files import open_regular
+from scm_lightning.saying import say
 from scm_lightning.storage.archive import (
     DamagedError,
     archive_step,
@@ -122,6 +122,5 @@ class Checkpoint:
 
 @cache
 def _say_unchecked(file: Path) -> None:
-    """Once per file and process, and in one process only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console().print(f"{file} has no checksum: read unchecked", markup=False, soft_wrap=True)
+    """Once per file."""
+    say(f"{file} has no checksum: read unchecked")

@@ -8,10 +8,10 @@ place of one and is none, or cannot be read, is given another name, so that noth
 """
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from scm_lightning.saying import warn
 from scm_lightning.whole_files import flush_folder, write_whole
 
 
@@ -59,7 +59,7 @@ def set_aside(path: Path, reason: str) -> None:
     """
     aside = unused_name(path)
     os.replace(path, aside)
-    print(f"scm: {reason}; {path} is now {aside}", file=sys.stderr, flush=True)
+    warn(f"{reason}; {path} is now {aside}")
 
 
 def make_way(file: Path) -> None:
@@ -95,5 +95,4 @@ def say_unwritten(file: Path, error: OSError, then: str) -> None:
         then: what follows from it.
     """
     reason = error.strerror or error
-    line = f"scm: {file} could not be written: {reason}; the run goes on, {then}"
-    print(line, file=sys.stderr, flush=True)
+    warn(f"{file} could not be written: {reason}; the run goes on, {then}")

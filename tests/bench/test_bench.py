@@ -66,7 +66,6 @@ def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypa
     assert forwards["sCT, two_pass"] == pytest.approx(6.0, abs=0.1)
     assert forwards["sCD, dual"] == pytest.approx(5.0, abs=0.1)
     assert set(result["attention"]) == {"16", "32"}
-    assert (tmp_path / "bench.png").stat().st_size > 10_000
     assert "a plain diffusion step is 1" in capsys.readouterr().out
 
 

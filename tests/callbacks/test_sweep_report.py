@@ -80,8 +80,9 @@ def test_a_report_is_written_with_the_options_of_the_best(tmp_path):
     points = module.sweep_points()
     scores = scored(points, [0.5, 0.4, 0.3, 0.6])
     nfe = {row: point.num_steps for row, point in points.items()}
-    best, _ = report_sweep(tmp_path, module, scores, nfe, "fd")
+    best, how, _ = report_sweep(tmp_path, module, scores, nfe, "fd")
     assert best.startswith("best: 2_step t_mid=0.9, fd 0.300 over 2,000 samples")
+    assert how.endswith("num_steps=[2]' '--model.init_args.sampling.intermediate_times=[0.9]'")
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert content["options"] == {"num_steps": [2], "intermediate_times": [0.9]}
     assert (content["best"], content["chosen_by"]) == ("2_step t_mid=0.9", "fd")

@@ -129,7 +129,7 @@ def read_ablation(folder: Path) -> str:
     )
     runs = ablation.trials(planned)
     for trial in runs:
-        trial.run.is_finished(), trial.run.is_started()
+        trial.run.is_recorded(finished=True), trial.run.is_recorded(finished=False)
     return str(collect(planned, runs, {}))
 
 
@@ -179,7 +179,6 @@ def kinds() -> list[Kind]:
         f"{run}/metrics.json": json.dumps(scores).encode(),
         f"{run}/{CURVES_FILE}": json.dumps(curves).encode(),
         f"{run}/made_from.json": made_from,
-        f"{run}/started_from.json": made_from,
     }
     log = b"step,epoch,train/loss,val/fd\n0,0,1.5,\n1,0,1.25,\n2,,,3.5\n"
     half, whole = preparations()

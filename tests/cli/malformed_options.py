@@ -155,7 +155,6 @@ OUT_OF_RANGE = {
     "S.model_channels=-8": "model_channels",
     "S.model_channels=99999999999999": "must fit into this machine's memory with its average",
     "S.num_classes=1000000000000": "must fit into this machine's memory with its average",
-    "S.num_blocks=1000000000": "have at most 20,000 tensors, got more than",
     "S.data_shape=[1, 1000000, 1000000]": "must fit into this machine's memory with its average",
     f"M.objective={OBJECTIVES}.Segments O.num=1000000000000": "at most 1,000,000 steps",
     f"M.objective={OBJECTIVES}.Discrete O.num_intervals=1000000000000": "at most 1,000,000 steps",

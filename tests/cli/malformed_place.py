@@ -60,7 +60,7 @@ def stopped() -> Iterator[None]:
     with parser_built_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(GenerativeModule, "optimizer_step", step)
         patch.setattr(GenerativeModule, "draw", work)
-        patch.setattr(ablate_command, "_run_all", work)
+        patch.setattr(ablate_command, "_run", work)
         yield
 
 

@@ -216,7 +216,7 @@ def test_table_and_plot_by_hand(tmp_path):
     assert failures(results) == ["one, seed 4: out of memory"]
     assert "| one | 3 +- 2.6 (1, 2, 6) | 1 of 4 |" in markdown(results)
     panel = plot(results).axes[0]
-    assert [text.get_text() for text in panel.get_xticklabels()] == ["one\n1 failed"]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["one"]
     assert panel.get_ylim()[1] > 6.0
     ablation = Ablation("T", "Q?", "b", variants, ["fd/3"], str(tmp_path), seeds=[1])
     with pytest.raises(ValueError, match=f"got fd/3; .* has {SCORE}"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from scm_lightning.cli import main
-from scm_lightning.cli.prepare import prepare_images
+from scm_lightning.cli.prepare import prepare
 from scm_lightning.cli.prepare_report import MAX_COLUMNS, next_command
 from scm_lightning.data import ShardIndex, Shards
 
@@ -156,7 +156,7 @@ def test_every_option_is_explained(capsys):
     with pytest.raises(SystemExit):
         main(["prepare", "--help"])
     shown = capsys.readouterr().out
-    for name in inspect.signature(prepare_images).parameters:
+    for name in inspect.signature(prepare).parameters:
         described = shown.split(f"\n  --{name}")[1].split("\n  --")[0]
         assert len(described.split()) > 6, name
 

@@ -31,8 +31,8 @@ def student(**options):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch):
-    monkeypatch.setattr(names, "_said", set())
+def _nothing_said():
+    names._say_once.cache_clear()
 
 
 def test_a_kept_configuration_is_translated_whole(capsys):

@@ -2,7 +2,6 @@
 """`scm fit`, called again: it goes on, stops where it is done, or is told to start anew."""
 
 import csv
-import json
 import os
 import resource
 import shutil
@@ -16,7 +15,7 @@ import yaml
 from digits_runs import CONFIG, NETWORK, fit
 
 from scm_lightning.cli import main
-from scm_lightning.cli.ablation import STARTED, Run
+from scm_lightning.cli.ablation import Run
 from scm_lightning.cli.resume import differences
 
 
@@ -115,11 +114,20 @@ def test_runs_of_an_ablation_go_on_if_they_are_the_same(tmp_path):
     options = {"trainer.max_steps": 3}
     one = Run("x", tmp_path, str(CONFIG), options, ("fit",), Path("checkpoints/last.ckpt"))
     other = replace(one, options={"trainer.max_steps": 4})
-    assert not one.is_started()
-    (tmp_path / STARTED).write_text(json.dumps(one.made_from()))
-    assert one.is_started()
-    assert not other.is_started()
-    assert not one.is_finished()
+    assert not one.is_recorded(finished=False)
+    one.record(finished=False)
+    assert one.is_recorded(finished=False)
+    assert not other.is_recorded(finished=False)
+    assert not one.is_recorded(finished=True)
+    product = tmp_path / one.product
+    product.parent.mkdir()
+    product.touch()
+    assert not one.is_recorded(finished=True)
+    one.record(finished=True)
+    assert one.is_recorded(finished=True)
+    product.unlink()
+    assert not one.is_recorded(finished=True)
+    assert one.is_recorded(finished=False)
     assert other.words("fit", fresh=True)[-1] == "--fresh"
     assert "--fresh" not in [*other.words("test", fresh=True), *one.words("fit")]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scm_lightning.cli import main
-from scm_lightning.cli.option_checks import class_paths
+from scm_lightning.cli.option_checks import specs
 
 TYPED = (
     *("model", "data", "optimizer", "lr_scheduler", "metrics.features", "checkpoints"),
@@ -110,7 +110,7 @@ def teacher_words(folder):
 
 def test_class_paths_are_found_wherever_they_are():
     nested = {"a": [{"class_path": "x", "init_args": {"b": {"class_path": "y"}}}], "c": ("d", 3)}
-    assert list(class_paths(nested)) == ["x", "y"]
+    assert [each["class_path"] for each in specs(nested)] == ["x", "y"]
 
 
 @pytest.mark.parametrize("command", ["fit", "test", "bench", "ablate"])
