@@ -9,6 +9,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before any test imports li
 
 # isort: on
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 torch.set_num_threads(1)
+logging.getLogger("lightning.pytorch").propagate = True  # caplog listens at the root
 
 TESTS = Path(__file__).parent
 USUAL_TIMEOUT = 300

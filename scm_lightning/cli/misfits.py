@@ -6,6 +6,7 @@ as each of them in turn. So every value that does not fit is noted where it is f
 the innermost is the one that is shown, under its whole key.
 """
 
+import collections.abc
 import inspect
 import pkgutil
 import re
@@ -19,6 +20,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from jsonargparse import Namespace
 from jsonargparse._typehints import ActionTypeHint
 from jsonargparse._util import NestedArg
+
+from scm_lightning.cli.renamed import MOVED_CLASSES
 
 MAX_VALUE = 100
 """Letters of a value that a message repeats."""
@@ -120,7 +123,8 @@ def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
     try:
         kind = pkgutil.resolve_name(path)
     except Exception as error:  # of any module of the user's
-        return f"{must}, got {path}: {error}{_near_class(path, kinds)}"
+        moved = f"; it is {MOVED_CLASSES[path]} now" if path in MOVED_CLASSES else ""
+        return f"{must}, got {path}: {error}{moved or _near_class(path, kinds)}"
     if not (inspect.isclass(kind) and issubclass(kind, kinds)):
         return f"{must}, got {path}, which is none"
     if inspect.isabstract(kind):
@@ -145,7 +149,7 @@ def _kinds(hint: Any) -> Iterator[type]:
         is_plain = hint in WORDS or hint.__module__ in ("builtins", "typing")
         if not (is_plain or getattr(hint, "_is_protocol", False)):  # which may have no subclasses
             yield hint
-    elif get_origin(hint) is not Literal:
+    elif get_origin(hint) not in (Literal, tuple):
         for each in get_args(hint):
             if not isinstance(each, list):
                 yield from _kinds(each)
@@ -156,6 +160,8 @@ def _words(hint: Any) -> str:
     origin, arguments = get_origin(hint), [x for x in get_args(hint) if not isinstance(x, list)]
     if words := WORDS.get(origin or hint):
         return words
+    if origin is collections.abc.Callable and get_origin(arguments[-1]) is tuple:
+        return "a function, or a class whose objects are called"
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if is_dataclass(hint):

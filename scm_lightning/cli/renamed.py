@@ -23,6 +23,7 @@ MOVED_CLASSES = {
     for name in ("AdaptiveVSD", "PairVelocity", "TeacherVelocity", "Velocity")
 } | {
     "scm_lightning.cli.plan.GPU": "scm_lightning.bench.GPU",
+    "scm_lightning.data.Augmentation": "scm_lightning.modules.Augmentation",
     "scm_lightning.data.Digits": "scm_lightning.preparation.Digits",
 }
 NO_DAMAGE = ("max_damaged", 0)

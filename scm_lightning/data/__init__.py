@@ -8,7 +8,6 @@ starts several times faster.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scm_lightning.data.augmentation import Augmentation
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from scm_lightning.data.prepared import Shards
 
 __all__ = [
-    "Augmentation",
     "Batch",
     "GaussianNoise",
     "Latents",

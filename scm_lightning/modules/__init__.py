@@ -2,6 +2,7 @@
 """Floor 6: the LightningModules."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+from scm_lightning.modules.augmentation import Augmentation
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.consistency import ConsistencyModule
 from scm_lightning.modules.diffusion import DiffusionModule
@@ -20,6 +21,7 @@ from scm_lightning.objectives import (  # noqa: F401
 
 __all__ = [
     "EMA",
+    "Augmentation",
     "ConsistencyModule",
     "DiffusionModule",
     "EMAProfile",

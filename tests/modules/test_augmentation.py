@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scm_lightning.data.augmentation import Augmentation, augmentation_labels, transform_images
+from scm_lightning.modules.augmentation import Augmentation, augmentation_labels, transform_images
 
 RAMP_ERROR = 0.07
 """Pixels; of torch's bicubic kernel on a ramp, less than 0.05 along each axis."""
