@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from scm_lightning import __version__
 from scm_lightning.callbacks.run import SAMPLER_NAMES
@@ -135,7 +136,7 @@ def score_table(
             sizes[kind] = max(sizes[kind], of_row[kind].num_samples if kind in of_row else 0)
     others = [kind for kind in OTHER_COLUMNS if any(kind in of_row for of_row in scores.values())]
     title = f"{_distance_in(extractor)}; lower is better"
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)  # for 80 columns
+    table = Table(title=title, caption=Text(caption), box=SIMPLE_HEAD, padding=0)  # for 80 columns
     table.add_column("samples")
     heads = (f"{name}, {size:,}" for size in sizes.values())
     for head in ("NFE", *heads, *(OTHER_COLUMNS[kind] for kind in others)):

@@ -43,7 +43,7 @@ ADDED_CONDITIONS = ("guided", "two_times")
 
 
 class BenchTrainer(Trainer):
-    """Lightning's trainer with one more thing to do to a model: measure its step."""
+    """Lightning's trainer, which `scm bench` lets measure a step."""
 
     def bench(
         self,

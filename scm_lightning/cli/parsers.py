@@ -27,7 +27,9 @@ MAY_BE_NONE = {"optimizer", "lr_scheduler"}
 DENIED = ["torch.load", "torch.hub", "torch.jit", "torch.utils.cpp_extension", "webdataset"]
 """Names that no configuration may give, beside those that jsonargparse knows: they run what they
 are handed."""
-UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
+UNKNOWN = re.compile(
+    r"(?:Group '([\w.]+)' does not accept )?(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)"
+)
 STRAY = re.compile(r"unrecognized arguments: (-?[^-].*)")
 TEXT_FOR_GROUP = re.compile(r"([\w.]+)\"?:\s+Unable to load config ['\"](.*?)['\"]")
 """What the parser says of an option that it does not know, and of a text for a group of them."""
@@ -90,7 +92,8 @@ class CommandParser(ArgumentParser):
         if stray := STRAY.search(message):
             return Misfit("", f"an option begins with two dashes, --NAME VALUE, got {stray[1]}")
         if unknown := UNKNOWN.search(message):
-            return Misfit(unknown[1], f"is no option{self._meant(unknown[1])}")
+            name = ".".join(filter(None, unknown.groups()))
+            return Misfit(name, f"is no option{self._meant(name)}")
         if text := TEXT_FOR_GROUP.search(message):
             return Misfit(text[1], f"must be {OPTIONS}, got {text[2]}")
         return Misfit("", message)
@@ -124,7 +127,9 @@ class CommandParser(ArgumentParser):
                 parsers += action.choices.values()
         known = set.union(*(parser.option_names() for parser in parsers))
         near = suggestion(name, {each for each in known if each.count(".") == name.count(".")})
-        own = {each for each in own if not OF_A_PARSER.match(each)}
+        group = name[: name.rfind(".") + 1]
+        beside = (each.removeprefix(group) for each in own if each.startswith(group))
+        own = {each for each in beside if not OF_A_PARSER.match(each)}
         return near or (f"; there are {', '.join(sorted(own))}" if len(own) < MANY else "")
 
 

@@ -10,6 +10,7 @@ from scm_lightning.cli.prepare_report import (
     next_command,
     summary,
 )
+from scm_lightning.data.index import INDEX_FILE
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.preparation import engine
@@ -114,12 +115,13 @@ def prepare(
     if dry_run:
         summary(recipe)
         return
+    was_complete = (folder / INDEX_FILE).is_file()
     done = engine.prepare(recipe, folder, workers, max_unreadable)
     sheet = folder / SHEET_FILE
     is_drawn = sheet.is_file() or write_picture(
         sheet, lambda: contact_sheet(folder, done.index, autoencoder, device)
     )
-    if not done.num_images:
+    if was_complete:
         say(f"{folder} is complete already: nothing to do")
     summary(recipe, done)
     if is_drawn:

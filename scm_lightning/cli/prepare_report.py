@@ -114,6 +114,7 @@ def next_command(out: str, index: ShardIndex) -> str:
     network = "--model.init_args.network.init_args"
     shape = ", ".join(map(str, index.shape))
     options = [
+        f"--trainer.default_root_dir runs/{Path(out).resolve().name}",
         f"--data.init_args.root {out}",
         f"--data.init_args.use_labels {str(index.num_classes > 0).lower()}",
         f'{network}.data_shape "[{shape}]"',

@@ -161,8 +161,8 @@ def _model_class() -> Any:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise ValueError(
-            "latents need diffusers, which is not installed; run pip install "
-            '"scm_lightning[latents]"'
+            "latents need diffusers, which is not installed; run in the clone "
+            'pip install -c constraints.txt ".[latents]"'
         ) from error
     return AutoencoderKL
 

@@ -15,12 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_readmes_example_makes_shards_that_train(tmp_path, monkeypatch):
-    """Its zeros are replaced by a ramp, which has a standard deviation."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "data" / "README.md").read_text(), re.S)
-    ramp = "np.arange(100 * 3 * 32 * 32).reshape(100, 3, 32, 32).astype(np.uint8)"
-    assert "np.zeros((100, 3, 32, 32), np.uint8)" in code
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("np.zeros((100, 3, 32, 32), np.uint8)", ramp), {})
+    exec(code, {})
     data = Shards(0.7, "data/mine/shards", batch_size=5)
     data.prepare_data()
     data.setup("fit")

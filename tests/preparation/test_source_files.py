@@ -201,6 +201,17 @@ def test_the_fingerprint_follows_names_sizes_and_classes(tmp_path):
     assert len(set(found)) == 4
 
 
+def test_a_link_to_nothing_and_a_pipe_are_named_not_passed_over(tmp_path):
+    folder = fill(tmp_path / "images", ["a.png"])
+    (folder / "b.png").symlink_to("nowhere.png")
+    os.mkfifo(folder / "c.png")
+    source = open_source(str(folder))
+    assert [item.name for item in source.items] == ["a.png", "b.png", "c.png"]
+    for number, reason in ((1, "No such file"), (2, "got a pipe")):
+        with pytest.raises(UnreadableImageError, match=reason):
+            source.load(number)
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     fill(tmp_path / "elsewhere", ["1.png"])
     folder = fill(tmp_path / "images", ["b/2.png"])

@@ -186,5 +186,5 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[s
                 continue
             if entry.is_dir():
                 yield from _walk(folder / entry.name, name, (*above, real))
-            elif is_image_name(entry.name) and entry.is_file():
-                yield name, entry.stat().st_size
+            elif is_image_name(entry.name):  # a pipe or a link to nothing is named when it is read
+                yield name, entry.stat().st_size if entry.is_file() else 0
