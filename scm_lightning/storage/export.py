@@ -11,9 +11,11 @@
     scm_weights         ema or trained
     scm_profile         of an average, as in tables: a sigma_rel, or a half-life in images
     scm_sha256          of names, types, shapes and bytes of all tensors
+    scm_entries_sha256  of the other entries; files of version 0.3.0 have none
 
-A safetensors file has no checksum of its own: without the last entry a flipped bit would be a
-changed weight without a word. Trap: what is tied in the network is there under each of its names.
+A safetensors file has no checksum of its own: without the last two entries a flipped bit would be a
+changed weight, or another sigma_data, without a word. Trap: what is tied in the network is there
+under each of its names.
 """
 
 import hashlib
@@ -77,6 +79,7 @@ class Export:
             "profile": self.profile,
             "sha256": content_sha256(copies),
         }
+        entries["entries_sha256"] = _entries_sha256(entries)
         metadata = {f"{PREFIX}{name}": value for name, value in entries.items()}
         write_tensors(file, copies, {"format": "pt"} | metadata)
 
@@ -104,9 +107,15 @@ class Export:
                 f"{'none' if version is None else version}; give a file that `scm export` wrote, "
                 "or install a newer scm_lightning"
             )
-        entry = {name.removeprefix(PREFIX): value for name, value in metadata.items()}
+        entry = {
+            name.removeprefix(PREFIX): value
+            for name, value in metadata.items()
+            if name.startswith(PREFIX)
+        }
         try:
+            said = _entries_sha256(entry)
             is_whole = entry["sha256"] == content_sha256(tensors)
+            is_whole &= entry.get("entries_sha256", said) == said
             sigma_data, step = float(entry["sigma_data"]), int(entry["step"])
             found = cls(
                 entry["module"], sigma_data, step, entry["weights"], entry["profile"], tensors
@@ -117,9 +126,16 @@ class Export:
             ) from error
         if not is_whole:
             raise ValueError(
-                f"{file} is damaged: its weights do not fit its checksum; export it anew"
+                f"{file} is damaged: its weights or entries do not fit their checksums; export it "
+                "anew"
             )
         return found
+
+
+def _entries_sha256(entries: Mapping[str, str]) -> str:
+    """SHA-256 of what an export says of itself, in the order of the names."""
+    covered = sorted(each for each in entries.items() if not each[0].endswith("sha256"))
+    return hashlib.sha256(repr(covered).encode()).hexdigest()
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -75,7 +75,7 @@ def test_every_flipped_bit_of_a_weight_is_found(weights, tmp_path):
         changed = bytearray(whole)
         changed[place] ^= 1 << place % 8
         file.write_bytes(changed)
-        refused(file, "damaged: its weights do not fit its checksum")
+        refused(file, "damaged: its weights or entries do not fit")
     file.write_bytes(whole[:-5])
     refused(file, "is no safetensors file, or a damaged one")
 
@@ -97,3 +97,29 @@ def test_other_files_are_refused(weights, tmp_path):
     shorter = json.dumps(listing).encode()
     file.write_bytes(struct.pack("<Q", len(shorter)) + shorter + header[8 + length :])
     refused(file, "the metadata of .* are damaged: 'sigma_data'; export it anew")
+
+
+def test_every_flipped_bit_of_what_it_is_of_is_found(weights, tmp_path):
+    """The values of our entries: of the kind of run, sigma_data, step and the others."""
+    file = tmp_path / "a.safetensors"
+    Export(*WHAT, weights).write(file)
+    whole = file.read_bytes()
+    for value in (b"diffusion", repr(WHAT[1]).encode(), b'"12"', b'"ema"', b"0.05"):
+        start = whole.index(value)
+        for place in range(start, start + len(value)):
+            changed = bytearray(whole)
+            changed[place] ^= 1
+            file.write_bytes(changed)
+            with pytest.raises(ValueError, match=r"damaged"):
+                Export.read(file)
+
+
+def test_an_export_without_a_checksum_of_its_entries_is_read(weights, tmp_path):
+    """As version 0.3.0 wrote them."""
+    file = tmp_path / "a.safetensors"
+    Export(*WHAT, weights).write(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    del metadata["scm_entries_sha256"]
+    save_file(load_file(file), file, metadata)
+    assert Export.read(file).step == 12
