@@ -85,7 +85,7 @@ class Ablation:
             raise ValueError(f"seeds must be different, got {self.seeds}; name each once")
         reserved = {*OWN_KEYS, TEACHER} if self.teacher else set(OWN_KEYS)
         for name, overrides in {"common": self.common, **self.variants}.items():
-            if not name or Path(name).name != name:
+            if name in ("", "..") or Path(str(name)).name != name:
                 raise ValueError(f"a variant's name must be that of a folder, got {name!r}")
             keys = {*overrides.shared, *overrides.teacher, *overrides.student}
             if taken := sorted(keys & reserved):

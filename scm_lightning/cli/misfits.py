@@ -169,7 +169,9 @@ def _words(hint: Any) -> str:
     if origin is None and inspect.isclass(hint):
         return f"a class of the kind {hint.__name__}"
     if inspect.isclass(origin) and issubclass(origin, Collection):
-        return f"a list, each {_words(arguments[0])}"
+        is_counted = origin is tuple and ... not in arguments
+        count = f" of {len(arguments)}" if is_counted else ""
+        return f"a list{count}, each {_words(arguments[0])}"
     alternatives = dict.fromkeys(_words(each) for each in arguments)
     return " or ".join(alternatives) or str(hint)
 

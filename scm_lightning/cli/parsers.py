@@ -100,9 +100,10 @@ class CommandParser(ArgumentParser):
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Refuse what is no map in the place of a group of options: the parser would take it."""
-        for key in {*(self.groups or ())} - MAY_BE_NONE:
+        for key in sorted({*(self.groups or ())} - MAY_BE_NONE):
             if key in namespace and not isinstance(value := namespace[key], Namespace):
-                raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {shown(value)}"))
+                came = "none; give --config FILE" if value is None else shown(value)
+                raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {came}"))
         super().validate(namespace, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +128,9 @@ class CommandParser(ArgumentParser):
                 parsers += action.choices.values()
         known = set.union(*(parser.option_names() for parser in parsers))
         near = suggestion(name, {each for each in known if each.count(".") == name.count(".")})
-        group = name[: name.rfind(".") + 1]
+        group = name
+        while group and not any(each.startswith(group) for each in own):
+            group = group[: group.rstrip(".").rfind(".") + 1]
         beside = (each.removeprefix(group) for each in own if each.startswith(group))
         own = {each for each in beside if not OF_A_PARSER.match(each)}
         return near or (f"; there are {', '.join(sorted(own))}" if len(own) < MANY else "")

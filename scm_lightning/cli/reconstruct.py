@@ -22,6 +22,7 @@ from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import say, warn
 from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
+from scm_lightning.storage.history import OWN_NAME
 from scm_lightning.storage.saved_run import EMA_PREFIX, METADATA_KEY
 from scm_lightning.storage.snapshot import (
     SNAPSHOT_FOLDER,
@@ -60,6 +61,10 @@ def reconstruct(
     file = Path(given_path(checkpoint)) if checkpoint else Path(run) / LAST_CHECKPOINT
     if Path(out).resolve() == file.resolve():
         raise ValueError(f"out must be another file than the checkpoint {file}; give a new name")
+    if OWN_NAME.fullmatch(Path(out).name):
+        raise ValueError(
+            f"out must have another name than those that a run goes on from, got {out}; rename it"
+        )
     saved = SavedRun.read(file)
     _check_origin(saved, snapshots)
     ends = ends_of_profiles(snapshots)

@@ -18,6 +18,9 @@ STUDENT = "scm_lightning.modules.ConsistencyModule"
 OBJECTIVES = "scm_lightning.objectives."
 MEAN_FLOW = "MeanFlowModule"
 
+FASHION = "scm_lightning.data.FashionMNIST"
+"""Was a data module of its own; its shards are read as any."""
+SHARDS = "scm_lightning.data.Shards"
 MOVED_CLASSES = {
     f"scm_lightning.modules.{name}": f"{OBJECTIVES}{name}"
     for name in ("AdaptiveVSD", "PairVelocity", "TeacherVelocity", "Velocity")
@@ -25,12 +28,10 @@ MOVED_CLASSES = {
     "scm_lightning.cli.plan.GPU": "scm_lightning.bench.GPU",
     "scm_lightning.data.Augmentation": "scm_lightning.modules.Augmentation",
     "scm_lightning.data.Digits": "scm_lightning.preparation.Digits",
+    FASHION: SHARDS,
 }
 NO_DAMAGE = ("max_damaged", 0)
 """Of `reading`: all that there is now; another number is refused."""
-FASHION = "scm_lightning.data.FashionMNIST"
-"""Was a data module of its own; its shards are read as any."""
-SHARDS = "scm_lightning.data.Shards"
 
 RENAMED = {
     "times": "objective.init_args.times",
@@ -142,14 +143,14 @@ def _move(
     options: Mapping[str, Any], names: Mapping[str, str], kept: dict[str, Any], is_mean_flow: bool
 ) -> None:
     """Put options where they are now."""
-    segments, intervals = options.get("num_segments") or 1, options.get("num_intervals")
-    if segments > 1 and intervals is not None:
+    segments, intervals = options.get("num_segments", 1), options.get("num_intervals")
+    if segments != 1 and intervals is not None:
         raise ValueError(
             f"discrete time is for a whole path, got num_intervals {intervals} and num_segments "
             f"{segments}; set one of them"
         )
     kind = "MeanFlow" if is_mean_flow else "Consistency"
-    kind = "Segments" if segments > 1 else "Discrete" if intervals is not None else kind
+    kind = "Segments" if segments != 1 else "Discrete" if intervals is not None else kind
     takes_no_derivative = kind == "Discrete"
     left_out = {
         "num_segments": segments == 1,
@@ -177,6 +178,11 @@ def _put(tree: dict[str, Any], place: list[str], value: Any) -> None:
     *above, last = place
     for name in above:
         tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ValueError(
+                f"{name} must be a map beside an option of version 0.3.0, {last}, got {tree}; give "
+                "both under the names of this version"
+            )
         if "class_path" in tree:
             tree = tree.setdefault("init_args", {})
     tree[last] = value
@@ -193,10 +199,10 @@ def _with_moved_classes(config: Any) -> Any:
         return [_with_moved_classes(each) for each in config]
     if not isinstance(config, Mapping):
         return MOVED_CLASSES.get(config, config) if isinstance(config, str) else config
-    if config.get("class_path") == FASHION:
+    given = config.get("init_args") or {}
+    if config.get("class_path") == FASHION and isinstance(given, Mapping):
         _say_once(f"{FASHION} is {SHARDS}, which reads the shards at its root as before")
-        given = config.get("init_args", {}).items()
-        options = {key: value for key, value in given if key not in ("source", "size")}
+        options = {key: x for key, x in given.items() if key not in ("source", "size")}
         config = {"class_path": SHARDS, "init_args": {"num_test_samples": 10_000, **options}}
     return {
         key: _with_moved_classes(value)

@@ -227,9 +227,11 @@ def test_table_and_plot_by_hand(tmp_path):
     ("changes", "message"),
     [
         ({"quesTion": "?"}, "quesTion"),
-        ({"variants": {"a": {"pupil": {"a": 1}}}}, "pupil.a is no option"),
+        ({"variants": {"a": {"pupil": {"a": 1}}}}, "pupil.a is no option; there are shared, st"),
         ({"variants": {}}, "at least one variant, score, seed and job, got 0, 2, 2 and 1"),
         ({"variants": {"a/b": {}}}, "name must be that of a folder, got 'a/b'"),
+        ({"variants": {"..": {}}}, "name must be that of a folder, got '..'"),
+        ({"variants": {3: {}}}, "name must be that of a folder, got 3"),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"seeds": ["one"]}, "seeds"),
         ({"jobs": 0}, "and 0"),

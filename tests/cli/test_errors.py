@@ -160,6 +160,9 @@ STUDENT = "model.init_args.student"
         ("data=3", "got 3; name one by class_path, beside its init_args"),
         ("metrics.kid=often", "metrics.kid must be true or false, got often"),
         ("metrics=often", "metrics must be its options by name, {NAME: VALUE, ...}, got often"),
+        ("model=null", "model must be its options by name, {NAME: VALUE, ...}, got none; give --"),
+        ("model.init_args.optimizer.init_args.betas=[0.9]", "must be a list of 2, each a float"),
+        ("model.init_args.sampling.swep.steps=3", "swep.steps is no option; there are"),
     ],
 )
 def test_key_type_and_value_are_named(option, message, capsys):

@@ -230,6 +230,8 @@ def test_missing_and_foreign_files_are_refused(two, tmp_path, capsys):
     assert "there is no run nowhere" in line("nowhere")
     assert f"there are no snapshots of averages in {tmp_path}" in line(tmp_path)
     assert "out must be another file than the checkpoint" in line(out=last)
+    for own in ("0000010.ckpt", "0000090.ckpt"):  # a run would take it for one of its own
+        assert "another name than those that a run goes on from" in line(out=last.with_name(own))
     weights = load_file(ema / "0000020-0.05.safetensors")
     facts = {"step": "20", "sigma_rel": "0.05", "buffers": "[]", "module": "diffusion"}
     foreign = ema / "foreign.safetensors"

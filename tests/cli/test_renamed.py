@@ -270,5 +270,23 @@ def test_data_modules_that_moved(capsys):
     found = renamed({"data": data})["data"]
     options = {"num_test_samples": 10_000, "root": "x", "batch_size": 7}
     assert found == {"class_path": "scm_lightning.data.Shards", "init_args": options}
+    for nothing in ({}, {"init_args": None}):
+        data = {"class_path": "scm_lightning.data.FashionMNIST", **nothing}
+        assert renamed(data)["init_args"] == {"num_test_samples": 10_000}
+    listed = {"class_path": "scm_lightning.data.FashionMNIST", "init_args": [1]}
+    assert renamed(listed)["init_args"] == [1]  # for the parser to refuse
     digits = {"data": {"class_path": "scm_lightning.data.Digits"}}
     assert renamed(digits)["data"]["class_path"] == "scm_lightning.preparation.Digits"
+
+
+def test_values_that_0_3_0_refused_are_left_for_the_parser_to_refuse():
+    for segments in (0, "two", None):
+        found = student(num_segments=segments)["objective"]
+        assert found["class_path"] == "scm_lightning.objectives.Segments"
+        assert found["init_args"]["num"] == segments
+
+
+@pytest.mark.parametrize("options", [{"sampling": "fast"}, {"sampling": None}])
+def test_an_old_option_beside_a_new_one_that_is_no_map(options):
+    with pytest.raises(ValueError, match="sampling must be a map beside an option of version"):
+        student(**options)
