@@ -47,6 +47,11 @@ def check_options(config: Namespace) -> None:
         value = config.trainer[name]
         if value is not None and not value >= least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}; raise it")
+    if config.trainer.val_check_interval == 0:
+        raise ValueError(
+            "trainer.val_check_interval must be above 0, got 0; give a number of steps, or "
+            "--trainer.limit_val_batches 0 for no validation"
+        )
     if _is_float16_on_cpu(config.trainer) and not config.get("dry_run"):  # of a run elsewhere
         raise ValueError(
             "trainer.precision 16-mixed needs a GPU, got a CPU, where Lightning would run "

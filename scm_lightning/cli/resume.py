@@ -16,7 +16,8 @@ from jsonargparse import Namespace, get_loader
 from scm_lightning.cli.run_config import HEADER, OF_A_START
 from scm_lightning.cli.strict_yaml import read_yaml, text_of
 from scm_lightning.saying import say, show
-from scm_lightning.storage import History, SavedRun
+from scm_lightning.storage import Checkpoint, History, SavedRun
+from scm_lightning.storage.saved_run import METADATA_KEY
 from scm_lightning.storage.side_files import set_aside
 
 LAST = "last"
@@ -60,11 +61,7 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
     if config.fresh and given is not None:
         raise ValueError(f"fresh starts from nothing, ckpt_path from {given}; give one of the two")
     if given is not None:
-        if SavedRun.read(given).reconstructed:
-            raise ValueError(
-                f"a run cannot go on from {given}, which `scm reconstruct` wrote to sample from; "
-                "give a checkpoint of the run itself"
-            )
+        _refuse_reconstructed(SavedRun.read(given).path)
         return str(given)
     if config.fresh or config.trainer.fast_dev_run:
         return None
@@ -79,6 +76,7 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
                 "with --fresh, which moves these aside"
             )
         return None
+    _refuse_reconstructed(file)
     changes = differences(saved, current)
     _check_is_same_run(config, step, file, changes)
     say(f"going on from {file}, step {step}")
@@ -130,6 +128,15 @@ def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[s
             set_aside(saved, f"changed options cannot be shown, since {error}")
         return None, ()
     return content, () if is_ours else DERIVED_BY_0_3_0
+
+
+def _refuse_reconstructed(file: Path) -> None:
+    """Refuse what `scm reconstruct` wrote, without all that a run goes on with."""
+    if "reconstructed" in Checkpoint(file).read(mmap=True).get(METADATA_KEY, {}):
+        raise ValueError(
+            f"a run cannot go on from {file}, which `scm reconstruct` wrote to sample from; give a "
+            "checkpoint of the run itself"
+        )
 
 
 def _check_is_same_run(

@@ -210,6 +210,14 @@ def test_options_win_over_what_a_checkpoint_says(run, tmp_path):
     assert config["model"]["init_args"]["sampling"]["num_steps"] == 2
 
 
+def test_a_checkpoint_for_samples_alone_is_refused_under_a_name_of_the_runs(run, tmp_path, capsys):
+    file = tmp_path / "run" / "checkpoints" / "0000099.ckpt"
+    saved = content(tmp_path / "run")
+    saved["scm_lightning"]["reconstructed"] = {"sigma_rel": 0.1, "step": 12, "residual": 0.0}
+    torch.save(saved | {"global_step": 99}, file)
+    assert "which `scm reconstruct` wrote to sample from" in refused(capsys, lambda: run(100))
+
+
 def test_last_is_a_word_for_the_newest(run, capsys):
     run(13, ckpt_path="last")
     assert "going on from" in said(capsys)
