@@ -100,7 +100,7 @@ class CommandParser(ArgumentParser):
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Refuse what is no map in the place of a group of options: the parser would take it."""
-        for key in sorted({*(self.groups or ())} - MAY_BE_NONE):
+        for key in sorted({*(self.groups or ())} - MAY_BE_NONE, reverse=True):  # model first
             if key in namespace and not isinstance(value := namespace[key], Namespace):
                 came = "none; give --config FILE" if value is None else shown(value)
                 raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {came}"))
