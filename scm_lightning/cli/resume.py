@@ -132,6 +132,8 @@ def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[s
 
 def _refuse_reconstructed(file: Path) -> None:
     """Refuse what `scm reconstruct` wrote, without all that a run goes on with."""
+    if file.is_dir():
+        return  # a reconstruction is a file; to read a folder would load all of its weights
     if "reconstructed" in Checkpoint(file).read(mmap=True).get(METADATA_KEY, {}):
         raise ValueError(
             f"a run cannot go on from {file}, which `scm reconstruct` wrote to sample from; give a "

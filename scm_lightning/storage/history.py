@@ -140,9 +140,9 @@ class History:
         """Give the checkpoint that a run starts from its second name, if a kill came before it."""
         is_last = self.last.exists() and Checkpoint(self.last).step == step
         if self.in_parts:
-            for is_numbered in (True, False):
-                if self.place(step, is_numbered).exists() and not is_last:
-                    self.name(step, is_numbered)
+            for with_number in (True, False):
+                if self.place(step, with_number).exists() and not is_last:
+                    self.name(step, with_number)
         elif is_last and is_numbered and not self.numbered(step).exists():
             self.name(step, is_numbered)
 
