@@ -3,7 +3,8 @@
 
 Ctrl-C and a scheduler's signals go to all processes of a job. A worker that died of one would take
 the training process with it, before that has saved its state. So a worker ignores them, but for a
-SIGTERM of its own parent, by which torch ends workers that hang.
+SIGTERM of its own parent, by which torch ends workers that hang. It ends with its parent: torch
+looks for that too, but a worker that starts while its parent is killed takes another one for it.
 
 A stopped worker, by SIGSTOP or a debugger, sends nothing and does not end: the run would wait for
 ever. It is killed after a minute, of which torch tells. One that is slow is waited for as long as
@@ -11,6 +12,7 @@ it takes.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -25,7 +27,7 @@ from torch.utils.data import Dataset
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""Between two looks at the workers."""
+"""Between two looks at the workers, and at the parent."""
 MAX_LOOKS = 12
 """So often a worker may be found stopped, by somebody who lets it go on."""
 
@@ -37,16 +39,19 @@ def leave_signals_to_parent(worker_id: int) -> None:
         worker_id: number of the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):
+    if not hasattr(signal, "sigtimedwait"):
         return  # not on Linux: workers are ended with their group
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started later inherit it
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_obey, args=(parent.pid,), daemon=True).start()
 
 
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _obey(parent: int | None) -> None:
+    while os.getppid() == parent:
+        told = signal.sigtimedwait({signal.SIGTERM}, LOOK_SECONDS)
+        if told and told.si_pid == parent:
+            break
     os._exit(0)
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A loader's worker outlives the signals of a job, and obeys its parent."""
 
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import time
@@ -13,22 +15,50 @@ from scm_lightning.data import Batch, worker_signals
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.worker_signals import leave_signals_to_parent
 
+fork = multiprocessing.get_context("fork")
+
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_signals_of_others_are_ignored_and_the_parents_obeyed():
     ready, tell = os.pipe()
-    if (worker := os.fork()) == 0:
+
+    def work() -> None:
         leave_signals_to_parent(0)
         os.write(tell, b".")
         time.sleep(60)
         os._exit(1)
+
+    worker = fork.Process(target=work)
+    worker.start()
     os.read(ready, 1)
     for name in ("TERM", "INT", "USR1", "TERM"):
-        subprocess.run(["kill", f"-{name}", str(worker)], check=True)
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     time.sleep(0.2)
-    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
-    os.kill(worker, signal.SIGTERM)
-    assert os.waitpid(worker, 0)[1] == 0
+    assert worker.exitcode is None
+    worker.terminate()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_worker_whose_parent_ended_before_it_began_ends_too():
+    ended, tell = os.pipe()  # is at its end when nobody is left who could write
+
+    def work(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        leave_signals_to_parent(0)
+        time.sleep(600)
+
+    def start_and_end() -> None:
+        fork.Process(target=work, args=(os.getpid(),)).start()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = fork.Process(target=start_and_end)
+    parent.start()
+    os.close(tell)
+    assert select.select([ended], [], [], 300)[0], "the worker lives on"
+    assert os.read(ended, 1) == b""
 
 
 class Numbers(NumberedBatches):
