@@ -54,12 +54,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def full_tensor(x: Any) -> Any:
-    """Put a sharded tensor together; anything else as it is. All processes must take part."""
+    """Gather a sharded tensor; return anything else as it is. All processes must take part."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def sharded_like(x: Tensor, own: Tensor) -> Tensor:
-    """Cut a tensor that is there in every process as another is cut.
+    """Cut a tensor that every process holds as another one is cut.
 
     Args:
         x: the whole tensor, or one that is cut by rows already. (...).
