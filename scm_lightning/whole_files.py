@@ -91,7 +91,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
-    """Draw a picture, and write it whole; where that fails, say why on one line, and go on.
+    """Draw a picture, and write it whole; where that fails, say why on one line, and continue.
 
     Args:
         file: where the picture is to be, as PNG.

@@ -84,7 +84,7 @@ def difference_in_gradients(ours: Gradients, expected: Gradients, limit: float) 
     for name in reached:
         found, wanted = ours.get(name), expected[name]
         if found is None:
-            return f"the parameter {name} gets no gradient by this tangent method, but one by a loss"
+            return f"the parameter {name} gets no gradient by this tangent method, only by a loss"
         assert wanted is not None
         allowed = min(limit, PLAIN_LIMIT) if sizes[name] >= PLAIN * largest else limit
         error = float((found - wanted).norm()) / sizes[name]

@@ -2,8 +2,8 @@
 """Outputs of all modules of a network in one pass: values, and tangents where there are any.
 
 A pass leaves nothing behind: it runs on copies of the weights, of which those that are all zero get
-random numbers, since a fresh network gives zero whatever its derivative; buffers, attributes, random
-numbers and the weights' type are put back.
+random numbers, since a fresh network gives zero whatever its derivative; buffers, attributes,
+random numbers and whether weights are double are put back.
 """
 
 import random

@@ -69,7 +69,7 @@ class DiffusionModule(GenerativeModule):
     ) -> None:
         if not 0.0 <= label_dropout < 1.0:
             raise ValueError(
-                f"label_dropout must be a probability below 1, got {label_dropout}; the paper uses 0.1"
+                f"label_dropout must be a probability below 1, got {label_dropout}; paper: 0.1"
             )
         super().__init__(network, path, optimizer, lr_schedule, ema)
         self.network = network

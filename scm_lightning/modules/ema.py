@@ -3,7 +3,7 @@
 
 An average lives inside the module: it is checkpointed, moved and sharded like the network,
 and nothing has to be swapped before sampling. Trap: its counters are buffers, on the device of the
-network, so reading them waits for the device; they are read once, and counted in Python from then on.
+network, so reading them waits for the device; they are read once, then counted in Python.
 """
 
 import copy

@@ -31,7 +31,7 @@ class PreciseLinear(nn.Linear):
 class GuidanceEmbedding(nn.Module):
     """A condition that a student has beyond its teacher: the guidance scale, or a second time.
 
-    It says nothing at the start: a student with its teacher's weights starts as the teacher.
+    It adds nothing at the start: a student with its teacher's weights starts as the teacher.
 
     Args:
         num_features: channels of the positional embedding of the scalar.

@@ -31,7 +31,7 @@ from scm_lightning.storage.tensor_file import opened_tensors, write_tensors
 
 SUFFIX = ".safetensors"
 PREFIX = "scm_"
-"""Of our entries, so that they stand apart from those of other programs."""
+"""Prefix of our entries, so that they stand apart from those of other programs."""
 FORMAT_VERSION = "1"
 
 
@@ -133,7 +133,7 @@ class Export:
 
 
 def _entries_sha256(entries: Mapping[str, str]) -> str:
-    """SHA-256 of what an export says of itself, in the order of the names."""
+    """SHA-256 of an export's entries about itself, in the order of the names."""
     covered = sorted(each for each in entries.items() if not each[0].endswith("sha256"))
     return hashlib.sha256(repr(covered).encode()).hexdigest()
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Dual numbers: a network's value and its derivative in one pass, or a refusal.
 
-Inside `DualNumbers` every call of torch passes through here. The primal operation runs as always, and
-autograd records it; the tangent operation runs under no_grad on the same values. One pass gives the
-network's output with its reverse graph and the derivative without one: nothing of the tangent is
-kept for the backward pass, and constant weights cost nothing, while torch's own forward mode
+Inside `DualNumbers` every call of torch passes through here. The primal operation runs as always
+and autograd records it; the tangent operation runs under no_grad on the same values. One pass gives
+the network's output with its reverse graph and the derivative without one: nothing of the tangent
+is kept for the backward pass, and constant weights cost nothing, while torch's own forward mode
 multiplies their zero tangents out.
 
 An operation with a rule uses it; any other goes, alone, through torch's forward mode. Whatever

@@ -20,7 +20,7 @@ from scm_lightning.data.index import MAX_CLASSES
 from scm_lightning.given_files import read_regular
 
 MAX_TABLE_BYTES = 1 << 27
-"""Twice the size of ImageNet's."""
+"""Largest table: twice the size of ImageNet's."""
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
 TABLE_HEADER = ["file", "label"]
 
