@@ -111,7 +111,7 @@ def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        line = f"{file} could not be drawn: {reason}; all else goes on without this picture"
+        line = f"{file} could not be drawn: {reason}; everything else continues without it"
         warn(" ".join(line.split()))
         return False
     return True

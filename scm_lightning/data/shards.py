@@ -181,7 +181,7 @@ def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
         plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
         if not plain or not 0 <= member.size <= MAX_MEMBER_BYTES:
             raise ValueError(
-                f"member {member.name!r} is no plain file of at most {MAX_MEMBER_BYTES} bytes"
+                f"member {member.name!r} is not a file of at most {MAX_MEMBER_BYTES} bytes"
             )
         num_blocks = -(-member.size // tarfile.BLOCKSIZE)
         content = stream.read(num_blocks * tarfile.BLOCKSIZE)
@@ -204,7 +204,7 @@ def _array(content: bytes) -> Array:
     """The array of a file in numpy's format, as it stands in that memory.
 
     Raises:
-        ValueError: if it is none, or damaged, or of objects.
+        ValueError: if it is not an array, is damaged, or holds objects.
     """
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 """Time between two looks at the workers, and at the parent."""
 MAX_LOOKS = 12
-"""Looks at which a worker may be found stopped by somebody who will let it continue."""
+"""Looks at which a worker may be found stopped before it is ended; it may be continued."""
 
 
 def leave_signals_to_parent(worker_id: int) -> None:

@@ -161,5 +161,5 @@ class EMA(nn.Module):
 
 
 def _forget_counts(module: EMA, incompatible_keys: object) -> None:
-    """Read the counters anew, once they have been loaded."""
+    """Read the counters again, once they have been loaded."""
     module._counted = None

@@ -44,7 +44,7 @@ def keep_options(optimizer: Optimizer, saved_class: str | None) -> None:
         if len(saved) != len(given):
             return state  # torch refuses it
         if reason := _new_averages(optimizer, saved_class, saved[0], state["state"]):
-            rank_zero_info(f"{reason}: its averages of gradients begin anew")
+            rank_zero_info(f"{reason}: its averages of gradients start again from zero")
         groups = [
             {**own, "params": group["params"]} for own, group in zip(given, saved, strict=True)
         ]

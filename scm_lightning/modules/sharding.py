@@ -2,7 +2,7 @@
 """Networks cut into pieces, one per process, and put together again for checkpoints (FSDP2).
 
 Every network of a module is sharded: one that is trained and left whole would get no gradients from
-the other processes, without a word. Its blocks are sharded one by one, then what is left of it, so
+the other processes, silently. Its blocks are sharded one by one, then what is left of it, so
 that only one block at a time is whole. Outside of its forward and backward all its parameters are
 `DTensor`s, in every process the same part of each: an average can follow its network in place.
 

@@ -211,5 +211,5 @@ def _refuse_unreadable(unreadable: Sequence[str], most: int) -> None:
         raise ValueError(
             f"at most {most} images may be unreadable, got {len(unreadable)}: {named}{others}. "
             f"With max_unreadable {len(unreadable)} the same command leaves them out and finishes "
-            "at once; if they are replaced instead, remove the folder and prepare it anew"
+            "at once; to replace them instead, remove the folder and prepare it again"
         )

@@ -95,7 +95,7 @@ class PreparationFolder(NamedTuple):
     def record_of(self, planned: PlannedShard) -> Record | None:
         """The record of a shard if it is finished, and its file there and whole by its size.
 
-        A record that is damaged is none: the shard is written again, to the same bytes.
+        A damaged record does not count: the shard is written again, to the same bytes.
         """
         try:
             fields = json.loads(read_regular(self._record_file(planned), MAX_INDEX_BYTES))

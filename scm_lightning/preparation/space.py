@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room on the disk for shards, and what went wrong when there is none, in one line."""
+"""Room on the disk for shards, and errors in one line where there is too little."""
 
 import math
 import shutil

@@ -156,7 +156,7 @@ def read_archive(opened: BinaryIO, mmap: bool = False) -> tuple[dict[str, Any], 
     """
     comment, is_plain = _comment(opened)
     if comment is None and not is_plain:
-        raise DamagedError("is no checkpoint, or a damaged one")
+        raise DamagedError("is not a checkpoint, or is damaged")
     size = os.fstat(opened.fileno()).st_size
     if comment and file_sha256(opened, size - HEX_SIZE).encode() != comment[2]:
         raise DamagedError("is damaged: its content does not fit its checksum")

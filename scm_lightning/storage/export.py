@@ -14,7 +14,7 @@
     scm_entries_sha256  of the other entries; files of version 0.3.0 have none
 
 A safetensors file has no checksum of its own: without the last two entries a flipped bit would be a
-changed weight, or another sigma_data, without a word. Trap: what is tied in the network is there
+changed weight, or another sigma_data, silently. Trap: what is tied in the network is there
 under each of its names.
 """
 
@@ -122,12 +122,12 @@ class Export:
             )
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"the metadata of {file} are damaged: {error}; export it anew"
+                f"the metadata of {file} are damaged: {error}; export it again"
             ) from error
         if not is_whole:
             raise ValueError(
                 f"{file} is damaged: its weights or entries do not fit their checksums; export it "
-                "anew"
+                "again"
             )
         return found
 

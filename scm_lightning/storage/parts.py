@@ -168,7 +168,7 @@ def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
 
 
 def _begin(beside: Path) -> None:
-    """Make the folder to write to, anew."""
+    """Make an empty folder to write to."""
     if not beside.parent.is_dir():
         raise FileNotFoundError(2, f"the folder {beside.parent} is gone")
     shutil.rmtree(beside, ignore_errors=True)

@@ -56,8 +56,8 @@ class SavedRun:
             raise ValueError(f"there is no checkpoint {path}; {advice}")
         if path.suffix == SUFFIX:
             raise ValueError(
-                f"{path} has weights only and is no checkpoint of a run; give the .ckpt file, and "
-                "an export only as a teacher"
+                f"{path} has only weights and is not a checkpoint of a run; give the .ckpt file, "
+                "and an export only as a teacher"
             )
         content = checkpoint.read(mmap=True)
         if not _is_of_a_run(content):

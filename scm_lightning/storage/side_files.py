@@ -95,4 +95,4 @@ def say_unwritten(file: Path, error: OSError, then: str) -> None:
         then: what follows from it.
     """
     reason = error.strerror or error
-    warn(f"{file} could not be written: {reason}; the run goes on, {then}")
+    warn(f"{file} could not be written: {reason}; the run continues, {then}")

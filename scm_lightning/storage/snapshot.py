@@ -100,7 +100,7 @@ class Snapshot:
                 raise ValueError("an average is of at least one step, of at least one image")
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
+                f"{file} is not a snapshot of an average, or is damaged; move it out of the folder"
             ) from error
         return found
 

@@ -47,7 +47,7 @@ def decode_image(content: bytes, name: str) -> Array:
         The image. (H, W, C) uint8, C in {1, 3, 4}.
 
     Raises:
-        UnreadableImageError: if it is no whole image of a known format, or too large.
+        UnreadableImageError: if it is not a whole image of a known format, or is too large.
     """
     try:
         with warnings.catch_warnings():
