@@ -111,7 +111,7 @@ def test_other_reads(folder, split):
     flip(folder / ("heldout-000000.tar" if split == "heldout" else SHARD), PLACES["first number"])
     data = Shards(SIGMA_DATA, str(folder))
     data.setup("test")
-    with pytest.raises(ValueError, match="is damaged: its content has not"):
+    with pytest.raises(ValueError, match="is damaged: its content does not have"):
         list(getattr(data, f"{split}_batches")())
 
 
