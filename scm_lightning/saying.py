@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user is told: what happens on standard output, what is amiss on standard error."""
+"""Messages to the user: what happens on standard output, what is amiss on standard error."""
 
 import sys
 from collections.abc import Iterable, Sequence

@@ -105,7 +105,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
     if shape is None:
         raise ValueError(
             f"a dry run reads the shape of the data from network.data_shape, which "
-            f"{type(network).__name__} has not; set the attribute"
+            f"{type(network).__name__} does not have; set the attribute"
         )
     classes = [getattr(module, "num_classes", 0) for module in network.modules()]
     labels = torch.zeros(batch_size, dtype=torch.int64) if any(classes) else None
@@ -113,7 +113,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
 
 
 def count_step(model: GenerativeModule, batch: Batch) -> Counter:
-    """What a training step computes, and holds beside parameters and gradients.
+    """Count what a training step computes, and holds beside parameters and gradients.
 
     Args:
         model: the module, of a trainer; its gradients are replaced.

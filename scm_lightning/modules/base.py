@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
+"""Base of teacher and student: EMA, optimizer, checkpoints, the drawing of samples."""
 
 import math
 from abc import ABC, abstractmethod
@@ -107,14 +107,14 @@ class GenerativeModule(LightningModule, ABC):
 
     @abstractmethod
     def times_at(self, t: Tensor) -> Any:
-        """What `training_step` takes as `times` to train at chosen ones.
+        """Return the `times` with which `training_step` trains at chosen ones.
 
         Args:
             t: times. (B,), radians.
         """
 
     def parts_of_run(self) -> dict[str, str]:
-        """What else a checkpoint must agree in: kinds of parts, by a name for the message."""
+        """Further parts that a checkpoint must agree in: their kinds, by a name for the message."""
         return {}
 
     def averages(self) -> list[EMA]:
@@ -122,7 +122,7 @@ class GenerativeModule(LightningModule, ABC):
         return [self.ema, *cast("Iterable[EMA]", self.further_emas)]
 
     def power_function_averages(self) -> dict[float, EMA]:
-        """The averages that others can be reconstructed from, by their sigma_rel."""
+        """Averages from which others can be reconstructed, by their sigma_rel."""
         return {
             average.profile.sigma_rel: average
             for average in self.averages()
@@ -137,7 +137,7 @@ class GenerativeModule(LightningModule, ABC):
         """One optimizer over `parameter_groups`; override to train differently.
 
         Raises:
-            ValueError: if a learning rate is no finite number of at least 0.
+            ValueError: if a learning rate is not a finite number of at least 0.
         """
         optimizer = self.optimizer(self.parameter_groups())
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -175,7 +175,7 @@ class GenerativeModule(LightningModule, ABC):
             torch.manual_seed(int(seeds[self.trainer.global_rank]))
 
     def on_train_start(self) -> None:
-        """Let the schedules go on where the checkpoint left them, with the options given now."""
+        """Continue the schedules where the checkpoint left them, with the options given now."""
         configs = self.trainer.lr_scheduler_configs
         for config, kept in zip(configs, self._kept_schedules, strict=True):
             is_by_epoch = config.interval == "epoch"
@@ -189,7 +189,7 @@ class GenerativeModule(LightningModule, ABC):
         return 0 if self._trainer is None else self.trainer.global_step
 
     def leave_out_step(self) -> None:
-        """Take the step that comes as not made: averages and learning rates stay where they are.
+        """Count the coming step as not taken: averages and learning rates stay as they are.
 
         For callbacks that take its gradients away, in `on_before_optimizer_step`.
         """

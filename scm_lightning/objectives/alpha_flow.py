@@ -38,7 +38,7 @@ from scm_lightning.sampling import FreshNoise
 def alpha_flow_target(
     F_m: Tensor, u: Tensor, w: Tensor, t: Tensor, middle: Tensor, t_end: Tensor
 ) -> Tensor:
-    """What F at t should be, if it is F_m after a step along w.
+    """Target of F at t, given F_m after a step along w.
 
     Args:
         F_m: network output at the end of the step, `middle`, without gradient. (B, ...).
@@ -66,7 +66,7 @@ class AlphaSchedule:
 
     Args:
         start: optimizer step at which alpha begins to fall.
-        end: optimizer step at which it is down.
+        end: optimizer step at which it has fallen.
         gamma: steepness.
         cut: alphas below are 0, where a derivative takes the place of a step; above 1 - cut, 1.
 
@@ -122,8 +122,8 @@ class AlphaFlow(IntervalObjective):
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and c > 0):
             raise ValueError(
-                f"share_of_intervals is a probability and c positive, got {share_of_intervals} "
-                f"and {c}; alpha-Flow has 0.75 and 1e-3"
+                "share_of_intervals must be a probability and c positive, got "
+                f"{share_of_intervals} and {c}; alpha-Flow uses 0.75 and 1e-3"
             )
         super().__init__(times, share_of_intervals, tangents)
         self.schedule = schedule
