@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from scm_lightning.core import widen
-from scm_lightning.modules.step_output import exactly
 
 TIME_EDGES = (0.0, 0.1, 0.5, 1.1, 1.5, math.pi / 2)
 """Edges of the buckets of t. 1.1 is where the second sampling step starts. Radians."""
@@ -47,6 +46,7 @@ class Diagnostics(Callback):
         # Of every batch since the last line: t and what is known of its samples, (1 + 2, B). They
         # are sorted by time when a line is written, which is no work in a step.
         self._batches: list[Tensor] = []
+        self._grad_norm: Tensor | None = None
         self._last_step = 0  # at the end of the batch before: not every batch makes a step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,20 +71,20 @@ class Diagnostics(Callback):
         self._batches.append(torch.stack([t, *values]).detach().float())
         made_step, self._last_step = trainer.global_step > self._last_step, trainer.global_step
         if made_step and trainer.global_step % self.every_n_steps == 0:
-            self._write(trainer, pl_module)
+            self._write(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log the gradient norm of the first parameter group: the trained network."""
+        """Measure the gradient of the first parameter group: the trained network's."""
         if (trainer.global_step + 1) % self.every_n_steps == 0:
             parameters = optimizer.param_groups[0]["params"]
             gradients = [each.grad for each in parameters if each.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             # Of a sharded network it is a sum that all processes have to make.
-            pl_module.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write(self, trainer: Trainer) -> None:
         t, *rows = torch.cat(self._batches, dim=1)
         self._batches = []
         of_samples = widen(torch.stack(rows))
@@ -98,9 +98,7 @@ class Diagnostics(Callback):
         names = [f"{name}/{bucket}" for name in OF_SAMPLES for bucket in buckets]
         flat = zip(names, chain(*sums), chain(*counts), strict=True)
         values = {name: total / count for name, total, count in flat if count}
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:  # Lightning writes a row, which they join
-            pl_module.log_dict({name: exactly(value) for name, value in values.items()})
-            return
+        if self._grad_norm is not None:
+            values["grad_norm"] = float(self._grad_norm)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step - 1)  # as Lightning counts rows
