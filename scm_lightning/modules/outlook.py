@@ -43,8 +43,11 @@ def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]])
         step = _reached(rate, end)
         largest = max(map(rate, range(0, end, -(-end // MAX_LOOKED_AT))))
         now = f"is {rate(here):.2g}, " if here else ""
-        words.append(f"learning rate {now}at most {largest:.2g}, {rate(end):.2g} at step {step:,}")
-        hints += [WHOLE_SCHEDULE] if isinstance(schedule, FlatCosine) and step < end else []
+        has_fallen = rate(end) < largest
+        last = f", {rate(end):.2g} at step {step:,}" if has_fallen else ""
+        words.append(f"learning rate {now}at most {largest:.2g}{last}")
+        is_too_short = isinstance(schedule, FlatCosine) and has_fallen and step < end
+        hints += [WHOLE_SCHEDULE] if is_too_short else []
     elif schedule is None and trainer.optimizers:
         words.append(f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:.2g} throughout")
     if words:

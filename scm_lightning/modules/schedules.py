@@ -38,7 +38,8 @@ class FlatCosine(LambdaLR):
         check_length(total_steps, "total_steps", least=1)
         check_length(ramp_steps, "ramp_steps")
         total, ramp_up = steps_of(total_steps, "total_steps"), steps_of(ramp_steps, "ramp_steps")
-        if not (ramp_up <= total and 0.0 <= flat_share < 1.0):
+        is_cut_short = total_steps is None and ramp_up > total  # of a trial: not refused
+        if not ((ramp_up <= total or is_cut_short) and 0.0 <= flat_share < 1.0):
             raise ValueError(
                 f"need ramp_steps <= total_steps and 0 <= flat_share < 1, got ramp_steps "
                 f"{ramp_up}, total_steps {total}, flat_share {flat_share}"
