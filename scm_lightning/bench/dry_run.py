@@ -52,6 +52,7 @@ def dry_run(trainer: Trainer, model: GenerativeModule, global_batch: int) -> Pla
             f"a dry run counts modules that Lightning optimizes, {type(model).__name__} does so "
             "itself; measure a step of it with `scm fit`"
         )
+    model.trainer = trainer  # knows how long the run is
     model.setup("fit")
     trainer.precision_plugin.convert_module(model)
     network = model.trained_network()
