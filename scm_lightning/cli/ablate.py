@@ -15,7 +15,6 @@ from pathlib import Path
 from subprocess import STDOUT, Popen
 
 import torch
-from rich.progress import Progress
 
 from scm_lightning.cli.ablation import Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
@@ -30,7 +29,7 @@ from scm_lightning.cli.ablation_report import (
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.saying import say, show
+from scm_lightning.saying import counted, say, show
 from scm_lightning.whole_files import write_picture, write_whole
 
 
@@ -74,15 +73,14 @@ def ablate(words: Sequence[str]) -> None:
     unfinished = [run for run in teachers.values() if not run.is_recorded(finished=True)]
     say(f"{ablation.title}: {len(runs) - len(students)} of {len(runs)} runs are finished")
     failed: dict[Path, str] = {}
-    # The time left is from the mean of all that are done.
-    with Progress(speed_estimate_period=float("inf")) as progress, handed_on() as received:
-        task = progress.add_task("runs", total=len(unfinished) + len(students))
+    planned_now = len(unfinished) + len(students)
+    with counted("runs", planned_now) as advance, handed_on() as received:
 
         def run_one(run: Run) -> None:
             if not received:
-                progress.update(task, description=run.name)
+                advance(words=run.name)
                 _run(run, ablation.jobs, failed, received)
-                progress.advance(task)
+                advance(1, run.name)
 
         for batch in (unfinished, students):
             with ThreadPoolExecutor(ablation.jobs) as pool:

@@ -34,6 +34,7 @@ from scm_lightning.callbacks import (
     SampleGrids,
     SampleMetrics,
     StopSignals,
+    Summary,
 )
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.launch_checks import check_launch
@@ -69,6 +70,7 @@ EXPECTED_WARNINGS = (
     ".*`IterableDataset` has `__len__` defined.*",  # one order stream per process, no workers
     ".*in eval mode at the start of training.*",  # the average and the teacher
     ".*LeafSpec.*is deprecated.*",  # inside Lightning
+    ".*is not supported by the model summary.*",  # its size in bytes, which is not shown
     ".*torch.jit.script.*",  # inside torch.func.jvp
     ".*args parameter is intended to run from within Python.*",  # tests do
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -77,11 +79,22 @@ EXPECTED_WARNINGS = (
     r"\s*Unable to serialize instance <function.*",  # a default that YAML cannot say
     ".*use `self.log\\(.*sync_dist=True.*",  # distances are the same in all processes
 )
+NO_NEWS = (
+    "💡 Tip",
+    "TPU available",
+    "GPU available",
+    "Trainer already configured with model summary",
+    "`Trainer.fit` stopped: `max_steps",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+)
+"""How messages of Lightning's begin that say nothing, or what is said in other words."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a message of Lightning's tells something about this run."""
-    return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
+    return not record.getMessage().startswith(NO_NEWS)
 
 
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
@@ -182,6 +195,8 @@ class SCMCommandLine(LightningCLI):
         shown = any(isinstance(each, Progress) for each in callbacks)
         if given.enable_progress_bar is not False and not shown:
             callbacks.append(Progress())
+        if given.enable_model_summary is not False:
+            callbacks.append(Summary())
         filled: dict[str, Any] = {"callbacks": callbacks}
         if isinstance(given.val_check_interval, int):
             filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
