@@ -5,13 +5,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from rich.progress import (
-    MofNCompleteColumn,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+    CustomTimeColumn,
 )
+from rich.progress import ProgressColumn, TextColumn
 
 from scm_lightning.callbacks.watch import Watch, peak_memory
 from scm_lightning.saying import LITERAL, Pace, console, say
@@ -178,15 +177,20 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """The loss, read seldom since that waits for its device, and what a module asks for."""
         if not self._loss or self._watch.seconds > SHOWN_EVERY:
-            self._loss = _number(self._watch.read()[0])
+            loss, _ = self._watch.read()
+            self._loss = self._loss if loss is None else _number(loss)
         metrics = {"loss": self._loss, **super().get_metrics(trainer, pl_module)}
         metrics.pop("v_num", None)
         return metrics
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Columns that leave room for the loss in 80 letters."""
-        words = TextColumn("{task.description}", markup=False)
-        return [words, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+        return [
+            TextColumn("{task.description}", markup=False),
+            CustomBarColumn(bar_width=10),
+            BatchesProcessedColumn(self.theme.batch_progress),
+            CustomTimeColumn(self.theme.time),
+        ]
 
     def _get_train_description(self, current_epoch: int) -> str:
         if self.trainer.max_steps >= 0:
@@ -246,5 +250,5 @@ def _round(least: float) -> int | None:
     """The first of 1, 2, 5, 10, 20, ... that is not below a number; None if that is infinite."""
     if least == float("inf"):
         return None
-    steps = [each * 10**power for power in range(20) for each in (1, 2, 5)]
+    steps = [int(each * 10**power) for power in range(20) for each in (1, 2, 5)]
     return next(each for each in steps if each >= least)
