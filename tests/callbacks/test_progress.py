@@ -34,7 +34,8 @@ class Scored(DiffusionModule):
     """A module whose validation has a score."""
 
     def validation_step(self, request, batch_idx):
-        self.log("val/[score]_of", torch.tensor(0.25))
+        self.log("val/[score]_of", torch.tensor(0.25), batch_size=len(request.x0))
+        return torch.zeros(1)
 
 
 def fit(steps, module=DiffusionModule, **options):
@@ -132,7 +133,7 @@ def test_the_bar_is_closed_before_anything_else_is_printed(terminal):
 
     run = trainer(2, callbacks=[bar, Closing()], enable_progress_bar=True)
     module = Scored(mlp(), path=PATH)
-    module.predict_step = module.test_step = module.validation_step = lambda *of_batch: None
+    module.predict_step = module.test_step = module.validation_step = lambda *_: torch.zeros(1)
     run.fit(module, loader())
     for stage in (run.validate, run.test, run.predict):
         run.limit_val_batches = run.limit_test_batches = run.limit_predict_batches = 2
