@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from subprocess import STDOUT, Popen
 
@@ -27,6 +28,7 @@ from scm_lightning.cli.ablation_report import (
     plot,
 )
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
+from scm_lightning.cli.next_steps import pictures_of, run_in, say_next
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import counted, say, show
@@ -96,6 +98,8 @@ def ablate(words: Sequence[str]) -> None:
         say(line)
     files = "table.md, results.json and plot.png" if is_drawn else "table.md and results.json"
     say(f"written to {root}/{files}")
+    finished = (run.folder for run in runs if run.folder not in failed)
+    say_next(*(pictures_of(config) for config in map(run_in, islice(finished, 1)) if config))
 
 
 def _run(run: Run, jobs: int, failed: dict[Path, str], received: Sequence[int]) -> None:

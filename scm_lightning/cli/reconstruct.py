@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from scm_lightning.cli.app import LAST_CHECKPOINT
+from scm_lightning.cli.next_steps import pictures_of, run_in, say_next, scores_of, student_of
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import counted, say, warn
@@ -85,6 +86,9 @@ def reconstruct(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Checkpoint(out).write(_replaced(saved, total, snapshots[-1], found))
     _report(found, len(terms), max(map(abs, c.tolist())), out)
+    if config := run_in(Path(run)):
+        again = ("--ckpt_path", out)
+        say_next(scores_of(config, *again), pictures_of(config, *again), student_of(config, out))
 
 
 def _each(terms: Iterable[Term], advance: Callable[[int], None]) -> Iterator[Term]:
@@ -159,6 +163,5 @@ def _report(found: dict[str, float], count: int, largest: float, out: str) -> No
         )
     say(
         f"written to {out}: sigma_rel {sigma_rel:g} at step {step} from {count} snapshots, largest "
-        f"coefficient {largest:.2f}, residual {residual:.2%}; give it as --ckpt_path, or as a "
-        "student's teacher"
+        f"coefficient {largest:.2f}, residual {residual:.2%}"
     )
