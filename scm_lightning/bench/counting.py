@@ -27,7 +27,7 @@ import scm_lightning.autodiff.jvp_attention  # noqa: F401  defines the operation
 from scm_lightning.autodiff.checkpointing import outermost_blocks
 from scm_lightning.autodiff.dual.forward_mode import storage_number
 from scm_lightning.modules import EMA
-from scm_lightning.modules.base import OptimizerFactory
+from scm_lightning.modules.optimizing import OptimizerFactory
 
 aten = torch.ops.aten
 

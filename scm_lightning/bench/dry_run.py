@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.console import Console
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -29,6 +28,7 @@ from scm_lightning.bench.counting import (
 from scm_lightning.bench.plan import Plan, StepCost
 from scm_lightning.data import Batch
 from scm_lightning.modules import GenerativeModule
+from scm_lightning.saying import working
 
 BATCH = 16
 """Images that a step is counted on, and twice as many; fake tensors cost nothing."""
@@ -52,12 +52,12 @@ def dry_run(trainer: Trainer, model: GenerativeModule, global_batch: int) -> Pla
             f"a dry run counts modules that Lightning optimizes, {type(model).__name__} does so "
             "itself; measure a step of it with `scm fit`"
         )
+    model.trainer = trainer  # knows how long the run is
     model.setup("fit")
     trainer.precision_plugin.convert_module(model)
     network = model.trained_network()
-    status = Console().status("counting a training step")
     try:
-        with status, FakeTensorMode(allow_non_fake_inputs=True):
+        with working("counting a training step"), FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")  # fake, as all tensors here
             model._device = torch.device("cpu")  # Lightning's note; fake tensors take no .to()
             step = step_cost(trainer, model)

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scm_lightning.core.lengths import Length, check_length, steps_of
 from scm_lightning.core.trigflow import expand_time, widen
 
 NormKind = Literal["l2", "rms"]
@@ -31,29 +32,39 @@ class TangentWarmup:
     """Ramp of the unstable second term of g: r = min(1, step / steps), 1 without a warm-up.
 
     Args:
-        steps: length of the warm-up H, in optimizer steps; 0 for none.
+        steps: length of the warm-up H: optimizer steps (10000), a share of `trainer.max_steps`
+            (0.5), or None for the whole run; 0 for none.
         kind: "scm" is Algorithm 1. "rcm" begins with -cos(t) (sigma_data F - dx/dt), which weighs
             velocities at t near pi/2 more, as rCM does; both are the same once r is 1.
 
     Raises:
-        ValueError: if `steps` is negative or `kind` unknown.
+        ValueError: if `steps` is no length or `kind` unknown.
 
     Source: arXiv 2410.11081, Algorithm 1, with H = 10,000; "rcm": arXiv 2510.08431, Algorithm 1.
     """
 
-    steps: int = 10_000
+    steps: Length = 10_000
     kind: WarmupKind = "scm"
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.kind not in ("scm", "rcm"):
+        check_length(self.steps, "warmup.steps")
+        if self.kind not in ("scm", "rcm"):
             raise ValueError(
-                f"a tangent warm-up takes at least 0 steps, and is scm or rcm, got {self.steps} "
-                f"and {self.kind!r}; the paper takes 10000"
+                f"a tangent warm-up is scm or rcm, got {self.kind!r}; scm is Algorithm 1's"
             )
 
-    def r(self, step: int) -> float:
-        """The factor r after so many optimizer steps: not micro-batches, not batches."""
-        return 1.0 if self.steps == 0 else min(1.0, step / self.steps)
+    def r(self, step: int, max_steps: int | None = None) -> float:
+        """The factor r after so many optimizer steps: not micro-batches, not batches.
+
+        Args:
+            step: optimizer steps taken so far.
+            max_steps: optimizer steps of the run, of which `steps` may be a share.
+
+        Raises:
+            ValueError: if `steps` is a share, and the run has no number of steps.
+        """
+        steps = steps_of(self.steps, "warmup.steps", max_steps)
+        return 1.0 if steps == 0 else min(1.0, step / steps)
 
 
 def tangent(

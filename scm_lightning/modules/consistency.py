@@ -14,13 +14,9 @@ from torch.optim import RAdam
 
 from scm_lightning.core import Bound, GuidanceProposal, Guided, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.networks.shapes import check_takes_end
@@ -170,16 +166,18 @@ class ConsistencyModule(GenerativeModule):
         return self.objective.times_at(t, self.path)
 
     def setup(self, stage: str) -> None:
-        """Refuse parts that do not fit each other.
+        """Tell the objective how long the run is; refuse parts that do not fit each other.
 
         Raises:
-            ValueError: if a part needs a teacher and there is none, if there is guidance without
-                one, if a term cannot train beside the objective, or if that hands the student a
-                second time and it takes none.
+            ValueError: if a length is a share of a run without a number of steps, if a part needs a
+                teacher and there is none, if there is guidance without one, if a term cannot train
+                beside the objective, or if that hands the student a second time and it takes none.
         """
         if self.objective.two_times:
             check_takes_end(self.student, type(self.objective).__name__)
         if stage == "fit":
+            self.objective.max_steps = self.max_steps
+            self.objective.at_step(0)  # refuses a share of a run without a number of steps
             for part in (self.velocity_source, self.objective, *self.terms):
                 check_teacher(part, self.teacher)
         if self.guidance is not None and not self.velocity_source.needs_teacher:
@@ -194,6 +192,10 @@ class ConsistencyModule(GenerativeModule):
                     f"{type(self.objective).__name__} is told where its step ends; remove the "
                     "term, or take the objective Consistency"
                 )
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """The objective's; see `Objective`."""
+        return self.objective.at_step(step)
 
     def parts_of_run(self) -> dict[str, str]:
         """The objective: a run does not change it."""

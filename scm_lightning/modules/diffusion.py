@@ -9,13 +9,9 @@ from torch.optim import Adam
 
 from scm_lightning.core import TimeProposal, TrigFlow, diffusion_loss, drop_labels
 from scm_lightning.data.batch import Batch
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
 from scm_lightning.sampling import DiffusionSampling, Draw

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -96,6 +97,19 @@ class KeptSchedule:
             warnings.simplefilter("ignore")  # the optimizer has not stepped in this process
             for _ in range(position):  # microseconds each
                 schedule.step()
+
+
+def go_on(trainer: Trainer, kept: Iterable[KeptSchedule]) -> None:
+    """Let the schedules of a run go on where it is, with the options given now.
+
+    Args:
+        trainer: of the run, its checkpoint restored.
+        kept: its schedules as they were configured, in its order.
+    """
+    for config, schedule in zip(trainer.lr_scheduler_configs, kept, strict=True):
+        done = trainer.current_epoch if config.interval == "epoch" else trainer.global_step
+        if position := config.scheduler.last_epoch or done:  # a new one is at 0
+            schedule.go_on(position)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

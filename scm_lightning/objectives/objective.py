@@ -71,8 +71,11 @@ class Objective(nn.Module, ABC):
         steps: how the student is sampled.
         needs_teacher: whether there has to be a teacher, for `velocity` at other places.
         two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
+        max_steps: optimizer steps of the run, which its module sets before training; None outside
+            of a run, and for one without such a number.
     """
 
+    max_steps: int | None = None
     two_times: bool = False
     needs_teacher: bool = False
     tangents: TangentComputer | None = None
@@ -107,6 +110,14 @@ class Objective(nn.Module, ABC):
             path: owner of `sigma_data`.
             step: optimizer steps taken so far.
         """
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """What of the loss changes with the step, by name: columns of the log.
+
+        Args:
+            step: optimizer steps taken so far.
+        """
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the optimizer for what the objective trains beside the student."""

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from rich.progress import MofNCompleteColumn, Progress
-
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.shards import Array, write_shard
@@ -45,6 +43,7 @@ from scm_lightning.preparation.plan import (
     Recipe,
 )
 from scm_lightning.preparation.space import explained_errors, needed_bytes, refuse_small_disk
+from scm_lightning.saying import counted
 
 NAMED = 10
 """Unreadable images that a message names; the others are counted."""
@@ -114,16 +113,15 @@ def _write(
         for start in range(0, len(planned.items), size)
     ]
     images = ImageBatches(recipe.source, recipe.transform, content.image_shape, batches)
-    # Closed at once: what is left half-way keeps its workers, and rich waits for itself.
+    # Closed at once: what is left half-way keeps its workers.
     with (
         closing(load_images(images, min(num_workers, len(batches)))) as loaded,
-        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar,
+        counted("preparing", sum(len(batch) for batch in batches)) as advance,
     ):
-        task = bar.add_task("preparing", total=sum(len(batch) for batch in batches))
         for planned in shards:
             record = _write_shard(planned, loaded, recipe, work.folder)
             work.keep(planned, record)
-            bar.advance(task, len(planned.items))
+            advance(len(planned.items))
             yield record
 
 

@@ -33,7 +33,7 @@ class FrozenTeacher(nn.Module):
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Evaluate the network; see the network protocol in the README."""
+        """Evaluate the network; see "A network" in scm_lightning/README.md."""
         F: Tensor = self.network(u, t, labels, guidance)
         return F
 

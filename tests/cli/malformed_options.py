@@ -133,7 +133,7 @@ OUT_OF_RANGE = {
     "M.sampling.intermediate_times=[-1.0]": "must be angles",
     "M.sampling.intermediate_times=[.nan]": "must be a list, each a float, got [nan]",
     "M.sampling.intermediate_times=[0.5, 1.1]": "times must descend",
-    "O.warmup.steps=-1": "takes at least 0 steps",
+    "O.warmup.steps=-1": "warmup.steps must be at least 0",
     "O.bound.c=-0.1": "with c >= 0, got",
     "O.bound.c=.nan": "with c >= 0, got",
     "O.weighting_lr=-1": "weighting_lr",

@@ -80,7 +80,7 @@ def test_the_schedule_by_hand():
     assert schedule.alpha(200) == pytest.approx(0.5)
     expected = 1 - torch.sigmoid(torch.tensor(25.0 * (210 - 200) / 200, dtype=torch.float64))
     assert schedule.alpha(210) == pytest.approx(float(expected))
-    with pytest.raises(ValueError, match="0 <= start < end"):
+    with pytest.raises(ValueError, match="start < end"):
         AlphaSchedule(300, 100)
 
 

@@ -18,18 +18,17 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast, final
 
 import braceexpand
-from rich.progress import track
 
 from scm_lightning.given_files import open_regular
 from scm_lightning.preparation.sources.decoding import SUFFIXES
 from scm_lightning.preparation.sources.files import check_member_names
 from scm_lightning.preparation.sources.labels import HELDOUT_NAMES, Classes, number_labels
 from scm_lightning.preparation.sources.source import EncodedSource, Item, check_size
+from scm_lightning.saying import counted
 
 MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
@@ -59,14 +58,14 @@ class WebDatasetSource(EncodedSource):
         folder = os.path.commonpath([file.parent for file in tars])
         names = [file.relative_to(folder).as_posix() for file in tars]
         check_member_names(names, Path(path))
-        bar = track(tars, "reading tar headers", disable=len(tars) < 2)
-        # Closed at once: rich waits for itself if its thread collects a bar left half-way.
-        with closing(bar) as files:  # type: ignore[type-var]
-            found = [
-                ((file, place), f"{name}/{key}", label, split)
-                for file, name, split in zip(files, names, _splits(names), strict=True)
-                for key, place, label in _read_tar(file)
-            ]
+        found = []
+        with counted("reading tar headers", len(tars)) as advance:
+            for file, name, split in zip(tars, names, _splits(names), strict=True):
+                found += [
+                    ((file, place), f"{name}/{key}", label, split)
+                    for key, place, label in _read_tar(file)
+                ]
+                advance(1)
         if not found:
             raise ValueError(f"the tar files of {path} must hold images, got none")
         self._places = [at for at, _, _, _ in found]
