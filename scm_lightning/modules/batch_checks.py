@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchChecks:
-    """Refuses batches that a module cannot be trained on or sampled by.
+    """Checks that refuse batches a module cannot be trained on or sampled by.
 
     Args:
         sigma_data: standard deviation that the data should have. Data units.
