@@ -227,13 +227,17 @@ class ConsistencyModule(GenerativeModule):
         Raises:
             ValueError: if the student cannot be sampled so.
         """
-        if point.guidance is not None and self.guidance is None:
+        scales = self.sampling.scales
+        scale = point.guidance
+        if self.guidance is not None and scale is None:
+            scale = scales[min(point.num_steps, len(scales)) - 1]
+        elif self.guidance is None and (scale is not None or {*scales} != {1.0}):
+            where = "sampling" if scale is None else "a sweep"
             raise ValueError(
-                f"guidance of a sweep needs a guided network, got {point.guidance:g} for a model "
-                "without guidance; leave it out, or set guidance of the model when it is trained"
+                f"guidance of {where} needs a guided network, got "
+                f"{self.sampling.guidance if scale is None else scale} for a model without "
+                "guidance; leave it out, or set guidance of the model when it is trained"
             )
-        own = None if self.guidance is None else self.sampling.guidance
-        scale = own if point.guidance is None else point.guidance
         steps, network = self.objective.steps, self.averages()[point.average].network
         intermediate = self.sampling.intermediate_times
         times = steps.times(point.num_steps, point.t_mid, intermediate, self.path)
@@ -260,7 +264,7 @@ class ConsistencyModule(GenerativeModule):
             return {}
         sampling = self.sampling.teacher
         if self.guidance is not None and sampling.guidance is None:
-            sampling = replace(sampling, guidance=self.sampling.guidance)
+            sampling = replace(sampling, guidance=self.sampling.scales[-1])
         return sampling.draws(self.teacher, self.path)
 
     def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:

@@ -76,6 +76,20 @@ class DiffusionModule(GenerativeModule):
         self.augmentation = augmentation
         self.sampling = sampling
 
+    def setup(self, stage: str) -> None:
+        """Refuse to train a network for guidance that never sees data without their classes.
+
+        Raises:
+            ValueError: if guidance of sampling is set, and no label is dropped.
+        """
+        guidance = self.sampling.guidance
+        if stage == "fit" and guidance not in (None, 1.0) and not self.label_dropout:
+            raise ValueError(
+                f"guidance of sampling needs a network that is trained without classes too, got "
+                f"{guidance} and label_dropout 0; set label_dropout, the paper's is 0.1, or "
+                "guidance to null"
+            )
+
     def trained_network(self) -> nn.Module:
         """The network."""
         return self.network
