@@ -28,8 +28,18 @@ from scm_lightning.objectives import (
     Term,
     Velocity,
 )
-from scm_lightning.sampling import Draw, FewStepSampling, Samples, SweepPoint, few_step_draw
+from scm_lightning.sampling import (
+    DiffusionSampling,
+    Draw,
+    FewStepSampling,
+    Samples,
+    SweepPoint,
+    few_step_draw,
+)
+from scm_lightning.sampling.steps import Jumps
 from scm_lightning.teachers import FrozenTeacher
+
+DEFAULT_TIMES = FewStepSampling().intermediate_times
 
 
 class ConsistencyModule(GenerativeModule):
@@ -109,6 +119,11 @@ class ConsistencyModule(GenerativeModule):
         for term in terms:
             term.follow(student)
         self.sampling = sampling
+        if teacher is None and sampling.teacher != DiffusionSampling():
+            raise ValueError(
+                "sampling.teacher says how a teacher is sampled, but there is none; set teacher, "
+                "or take it out"
+            )
         self.draws(), self.reference_draws(), self.swept_draws()  # refuse what cannot be sampled
 
     def training_step(
@@ -217,6 +232,11 @@ class ConsistencyModule(GenerativeModule):
     def draws(self) -> dict[str, Draw]:
         """The run's own numbers of steps."""
         given, intermediate = self.sampling.num_steps, self.sampling.intermediate_times
+        if isinstance(self.objective.steps, Jumps) and [*intermediate] != [*DEFAULT_TIMES]:
+            raise ValueError(
+                f"{type(self.objective).__name__} has no intermediate_times of its own choice, got "
+                f"{list(intermediate)}; take them out, and set num_steps"
+            )
         numbers = self.objective.steps.own_numbers(given, intermediate)
         points = [SweepPoint(number) for number in numbers]
         return {point.name(): self.draw_at(point) for point in points}
