@@ -4,10 +4,10 @@
 import os
 from typing import Literal
 
+from scm_lightning.cli.next_steps import say_next, training_on
 from scm_lightning.cli.prepare_report import (
     SHEET_FILE,
     contact_sheet,
-    next_command,
     summary,
 )
 from scm_lightning.data.index import INDEX_FILE
@@ -126,7 +126,7 @@ def prepare(
     summary(recipe, done)
     if is_drawn:
         say(f"what the network will see: {sheet}")
-    say(f"next: {next_command(str(folder), done.index)}")
+    say_next(training_on(str(folder), done.index))
 
 
 def num_cores() -> int:

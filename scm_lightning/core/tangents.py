@@ -6,11 +6,11 @@ r"""Tangent of the consistency function: the direction in which the student is t
               = -cos^2(t) (sigma_data F - dx/dt) - r (cos sin x_t + sigma_data cos sin dF/dt)
     g        <- g / (||g|| + c)
 
-rCM's warm-up has -cos(t) sqrt(1 - r^2 sin^2(t)) in the place of -cos^2(t), and the same at r = 1.
+rCM's warm-up has -cos(t) sqrt(1 - r^2 sin^2(t)) in place of -cos^2(t), and the same at r = 1.
 
 Source: Lu and Song, arXiv 2410.11081, Algorithm 1. The derivative is carried multiplied by
 cos(t) sin(t), as there, so that it stays in range at half precision. The cosine in front of df/dt
-is the prior weight 1 / (sigma_data tan t), folded in: nothing else is to be multiplied onto it.
+is the prior weight 1 / (sigma_data tan t), folded in: multiply it by nothing else.
 Axes: B batch, ... data axes.
 """
 
@@ -29,7 +29,7 @@ WarmupKind = Literal["scm", "rcm"]
 
 @dataclass(frozen=True)
 class TangentWarmup:
-    """How the unstable second term of g comes in: r = min(1, step / steps), 1 without a warm-up.
+    """Ramp of the unstable second term of g: r = min(1, step / steps), 1 without a warm-up.
 
     Args:
         steps: length of the warm-up H: optimizer steps (10000), a share of `trainer.max_steps`
@@ -120,7 +120,7 @@ def discrete_tangent(
     sigma_data: float,
     r: float,
 ) -> Tensor:
-    """The tangent with a difference over one step of the ODE in the place of the derivative.
+    """Compute the tangent with a difference over one step of the ODE in place of the derivative.
 
     Args:
         F: network output at (x_t / sigma_data, t), detached. (B, ...), unit variance.
@@ -189,7 +189,7 @@ def normalize_tangent(g: Tensor, c: float = 0.1, norm: NormKind = "l2") -> Tenso
 
 @dataclass(frozen=True)
 class TangentBound:
-    """What keeps a single tangent from dominating the step.
+    """Bound that keeps a single tangent from dominating the step.
 
     Args:
         kind: "l2" divides g by its norm plus c, per sample; "rms" by the root mean square plus c;

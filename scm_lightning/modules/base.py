@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
+"""Base of teacher and student: EMA, optimizer, checkpoints, the drawing of samples."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,14 +100,14 @@ class GenerativeModule(LightningModule, ABC):
 
     @abstractmethod
     def times_at(self, t: Tensor) -> Any:
-        """What `training_step` takes as `times` to train at chosen ones.
+        """Return the `times` with which `training_step` trains at chosen ones.
 
         Args:
             t: times. (B,), radians.
         """
 
     def parts_of_run(self) -> dict[str, str]:
-        """What else a checkpoint must agree in: kinds of parts, by a name for the message."""
+        """Further parts that a checkpoint must agree in: their kinds, by a name for the message."""
         return {}
 
     def averages(self) -> list[EMA]:
@@ -115,7 +115,7 @@ class GenerativeModule(LightningModule, ABC):
         return [self.ema, *cast("Iterable[EMA]", self.further_emas)]
 
     def power_function_averages(self) -> dict[float, EMA]:
-        """The averages that others can be reconstructed from, by their sigma_rel."""
+        """Averages from which others can be reconstructed, by their sigma_rel."""
         return {
             average.profile.sigma_rel: average
             for average in self.averages()
@@ -130,7 +130,7 @@ class GenerativeModule(LightningModule, ABC):
         """One optimizer over `parameter_groups`; override to train differently.
 
         Raises:
-            ValueError: if a learning rate is no finite number of at least 0.
+            ValueError: if a learning rate is not a finite number of at least 0.
         """
         optimizer = self.optimizer(self.parameter_groups())
         check_rates(optimizer)
@@ -164,10 +164,7 @@ class GenerativeModule(LightningModule, ABC):
             torch.manual_seed(int(seeds[self.trainer.global_rank]))
 
     def on_train_start(self) -> None:
-        """Let the schedules go on where the checkpoint left them, with the options given now.
-
-        Say what they will come to.
-        """
+        """Continue the schedules where the checkpoint left them; say what they will reach."""
         go_on(self.trainer, self._kept_schedules)
         say_outlook(self.trainer, self.at_step)
 
@@ -183,7 +180,7 @@ class GenerativeModule(LightningModule, ABC):
         return self.trainer.max_steps if is_counted else None
 
     def at_step(self, step: int) -> dict[str, float]:
-        """What of the loss changes with the step, by name: columns of the log.
+        """Numbers of the loss that change with the step, by name: columns of the log.
 
         Args:
             step: optimizer steps taken so far.
@@ -191,7 +188,7 @@ class GenerativeModule(LightningModule, ABC):
         return {}
 
     def leave_out_step(self) -> None:
-        """Take the step that comes as not made: averages and learning rates stay where they are.
+        """Count the coming step as not taken: averages and learning rates stay as they are.
 
         For callbacks that take its gradients away, in `on_before_optimizer_step`.
         """

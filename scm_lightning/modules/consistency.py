@@ -72,7 +72,7 @@ class ConsistencyModule(GenerativeModule):
             first is that one; see `GenerativeModule`.
 
     Raises:
-        ValueError: if the teacher does not fit, or the student cannot be sampled so.
+        ValueError: if the teacher does not fit, or the student cannot be sampled as asked.
 
     Source: arXiv 2410.11081, Algorithm 1; defaults from its CIFAR-10 experiments.
     """
@@ -105,8 +105,8 @@ class ConsistencyModule(GenerativeModule):
     ) -> None:
         if not isinstance(objective, Objective | None):
             raise ValueError(
-                f"objective must be an Objective, got {objective!r}; start_from_teacher stands "
-                "behind it"
+                f"objective must be an Objective, got {objective!r}; start_from_teacher comes "
+                "after it"
             )
         teacher = prepare_teacher(teacher, student, path, start_from_teacher)
         super().__init__(student, path, optimizer, lr_schedule, ema)
@@ -129,7 +129,7 @@ class ConsistencyModule(GenerativeModule):
     def training_step(
         self, batch: Batch, batch_idx: int, times: tuple[Tensor, Tensor | None] | None = None
     ) -> StepOutput:
-        """One batch, by Algorithm 1 unless there is another objective.
+        """Compute the loss of one batch, by Algorithm 1 unless there is another objective.
 
         Args:
             batch: data.
@@ -177,7 +177,7 @@ class ConsistencyModule(GenerativeModule):
         return self.velocity_source(x_t, t, x0, z, self.path, teacher)
 
     def times_at(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Times of a step whose samples are all where the caller wants them; see `Objective`."""
+        """Times of a training step at chosen t; see `Objective`."""
         return self.objective.times_at(t, self.path)
 
     def setup(self, stage: str) -> None:
@@ -204,8 +204,8 @@ class ConsistencyModule(GenerativeModule):
             if self.objective.two_times and not term.takes_two_times:
                 raise ValueError(
                     f"{type(term).__name__} calls the student as F(u, t), but that of "
-                    f"{type(self.objective).__name__} is told where its step ends; take the term "
-                    "out, or the objective Consistency"
+                    f"{type(self.objective).__name__} is told where its step ends; remove the "
+                    "term, or take the objective Consistency"
                 )
 
     def at_step(self, step: int) -> dict[str, float]:

@@ -67,7 +67,7 @@ class DiffusionModule(GenerativeModule):
     ) -> None:
         if not 0.0 <= label_dropout < 1.0:
             raise ValueError(
-                f"label_dropout is a probability below 1, got {label_dropout}; the paper uses 0.1"
+                f"label_dropout must be a probability below 1, got {label_dropout}; paper: 0.1"
             )
         check_head(weighting, weighting_lr)
         super().__init__(network, path, optimizer, lr_schedule, ema)
@@ -121,7 +121,7 @@ class DiffusionModule(GenerativeModule):
     def training_step(
         self, batch: Batch, batch_idx: int, times: Tensor | None = None
     ) -> StepOutput:
-        """One batch.
+        """Compute the loss of one batch.
 
         Args:
             batch: data.
@@ -148,7 +148,7 @@ class DiffusionModule(GenerativeModule):
         return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
     def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Augment data; say how, in a condition that only such networks have.
+        """Augment data; report how in a condition that only such networks take.
 
         Args:
             x0: data. (B, ...), data units.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every training step says of itself, for all who watch a run; and a number for the log."""
+"""Report of a training step on itself, for all that watch a run; a number for the log."""
 
 from typing import TypedDict
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class StepOutput(TypedDict, total=False):
-    """What a training step returns, to Lightning and to callbacks.
+    """Values that a training step returns, to Lightning and to callbacks.
 
     Attributes:
         loss: what is differentiated. ().

@@ -41,7 +41,7 @@ from scm_lightning.sampling import FreshNoise
 def alpha_flow_target(
     F_m: Tensor, u: Tensor, w: Tensor, t: Tensor, middle: Tensor, t_end: Tensor
 ) -> Tensor:
-    """What F at t should be, if it is F_m after a step along w.
+    """Target of F at t, given F_m after a step along w.
 
     Args:
         F_m: network output at the end of the step, `middle`, without gradient. (B, ...).
@@ -68,9 +68,9 @@ class AlphaSchedule:
     """alpha = 1 - sigmoid(gamma (step - (start + end) / 2) / (end - start)), cut off near 0 and 1.
 
     Args:
-        start: where alpha begins to fall: an optimizer step (600000), a share of
+        start: place at which alpha begins to fall: an optimizer step (600000), a share of
             `trainer.max_steps` (0.5), or None for the end of the run.
-        end: where it is down, in the same units.
+        end: place at which it has fallen, in the same units.
         gamma: steepness.
         cut: alphas below are 0, where a derivative takes the place of a step; above 1 - cut, 1.
 
@@ -150,8 +150,8 @@ class AlphaFlow(IntervalObjective):
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and c > 0):
             raise ValueError(
-                f"share_of_intervals is a probability and c positive, got {share_of_intervals} "
-                f"and {c}; alpha-Flow has 0.75 and 1e-3"
+                "share_of_intervals must be a probability and c positive, got "
+                f"{share_of_intervals} and {c}; alpha-Flow uses 0.75 and 1e-3"
             )
         super().__init__(times, share_of_intervals, tangents)
         self.schedule = schedule

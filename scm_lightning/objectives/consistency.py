@@ -34,9 +34,9 @@ from scm_lightning.sampling import FreshNoise, Steps
 
 
 class ConsistencyObjective(Objective, ABC):
-    """What all consistency models share: the loss, its bound and its weight.
+    """Common part of all consistency models: the loss, its bound and its weight.
 
-    To change a part in an objective of yours, override the method that is named for it: `tangent`,
+    To change a part in an objective of your own, override the method named for it: `tangent`,
     `log_weight`, `sample_times`, `loss`.
 
     Args:

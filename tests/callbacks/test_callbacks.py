@@ -11,10 +11,10 @@ import torch
 from gaussian import PATH
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from tiny import loader, mlp, trainer
+from tiny import loader, trainer
 
-from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids
+from scm_lightning import ConsistencyModule
+from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids
 from scm_lightning.callbacks.diagnostics import TIME_EDGES
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.report import metrics_content, score_table
@@ -111,20 +111,6 @@ def test_a_run_logs_and_saves_its_last_step(tmp_path):
     assert int(last["state_dict"]["ema.num_steps"]) == 7
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "grad_norm", "tangent_norm/0.50-1.10"} <= set(header)
-
-
-def test_progress_counts_to_the_end_of_the_run():
-    """Seven steps of two batches, over passes of three batches."""
-    bar = Progress()
-    options = {"limit_train_batches": 3, "accumulate_grad_batches": 2, "callbacks": [bar]}
-    fit = trainer(7, **options, enable_progress_bar=True)
-    seen = []
-    bar.on_train_end = lambda *of_run: seen.append(bar.train_progress_bar)
-    fit.fit(DiffusionModule(mlp(), path=PATH), loader())
-    (task,) = seen
-    # Lightning steps at the end of a pass, too: 2 batches, then 1.
-    assert (task.total, task.completed) == (14, 11)
-    assert task.description == "Training"
 
 
 def test_grid_puts_images_in_order_without_blurring():

@@ -159,7 +159,7 @@ def test_a_network_without_a_derivative_is_refused_at_the_first_step():
 
 
 def test_impossible_options_are_refused():
-    with pytest.raises(ValueError, match="share_of_intervals is a probability and c positive"):
+    with pytest.raises(ValueError, match="share_of_intervals must be a probability and c positive"):
         AlphaFlow(share_of_intervals=1.2)
 
 
