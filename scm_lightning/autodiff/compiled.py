@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tangent computation as one compiled graph, compared with the eager one before it is trusted.
 
-What is compiled is the function that contains the derivative. A compiled network that is handed
-tangents from outside loses them without a word, and so do custom derivatives inside torch.func.jvp;
+What is compiled is the function that contains the derivative. A compiled network that gets tangents
+from outside loses them without an error, and so do custom derivatives inside torch.func.jvp;
 pairs of values and tangents are ordinary operations to the compiler. It is compared all the same,
 on the first batch, in train mode, with the eager computation, which is checked before. Dropout
 draws the same numbers in both, as it does without compilation.

@@ -52,6 +52,7 @@ def dry_run(trainer: Trainer, model: GenerativeModule, global_batch: int) -> Pla
             f"a dry run counts modules that Lightning optimizes, {type(model).__name__} does so "
             "itself; measure a step of it with `scm fit`"
         )
+    model.trainer = trainer  # knows how long the run is
     model.setup("fit")
     trainer.precision_plugin.convert_module(model)
     network = model.trained_network()
@@ -104,7 +105,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
     if shape is None:
         raise ValueError(
             f"a dry run reads the shape of the data from network.data_shape, which "
-            f"{type(network).__name__} has not; set the attribute"
+            f"{type(network).__name__} does not have; set the attribute"
         )
     classes = [getattr(module, "num_classes", 0) for module in network.modules()]
     labels = torch.zeros(batch_size, dtype=torch.int64) if any(classes) else None
@@ -112,7 +113,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
 
 
 def count_step(model: GenerativeModule, batch: Batch) -> Counter:
-    """What a training step computes, and holds beside parameters and gradients.
+    """Count what a training step computes, and holds beside parameters and gradients.
 
     Args:
         model: the module, of a trainer; its gradients are replaced.

@@ -20,11 +20,11 @@ from scm_lightning.saying import counted
 
 WARMUP = 2
 COMPILED = "compiled"
-"""Ends the name of a compiled function, into which the counter of FLOPs cannot see: 0."""
+"""End of the name of a compiled function, into which the counter of FLOPs cannot see: 0."""
 
 
 class Cost(NamedTuple):
-    """What one call costs.
+    """Cost of one call.
 
     Attributes:
         seconds: median time; of the processor on the CPU, of the clock on a GPU.

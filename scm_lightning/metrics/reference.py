@@ -68,7 +68,7 @@ class TrainingData:
 
 
 class KeptFeatures(NamedTuple):
-    """What is kept of a set of images.
+    """Statistics and features kept of a set of images.
 
     Attributes:
         statistics: of all of them.
@@ -83,7 +83,7 @@ class Reference:
     """The data that sets of samples are compared with.
 
     Args:
-        extractor: what the distance looks at.
+        extractor: features that the distance is taken in.
         data: the training data.
         device: where to compute.
 
@@ -137,12 +137,12 @@ class Reference:
 
     @property
     def has_nearest(self) -> bool:
-        """Whether the data are comparable, and small enough to look for the nearest."""
+        """Tell whether the data are comparable, and small enough to look for the nearest."""
         return self.data.comparable and self.data.num_bytes <= MAX_NEAREST_BYTES
 
     @property
     def statistics(self) -> Statistics:
-        """Of the features of all training images."""
+        """Statistics of the features of all training images."""
         return self._kept.statistics
 
     @property

@@ -51,7 +51,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Preparation:
-    """What came of it.
+    """Outcome of a preparation.
 
     Args:
         index: index of the folder.
@@ -69,17 +69,17 @@ class Preparation:
 def prepare(
     recipe: Recipe, folder: Path | str, num_workers: int = 0, max_unreadable: int = 0
 ) -> Preparation:
-    """Write a folder of shards, or go on with it, or find it complete.
+    """Write a folder of shards, continue one, or find it complete.
 
     Args:
         recipe: what is made of which source.
-        folder: where to. Its parents are made.
+        folder: folder to write. Its parents are made.
         num_workers: processes that load images; with 0 this one does.
         max_unreadable: images that are left out at most if they cannot be read.
 
     Raises:
         ValueError: if the folder holds something else or cannot be written, or more images cannot
-            be read. Finished shards are kept, and the same call goes on.
+            be read. Finished shards are kept, and the same call continues.
     """
     started, folder, plan = time.monotonic(), folder_to_write(folder), recipe.plan()
     unreadable = read_account(folder, plan)
@@ -209,5 +209,5 @@ def _refuse_unreadable(unreadable: Sequence[str], most: int) -> None:
         raise ValueError(
             f"at most {most} images may be unreadable, got {len(unreadable)}: {named}{others}. "
             f"With max_unreadable {len(unreadable)} the same command leaves them out and finishes "
-            "at once; if they are replaced instead, remove the folder and prepare it anew"
+            "at once; to replace them instead, remove the folder and prepare it again"
         )

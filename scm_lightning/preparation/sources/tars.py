@@ -4,10 +4,10 @@ r"""Webdataset: images in tar files, beside their classes.
     KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
     KEY.cls                                     its class, a number or a name
 
-A key is a member's path up to the first dot of its file name. What has no image is no sample. The
-headers are read once, and then each image from its place: nothing is unpacked onto the disk and
-nothing is unpickled. Links, devices and paths that lead outside are refused, and so are tar files
-that are compressed as a whole, in which no place can be looked up.
+A key is a member's path up to the first dot of its file name. A key without an image is not a
+sample. The headers are read once, and then each image from its place: nothing is unpacked onto the
+disk and nothing is unpickled. Links, devices and paths that lead outside are refused, and so are
+tar files that are compressed as a whole, in which no place can be looked up.
 
 Where the path of every tar file holds one of the words train, val, valid, validation and test, and
 both sides occur, the words are the split.
@@ -35,7 +35,7 @@ KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
 class Place(NamedTuple):
-    """Where the bytes of a member are: offset and length."""
+    """Position of the bytes of a member: offset and length."""
 
     offset: int
     num_bytes: int
