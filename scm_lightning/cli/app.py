@@ -12,8 +12,7 @@ import scm_lightning.torchvision_guard  # before lightning
 
 # isort: on
 import torch
-from jsonargparse import ActionYesNo, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -39,9 +38,10 @@ from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
-from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
+from scm_lightning.cli.run_config import FILE, LAST_CHECKPOINT, spelled_out, typed
+from scm_lightning.cli.saved_config import SaveTrainingConfig
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
@@ -56,11 +56,8 @@ CALLBACKS = {
     "checkpoints": Checkpoints,
 }
 """Those of every run, by the names of their options."""
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """What is done with a trained model: not on random weights."""
-USER_ERRORS = (ValueError, OSError, MisconfigurationException)
-"""What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
 """What building an object of the configuration raises besides: its options are the user's."""
 EXPECTED_WARNINGS = (
@@ -103,6 +100,10 @@ def one_sigma_data(owned: float, data: Namespace | None) -> float:
     return owned
 
 
+class OneLineParser(CommandParser, LightningArgumentParser):
+    """Parser of the commands that have a model."""
+
+
 class SCMCommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a model and data named in a configuration."""
 
@@ -119,8 +120,7 @@ class SCMCommandLine(LightningCLI):
         parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(
             "--fresh",
-            action=ActionYesNo,
-            nargs="?",
+            type=bool,
             default=False,
             help="scm fit starts anew and moves the checkpoints of this folder aside; without it "
             "the run goes on from its newest checkpoint.",
@@ -178,7 +178,8 @@ class SCMCommandLine(LightningCLI):
     def _filled_in(self, given: Namespace) -> dict[str, Any]:
         """What a trainer is built with besides: derived from its options, not kept with them."""
         root = given.default_root_dir or "."
-        callbacks = list(given.callbacks or [])
+        callbacks = given.callbacks or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         shown = any(isinstance(each, Progress) for each in callbacks)
         if given.enable_progress_bar is not False and not shown:
             callbacks.append(Progress())
@@ -222,6 +223,8 @@ def run(args: ArgsType) -> None:
             seed_everything_default=0,
             save_config_callback=SaveTrainingConfig,
             parser_class=OneLineParser,
+            parser_kwargs={"prog": "scm"},
+            auto_configure_optimizers=False,  # the models have their own
             args=args,
         )
     except AlreadyTrained as done:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.progress import track
 from torch import Tensor
 
-from scm_lightning.cli.app import LAST_CHECKPOINT
+from scm_lightning.cli.run_config import LAST_CHECKPOINT
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import say, warn

@@ -113,8 +113,8 @@ class FreshNoise(Steps):
         if any(start <= time <= math.pi / 2 for time in times[1:]):
             raise ValueError(
                 f"sampling starts at t_max = atan(80 / sigma_data), {start:.3g} at sigma_data "
-                f"{path.sigma_data:g}, and later times must be below it, got {times[1:]}; sigma_data "
-                "is the standard deviation of the data, mostly about 0.5"
+                f"{path.sigma_data:g}, and later times must be below it, got {times[1:]}; "
+                "sigma_data is the standard deviation of the data, mostly about 0.5"
             )
         check_times(times, last=1e-6)
         return times
