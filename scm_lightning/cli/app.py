@@ -35,6 +35,7 @@ from scm_lightning.callbacks import (
     StopSignals,
 )
 from scm_lightning.cli.bench import BenchTrainer, prepare
+from scm_lightning.cli.built import option_of
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
@@ -42,6 +43,7 @@ from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.cli.run_config import FILE, LAST_CHECKPOINT, spelled_out, typed
 from scm_lightning.cli.saved_config import SaveTrainingConfig
+from scm_lightning.cli.screens import OF_MODELS
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
@@ -58,6 +60,20 @@ CALLBACKS = {
 """Those of every run, by the names of their options."""
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """What is done with a trained model: not on random weights."""
+HEADINGS = {
+    "trainer": "the run, by Lightning's trainer: steps, device, precision, folder",
+    "model": "model: a student's ConsistencyModule, a teacher's DiffusionModule, or your own",
+    "data": "data: Shards, Digits or your own",
+    "metrics": "scores of drawn samples",
+    "grids": "pictures of drawn samples",
+    "diagnostics": "tangent norms and losses per time, in the log",
+    "gradient_sync": "comparison of the processes' weights",
+    "bad_numbers": "steps whose loss or gradient is not finite",
+    "stop_signals": "signals of a scheduler",
+    "lost_process": "processes that hang, die or fail",
+    "checkpoints": "checkpoints of the run",
+}
+"""Of groups of options, in `--help-all`."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
 """What building an object of the configuration raises besides: its options are the user's."""
 EXPECTED_WARNINGS = (
@@ -116,6 +132,8 @@ class SCMCommandLine(LightningCLI):
         """Add the callbacks of every run, and hand `sigma_data` from its owner to the data."""
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
+        for name, group in (parser.groups or {}).items():
+            group.title = HEADINGS.get(name, group.title)
         owner, target = "model.init_args.path.sigma_data", "data.init_args.sigma_data"
         parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(
@@ -160,9 +178,12 @@ class SCMCommandLine(LightningCLI):
         with torch.device("meta") if self._is_dry_run() else nullcontext():
             try:
                 super().instantiate_classes()
-            except REFUSALS as error:  # of torch, Lightning or a class of the user's
-                raise ValueError(
-                    f"the configuration's objects cannot be built: {type(error).__name__}, "
+            except (ValueError, *REFUSALS) as error:
+                key = option_of(error, self.config[self.subcommand])
+                if isinstance(error, ValueError):
+                    raise ValueError(f"{key}: {error}" if key else str(error)) from error
+                raise ValueError(  # of torch, Lightning or a class of the user's
+                    f"{key or 'the configuration'} cannot be built: {type(error).__name__}, "
                     f"{error}; SCM_TRACEBACK=1 in the environment shows where"
                 ) from error
         if self.subcommand in ("fit", *STAGES_OF_A_RUN):
@@ -223,7 +244,10 @@ def run(args: ArgsType) -> None:
             seed_everything_default=0,
             save_config_callback=SaveTrainingConfig,
             parser_class=OneLineParser,
-            parser_kwargs={"prog": "scm"},
+            parser_kwargs={
+                "prog": "scm",
+                **{name: {"description": does} for name, does in OF_MODELS.items()},
+            },
             auto_configure_optimizers=False,  # the models have their own
             args=args,
         )

@@ -106,8 +106,12 @@ def _run(words: list[str]) -> None:
         ablate(rest)
     else:
         from scm_lightning.cli.app import run  # slow: imports torch and lightning
+        from scm_lightning.cli.class_help import asked_class, show_class
 
-        run([command, *rest])
+        if asked := asked_class(rest):
+            show_class(*asked)
+        else:
+            run([command, *rest])
 
 
 def _refuse(line: str) -> NoReturn:

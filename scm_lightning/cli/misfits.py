@@ -11,7 +11,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import wraps
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -27,6 +26,7 @@ MAX_VALUE = 100
 """Letters of a value that a message repeats."""
 OPTIONS = "its options by name, {NAME: VALUE, ...}"
 SPEC = ("class_path", "init_args", "dict_kwargs")
+NUMBER = re.compile(r"[\d.]+e\+?\d+")
 WORDS = {
     int: "an int",
     float: "a float",
@@ -74,7 +74,10 @@ def install() -> None:
         inner: list[Misfit] = []
         _noted.append(inner)
         try:
-            return check(action, value, *args, **kwargs)
+            found = check(action, value, *args, **kwargs)
+            if found is None and not _takes_none(action._typehint):
+                raise TypeError("null")
+            return found
         except (TypeError, ValueError) as error:
             found = _misfit(action.dest, action._typehint, value, inner, error)
         finally:
@@ -83,6 +86,11 @@ def install() -> None:
         raise MisfitError(found)
 
     ActionTypeHint._check_type = checked  # type: ignore[method-assign,assignment]
+
+
+def _takes_none(hint: Any) -> bool:
+    """Whether a type has null among its values."""
+    return hint in (None, type(None), Any) or any(_takes_none(each) for each in get_args(hint))
 
 
 def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Exception) -> Misfit:
@@ -116,6 +124,8 @@ def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Excepti
     words, how = _words(hint), ""
     if isinstance(given, str):
         how = meant(given, _literals(hint), 0.6) or _near_class(given, kinds)
+    if hint is int and isinstance(given, str) and NUMBER.fullmatch(given):
+        how = "; write out all of its digits"
     if not how and words.startswith("a class"):
         how = "; name one by class_path, beside its init_args"
     return Misfit(key, f"must be {words}, got {shown(given)}{how}")
@@ -144,10 +154,13 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
     """The class that was meant, of those in the same place, and of all that are known."""
     place, _, name = path.rpartition(".")
     classes = [each for kind in kinds for each in _subclasses(kind)]
-    with suppress(Exception):  # of any module of the user's
-        classes += vars(pkgutil.resolve_name(place)).values()
+    likeness = 0.6
+    try:
+        classes += vars(pkgutil.resolve_name(place)).values() if place else ()
+    except Exception:  # of any module of the user's: only its name may be wrong
+        likeness = 1.0
     names = [each.__name__ for each in classes if inspect.isclass(each) and issubclass(each, kinds)]
-    return meant(name, [each for each in names if not each.startswith("_")], 0.6)
+    return meant(name, [each for each in names if not each.startswith("_")], likeness)
 
 
 def _subclasses(kind: type) -> Iterator[type]:
@@ -179,6 +192,8 @@ def _kinds(hint: Any) -> Iterator[type]:
 def _words(hint: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(hint), [x for x in get_args(hint) if not isinstance(x, list)]
+    if origin is dict and is_dataclass(arguments[-1]):
+        return f"a map, each {_words(arguments[-1])}"
     if words := WORDS.get(origin or hint):
         return words
     if origin is collections.abc.Callable and get_origin(arguments[-1]) is tuple:

@@ -47,6 +47,11 @@ def check_options(config: Namespace) -> None:
         value = config.trainer[name]
         if value is not None and not value >= least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}; raise it")
+    if config.trainer.enable_checkpointing is False and not config.trainer.fast_dev_run:
+        raise ValueError(
+            "trainer.enable_checkpointing must stay true, since a run goes on from its checkpoints, "
+            "got false; --trainer.fast_dev_run true tries one step and writes none"
+        )
     if config.trainer.val_check_interval == 0:
         raise ValueError(
             "trainer.val_check_interval must be above 0, got 0; give a number of steps, or "

@@ -117,8 +117,9 @@ class CommandParser(ArgumentParser):
         """Refuse what is no map in the place of a group of options: the parser would take it."""
         for key in sorted({*(self.groups or ())}, reverse=True):  # model first
             if key in namespace and not isinstance(value := namespace[key], Namespace):
-                came = "none; give --config FILE" if value is None else shown(value)
-                raise MisfitError(Misfit(key, f"must be {OPTIONS}, got {came}"))
+                needed = "must be given; add --config FILE, which says what it is"
+                other = f"must be {OPTIONS}, got {shown(value)}"
+                raise MisfitError(Misfit(key, needed if value is None else other))
         super().validate(namespace, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +140,7 @@ class CommandParser(ArgumentParser):
             return f"; since 0.4.0 {option} is {place}"
         if gone := GONE.get(name.rpartition(".")[2]):
             return f"; {gone}"
-        command = getattr(self, "subcommand", None) or self.prog.removeprefix("scm ")
+        command = self.prog.removeprefix("scm").rpartition(" ")[2] or "fit"
         known = own | (known_options(command) if is_typed else set())
         if near := _near_option(name, known):
             return near

@@ -4,22 +4,6 @@
 import os
 from typing import Literal
 
-from scm_lightning.cli.prepare_report import (
-    SHEET_FILE,
-    contact_sheet,
-    next_command,
-    summary,
-)
-from scm_lightning.data.index import INDEX_FILE
-from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.location import folder_to_write
-from scm_lightning.preparation import engine
-from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.latent_content import EncodedLatents
-from scm_lightning.preparation.plan import Recipe
-from scm_lightning.preparation.probe import fit_transform
-from scm_lightning.preparation.sources import open_source
-from scm_lightning.preparation.transform import WHITE, ImageTransform
 from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture
 
@@ -34,7 +18,7 @@ def prepare(
     size: int | None = None,
     crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
-    background: tuple[int, int, int] = WHITE,
+    background: tuple[int, int, int] = (255, 255, 255),
     upscale: bool = False,
     heldout: float | None = None,
     samples_per_shard: int = 1000,
@@ -92,6 +76,19 @@ def prepare(
     Raises:
         ValueError: if the source, the folder or the options do not fit.
     """
+    # Here, since `scm prepare --help` should not wait for torch.
+    from scm_lightning.cli.prepare_report import SHEET_FILE, contact_sheet, next_command, summary
+    from scm_lightning.data.index import INDEX_FILE
+    from scm_lightning.data.latents import Autoencoder
+    from scm_lightning.data.location import folder_to_write
+    from scm_lightning.preparation import engine
+    from scm_lightning.preparation.content import Pixels
+    from scm_lightning.preparation.latent_content import EncodedLatents
+    from scm_lightning.preparation.plan import Recipe
+    from scm_lightning.preparation.probe import fit_transform
+    from scm_lightning.preparation.sources import open_source
+    from scm_lightning.preparation.transform import ImageTransform
+
     workers = num_cores() if workers is None else workers
     if workers < 0 or max_unreadable < 0:
         raise ValueError(

@@ -7,10 +7,10 @@
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 
 from scm_lightning import __version__
-from scm_lightning.given_files import meant
 
 OF_MODELS = {
     "fit": "Train a teacher or a student. Run the same command again; it continues.",
@@ -165,7 +165,8 @@ def _not_a_subcommand(command: str, rest: Sequence[str]) -> str:
     if command.endswith((".yaml", ".yml")):
         line = shlex.join(["scm", "fit", "--config", command, *rest])
         return f"there is no subcommand {command}; did you mean: {line}"
-    refusal = f"there is no subcommand {command}, only {', '.join(SUBCOMMANDS)}"
-    if other := OTHER_WORDS.get(command):
-        return f"{refusal}; did you mean: {shlex.join(['scm', other, *rest])}"
-    return refusal + meant(command, SUBCOMMANDS, 0.6)
+    near = get_close_matches(command, SUBCOMMANDS, n=1)
+    if other := OTHER_WORDS.get(command, next(iter(near), None)):
+        line = shlex.join(["scm", other, *rest])
+        return f"there is no subcommand {command}; did you mean: {line}"
+    return f"there is no subcommand {command}, only {', '.join(SUBCOMMANDS)}"

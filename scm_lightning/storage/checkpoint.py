@@ -117,8 +117,9 @@ class Checkpoint:
         try:
             yield
         except DamagedError as error:
-            others = f"{self.siblings()} in {self.path.parent}"
-            raise ValueError(f"{self.path} {error}; the other checkpoints: {others}") from error
+            others = self.siblings()
+            advice = "there is no other" if others == "none" else f"give another one: {others}"
+            raise ValueError(f"{self.path} {error}; {advice} in {self.path.parent}") from error
 
 
 @cache
