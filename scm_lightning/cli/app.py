@@ -36,6 +36,7 @@ from scm_lightning.callbacks import (
 )
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.built import option_of
+from scm_lightning.cli.failures import said_first
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.option_checks import check_options, check_writable
@@ -178,7 +179,8 @@ class SCMCommandLine(LightningCLI):
         with torch.device("meta") if self._is_dry_run() else nullcontext():
             try:
                 super().instantiate_classes()
-            except (ValueError, *REFUSALS) as error:
+            except (ValueError, *REFUSALS) as raised:
+                error = said_first(raised)
                 key = option_of(error, self.config[self.subcommand])
                 if isinstance(error, ValueError):
                     raise ValueError(f"{key}: {error}" if key else str(error)) from error

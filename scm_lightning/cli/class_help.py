@@ -6,6 +6,7 @@ Any option that names a class takes `.help` behind it, at any depth.
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from argparse import SUPPRESS
@@ -36,7 +37,7 @@ def asked_class(words: Sequence[str]) -> tuple[str, str] | None:
     Args:
         words: of a command, behind the subcommand.
     """
-    for word, following in zip(words, (*words[1:], ""), strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         if found := re.fullmatch(r"--([\w.]+)\.help(?:=(.*))?", word):
             behind = "" if following.startswith("-") else following
             return found[1], behind if found[2] is None else found[2]

@@ -27,13 +27,18 @@ def reason(error: BaseException) -> str:
     Args:
         error: what ended a command.
     """
-    # Of all types that a value may have, the parser gathers what each says: the first says why.
-    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__
+    error = said_first(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         advice = meant_path(error.filename) if isinstance(error, FileNotFoundError) else ""
         return one_line(f"{error.filename}: {error.strerror}{advice}")
     return one_line(str(error)) or type(error).__name__
+
+
+def said_first(error: BaseException) -> BaseException:
+    """Of what the parser gathers from all types that a value may have, the first: it says why."""
+    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -53,8 +53,8 @@ def check_launch(config: Namespace) -> None:
     )
     if is_on_cpu and str(trainer.devices) in ("-1", "0"):
         raise ValueError(
-            f"trainer.devices must be a number of processes on a CPU, got {trainer.devices}, which "
-            "counts GPUs; give --trainer.devices 1 or more"
+            f"trainer.devices must be the number of processes on a CPU, got {trainer.devices}, and "
+            "this run has no GPU; give --trainer.devices 1 or more"
         )
     if trainer.num_nodes > 1 and not _are_nodes_announced(trainer):
         raise ValueError(

@@ -74,10 +74,7 @@ def install() -> None:
         inner: list[Misfit] = []
         _noted.append(inner)
         try:
-            found = check(action, value, *args, **kwargs)
-            if found is None and not _takes_none(action._typehint):
-                raise TypeError("null")
-            return found
+            return check(action, value, *args, **kwargs)
         except (TypeError, ValueError) as error:
             found = _misfit(action.dest, action._typehint, value, inner, error)
         finally:
@@ -86,11 +83,6 @@ def install() -> None:
         raise MisfitError(found)
 
     ActionTypeHint._check_type = checked  # type: ignore[method-assign,assignment]
-
-
-def _takes_none(hint: Any) -> bool:
-    """Whether a type has null among its values."""
-    return hint in (None, type(None), Any) or any(_takes_none(each) for each in get_args(hint))
 
 
 def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Exception) -> Misfit:
@@ -141,8 +133,7 @@ def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
     try:
         kind = pkgutil.resolve_name(path)
     except Exception as error:  # of any module of the user's
-        moved = f"; it is {MOVED_CLASSES[path]} now" if path in MOVED_CLASSES else ""
-        return f"{must}, got {path}: {error}{moved or _near_class(path, kinds)}"
+        return f"{must}, got {path}: {error}{_near_class(path, kinds)}"
     if not (inspect.isclass(kind) and issubclass(kind, kinds)):
         return f"{must}, got {path}, which is none"
     if inspect.isabstract(kind):
@@ -152,8 +143,10 @@ def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
 
 def _near_class(path: str, kinds: tuple[type, ...]) -> str:
     """The class that was meant, of those in the same place, and of all that are known."""
+    if path in MOVED_CLASSES:
+        return f"; it is {MOVED_CLASSES[path]} now"
     place, _, name = path.rpartition(".")
-    classes = [each for kind in kinds for each in _subclasses(kind)]
+    classes: list[Any] = [each for kind in kinds for each in _subclasses(kind)]
     likeness = 0.6
     try:
         classes += vars(pkgutil.resolve_name(place)).values() if place else ()

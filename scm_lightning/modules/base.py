@@ -274,7 +274,7 @@ class GenerativeModule(LightningModule, ABC):
         }
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Build the model from its arguments and load its weights; see Lightning.
 
         Raises:
