@@ -92,7 +92,7 @@ def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Excepti
         return Misfit(key, f"takes {', '.join(SPEC)}, got {', '.join(sorted(more))}{near}")
     kinds = tuple(dict.fromkeys(_kinds(hint)))
     options = given.val if isinstance(given, NestedArg) and given.key == "init_args" else {}
-    if isinstance(given, dict) and "class_path" in given:
+    if isinstance(given, dict) and kinds and {*given} <= {*SPEC}:
         options = given.get("init_args", {})
     if not isinstance(options, dict | Namespace):
         return Misfit(f"{key}.init_args", f"must be {OPTIONS}, got {shown(options)}")
@@ -152,8 +152,8 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
         classes += vars(pkgutil.resolve_name(place)).values() if place else ()
     except Exception:  # of any module of the user's: only its name may be wrong
         likeness = 1.0
-    names = [each.__name__ for each in classes if inspect.isclass(each) and issubclass(each, kinds)]
-    return meant(name, [each for each in names if not each.startswith("_")], likeness)
+    fit = [each for each in classes if inspect.isclass(each) and issubclass(each, kinds)]
+    return meant(name, [x.__name__ for x in fit if not x.__name__.startswith("_")], likeness)
 
 
 def _subclasses(kind: type) -> Iterator[type]:

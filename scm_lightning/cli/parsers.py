@@ -100,8 +100,7 @@ class CommandParser(ArgumentParser):
             return Misfit("", f"an option begins with two dashes, --NAME VALUE, got {stray[1]}")
         if unknown := UNKNOWN.search(message):
             name = ".".join(filter(None, unknown.groups()))
-            is_typed = "unrecognized" in message  # on the command line, and below no class
-            return Misfit(name, f"is no option{self._meant(name, is_typed)}")
+            return Misfit(name, f"is no option{self._meant(name)}")
         if missing := MISSING.search(message):
             first, *others = missing[1].split(", ")
             return Misfit(first, f"{''.join(f'and {each} ' for each in others)}must be given")
@@ -132,7 +131,7 @@ class CommandParser(ArgumentParser):
         except ArgumentError as error:
             raise ArgumentError(f"{path}: {error}") from error
 
-    def _meant(self, name: str, is_typed: bool) -> str:
+    def _meant(self, name: str) -> str:
         """What an unknown option is now, or which was meant."""
         option = name.removeprefix("model.init_args.").partition(".")[0]
         own = self.option_names()
@@ -140,18 +139,19 @@ class CommandParser(ArgumentParser):
             return f"; since 0.4.0 {option} is {place}"
         if gone := GONE.get(name.rpartition(".")[2]):
             return f"; {gone}"
-        command = self.prog.removeprefix("scm").rpartition(" ")[2] or "fit"
-        known = own | (known_options(command) if is_typed else set())
-        if near := _near_option(name, known):
+        is_first = any(isinstance(action.choices, dict) for action in self._actions)
+        is_whole = is_first or self.prog.startswith("scm ")  # and not the parser of one class
+        command = "fit" if is_first else self.prog.rpartition(" ")[2]
+        if near := _near_option(name, own | (known_options(command) if is_whole else set())):
             return near
-        if is_typed:
-            return f"; `scm {command} --help-all` lists all of them"
         group = name
         while group and not any(each.startswith(group) for each in own):
             group = group[: group.rstrip(".").rfind(".") + 1]
         beside = (each.removeprefix(group) for each in own if each.startswith(group))
         own = {each for each in beside if not OF_A_PARSER.match(each)}
-        return f"; there are {', '.join(sorted(own))}" if 0 < len(own) < MANY else ""
+        if 0 < len(own) < MANY and (group or not is_whole):
+            return f"; there are {', '.join(sorted(own))}"
+        return f"; `scm {command} --help-all` lists all of them" if is_whole else ""
 
 
 def _near_option(name: str, known: set[str]) -> str:

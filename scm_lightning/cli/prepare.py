@@ -81,19 +81,12 @@ def prepare(
     from scm_lightning.data.index import INDEX_FILE
     from scm_lightning.data.latents import Autoencoder
     from scm_lightning.data.location import folder_to_write
-    from scm_lightning.preparation import engine
-    from scm_lightning.preparation.content import Pixels
-    from scm_lightning.preparation.latent_content import EncodedLatents
-    from scm_lightning.preparation.plan import Recipe
+    from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
     from scm_lightning.preparation.sources import open_source
-    from scm_lightning.preparation.transform import ImageTransform
 
     workers = num_cores() if workers is None else workers
-    if workers < 0 or max_unreadable < 0:
-        raise ValueError(
-            f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
-        )
+    _check_numbers(workers, max_unreadable)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
@@ -124,6 +117,13 @@ def prepare(
     if is_drawn:
         say(f"what the network will see: {sheet}")
     say(f"next: {next_command(str(folder), done.index)}")
+
+
+def _check_numbers(workers: int, max_unreadable: int) -> None:
+    if workers < 0 or max_unreadable < 0:
+        raise ValueError(
+            f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
+        )
 
 
 def num_cores() -> int:

@@ -75,14 +75,14 @@ usage: scm {command} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
 {does}
 
-  --config FILE                     configuration; of several, the later ones win,
+  --config FILE                     configuration; of several the later ones win,
                                     and options win over files
 data
   --data.init_args.root FOLDER      shards that `scm prepare` wrote
   --data.init_args.batch_size N     samples per process and step
 model
   --model.init_args.teacher FILE    checkpoint that a student learns from
-  --model.init_args.student CLASS   network of a student: MLP, UNet, DiT, EDM2UNet
+  --model.init_args.student CLASS   network of a student: MLP, UNet, DiT ...
   --model.init_args.network CLASS   network of a teacher
   --model.init_args.optimizer.init_args.lr RATE
 steps

@@ -43,10 +43,11 @@ class BatchChecks:
         Raises:
             ValueError: if it has not the first attribute of that kind.
         """
-        if not hasattr(batch, kind._fields[0]):
+        names = list(kind.__annotations__)
+        if not hasattr(batch, names[0]):
             raise ValueError(
-                f"batches must be scm_lightning.data.{kind.__name__}({', '.join(kind._fields)}), "
-                f"got a {type(batch).__name__}; return that from the loader's collate_fn"
+                f"batches must be scm_lightning.data.{kind.__name__}({', '.join(names)}), got a "
+                f"{type(batch).__name__}; return that from the loader's collate_fn"
             )
 
     def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:

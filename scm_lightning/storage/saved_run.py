@@ -139,7 +139,7 @@ def _instead_of(path: Path) -> str:
         return f", which is the folder of a run; did you mean {last}?"
     others = Checkpoint(path).siblings()
     listed = f"; {path.parent} has {others}" if others != "none" else ""
-    return meant_path(path) or listed or "; train first with `scm fit`, or give another path"
+    return listed or meant_path(path) or "; train first with `scm fit`, or give another path"
 
 
 def _is_of_a_run(checkpoint: Any) -> bool:

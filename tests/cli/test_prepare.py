@@ -92,7 +92,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(flag, pictures, tmp_path, c
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--source", "nowhere"], "nowhere must be there, and is not"),
+        (["--source", "nowhere"], "there is no file or folder nowhere"),
         (["--size", "40"], "its short side must have 40 pixels or more, got 20x12"),
         (["--crop", "none"], "it must have 8x8 pixels, got 20x12; choose a crop"),
         (["--crop", "round"], "crop"),
