@@ -152,8 +152,8 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
         classes += vars(pkgutil.resolve_name(place)).values() if place else ()
     except Exception:  # of any module of the user's: only its name may be wrong
         likeness = 1.0
-    fit = [each for each in classes if inspect.isclass(each) and issubclass(each, kinds)]
-    return meant(name, [x.__name__ for x in fit if not x.__name__.startswith("_")], likeness)
+    names = [each.__name__ for each in filter(inspect.isclass, classes) if issubclass(each, kinds)]
+    return meant(name, (each for each in names if not each.startswith("_")), likeness)
 
 
 def _subclasses(kind: type) -> Iterator[type]:

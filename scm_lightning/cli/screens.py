@@ -75,8 +75,7 @@ usage: scm {command} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
 {does}
 
-  --config FILE                     configuration; of several the later ones win,
-                                    and options win over files
+  --config FILE                     later files win, and options win over files
 data
   --data.init_args.root FOLDER      shards that `scm prepare` wrote
   --data.init_args.batch_size N     samples per process and step

@@ -4,6 +4,7 @@
 Nothing is built or trained: the parser alone refuses, in one process.
 """
 
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import malformed_place
 import pytest
 
 from scm_lightning.cli import main
+from scm_lightning.cli.completion import known_options
 from scm_lightning.cli.screens import OF_MODELS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_scd.yaml"
@@ -131,7 +133,10 @@ def test_a_mistake_is_answered_with_what_was_meant(line, said, place, monkeypatc
 def test_help_is_one_screen(command, capsys):
     """What one sets, without waiting for torch; all of it exists."""
     main([command, "--help"])
-    lines = capsys.readouterr().out.splitlines()
+    screen = capsys.readouterr().out
+    named = {name.replace("-", "_") for name in re.findall(r"--([\w.-]+)", screen)}
+    assert named - {"KEY", "help_all", "model.help", "print_config"} <= known_options(command)
+    lines = screen.splitlines()
     assert len(lines) <= 40
     assert all(len(line) <= 80 for line in lines)
 
