@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints.txt
 SCM = OMP_NUM_THREADS=1 .venv/bin/scm
 # Behind --config, since later options win.
 SEEDED = --seed_everything $(SEED)
-# A run that is finished is left as it is; one that was stopped goes on; a seed trains anew.
+# A finished run is left as it is; a stopped one continues; a seed trains anew.
 FRESH = $(if $(filter command line,$(origin SEED)),--fresh)
 INSTALL = .venv/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS)
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 from scm_lightning.whole_files import remove_unfinished
 
 LAUNCHER = "SCM_LAUNCHER_PID"
-"""Environment variable: which process has started this one. A fork has that of its parent."""
+"""Environment variable of the process that started this one. A fork has that of its parent."""
 
 
 def end_at_once(code: int) -> NoReturn:

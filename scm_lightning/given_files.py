@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PLACE = re.compile(r"[a-z0-9]+:")
-"""Begins an address, `https://...`, or a command, `pipe:...`: no path of a file."""
+"""Start of an address, `https://...`, or a command, `pipe:...`: not a path of a file."""
 VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -57,7 +57,7 @@ def meant_path(path: str | os.PathLike[str]) -> str:
 
 
 def given_path(path: str | os.PathLike[str]) -> str:
-    """Spell out a path that somebody has typed: `~` is the home.
+    """Spell out a path that a user typed: `~` is the home.
 
     Args:
         path: as it was typed; an address or a command is left as it is.
@@ -111,7 +111,7 @@ def read_regular(file: str | os.PathLike[str], max_bytes: int) -> bytes:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no regular file, or has more bytes.
+        ValueError: if it is not a regular file, or has more bytes.
     """
     with open_regular(file) as opened:
         content = opened.read(max_bytes + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a CUDA build of torchvision importable beside a CPU build of torch.
+"""Import of a CUDA build of torchvision beside a CPU build of torch.
 
 torch-fidelity (extra `fid`) needs torchvision, and the package index has only its CUDA build.
 Beside a CPU torch that build cannot load its compiled operators: its import fails, and with it the

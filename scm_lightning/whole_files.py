@@ -99,7 +99,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
-    """Draw a picture, and write it whole; where that fails, say why on one line, and go on.
+    """Draw a picture, and write it whole; where that fails, say why on one line, and continue.
 
     Args:
         file: where the picture is to be, as PNG.
@@ -119,7 +119,7 @@ def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
         if os.environ.get("SCM_TRACEBACK"):
             traceback.print_exc()
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        line = f"{file} could not be drawn: {reason}; all else goes on without this picture"
+        line = f"{file} could not be drawn: {reason}; everything else continues without it"
         warn(" ".join(line.split()))
         return False
     return True

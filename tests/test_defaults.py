@@ -108,7 +108,10 @@ DEFAULTS = [
     # arXiv 2510.20771, its largest model
     (AlphaFlow, {"share_of_intervals": 0.75, "c": 1e-3}),
     (AlphaSchedule, {"start": 600_000, "end": 1_000_000, "gamma": 25.0, "cut": 5e-3}),
-    (FlatCosine, {"ramp_steps": 0, "flat_share": 0.4, "last_factor": 0.02}),  # ours
+    (
+        FlatCosine,
+        {"total_steps": None, "ramp_steps": 0, "flat_share": 0.4, "last_factor": 0.02},
+    ),  # ours
 ]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 2: how the student's derivative along the ODE is computed."""
+"""Floor 2: the student's derivative along the ODE."""
 
 from scm_lightning.autodiff.computer import TangentComputer, computer_of
 from scm_lightning.autodiff.jvp_attention import attention

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tangent methods take a network that another one refuses: found by trying them.
+"""Tangent methods that take a network that another one refuses: found by trying them.
 
-Two samples of the batch go through a copy of the weights, with noise on it: a fresh network says
+Two samples of the batch go through a copy of the weights, with noise on it: a fresh network gives
 zero, and so does its derivative, right or lost. A method counts as exact if it agrees with finite
-differences, since forward mode loses the tangent in some operations without a word.
+differences, since forward mode loses the tangent in some operations without an error.
 """
 
 import warnings
@@ -34,7 +34,7 @@ TOLERANCE = 0.1
 
 
 def advice(f: Bound, point: Point, refused: TangentMethod) -> str:
-    """Say what to use in the place of a method.
+    """Say what to use in place of a method.
 
     Nothing is changed: weights, buffers, gradients and the state of the random numbers stay.
 
@@ -57,7 +57,7 @@ def advice(f: Bound, point: Point, refused: TangentMethod) -> str:
     found = [f"{' and '.join(exact)} exactly"] if exact else []
     found += ["finite_difference to about 5e-3"] if is_differentiable else []
     if not found:
-        return "; of the other tangent methods none takes this network"
+        return "; none of the other tangent methods takes this network"
     return f"; of the other tangent methods this network works with {', '.join(found)}"
 
 
@@ -94,7 +94,7 @@ def _noisy_state(network: Any) -> dict[str, Tensor]:
 
 
 def _with_state(f: Bound, state: dict[str, Tensor]) -> Bound:
-    """The same function, with other weights and buffers in the place of its own."""
+    """The same function, with other weights and buffers in place of its own."""
     network: Any = f.network
 
     def call(*args: Any) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What modules hold beside their weights: counters, flags, caches, generators, lazy parts.
+"""State of modules beside their weights: counters, flags, caches, generators, lazy parts.
 
-A forward may change all of them. They are put back one level deep: an attribute itself, the
+A forward may change all of it. It is put back one level deep: an attribute itself, the
 members of a list or dictionary, the numbers in a tensor. Objects of other kinds are left alone.
 """
 
@@ -44,7 +44,7 @@ class Attributes:
         """Put everything back.
 
         Args:
-            exchange: what to put in the place of a parameter, by its id.
+            exchange: what to put in place of a parameter, by its id.
         """
         for table, kept in (*self.tables, *self.attributes):
             for name in table.keys() - kept.keys() - _OF_TORCH:
@@ -80,7 +80,7 @@ def _is_plain(x: Any) -> bool:
 
 
 def _restorer(x: Any) -> Callable[[], Any] | None:
-    """What puts a generator of random numbers back; None for anything else."""
+    """Function that restores a generator of random numbers; None for anything else."""
     if isinstance(x, torch.Generator):
         numbers = x.get_state()
         return lambda: x.set_state(numbers)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Whether a tangent method is right on a network: looked at before the first step of a run.
+r"""Check of a tangent method on a network, before the first step of a run.
 
 Four samples of the first batch go through the network, in train mode and at the run's precision.
 
@@ -59,24 +59,24 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAMPLES, FEW = 4, 2
-"""Samples of the batch that are looked at, and in float64."""
+"""Samples of the batch that are checked; fewer of them in float64."""
 LIMIT, HALF_LIMIT, ROUGH_LIMIT = 1e-3, 5e-2, 2e-2
 """Largest relative difference: in float32; in half precision; of finite differences as a method."""
 LOST = 0.5
 """Relative difference that no rounding explains; below it, float64 says whose rounding is worse."""
 WORSE = 3.0
-"""How many times torch's own rounding error in half precision is too much."""
+"""Multiple of torch's own rounding error in half precision that is too much."""
 STILL = 1e-3
 """Factors of the derivative below which it is looked at without."""
 
 
 @dataclass
 class Pass:
-    """What one pass through the network gave.
+    """Result of one pass through the network.
 
     Attributes:
         readings: outputs of the modules.
-        gradients: of the parameters, by name; empty where they were not asked for.
+        gradients: those of the parameters, by name; empty where not requested.
     """
 
     readings: Readings
@@ -86,7 +86,7 @@ class Pass:
 def check_tangents(method: TangentMethod, f: Bound, point: Point) -> None:
     """Refuse a method whose value, gradients or derivative on a network are not right.
 
-    Weights, buffers, gradients and random numbers are as before afterwards.
+    Weights, buffers, gradients and random numbers are left unchanged.
 
     Args:
         method: the tangent method.
@@ -167,7 +167,7 @@ def _rounds_worse(
     point: Point,
     state: Untouched,
 ) -> bool:
-    """Whether a derivative in half precision is further from that in float64 than torch's is."""
+    """Tell whether a half-precision derivative is further from float64's than torch's is."""
     with widened(state.network, point.u.device.type, torch.float64):
         wide, at = f.in_type(torch.float64), point.in_type(torch.float64)
         exact = _by_method(method, wide, at, state).readings.get(place)
@@ -215,14 +215,14 @@ def _difference_from_differences(
 
 
 def _takes(f: Bound, point: Point, state: Untouched) -> bool:
-    """Whether the network runs on so few samples."""
+    """Tell whether the network runs on these samples."""
     state.again()
     with torch.no_grad():
         return not isinstance(_tried(lambda: f(point.u, point.t)), Exception)
 
 
 def _tried(run: Callable[[], T]) -> T | Exception:
-    """What a function returns, or raises, but for a lack of memory."""
+    """Return what a function returns or raises; a lack of memory is raised."""
     try:
         return run()
     except torch.OutOfMemoryError:
@@ -248,7 +248,7 @@ def _by_plain_forward(f: Bound, point: Point, state: Untouched) -> Pass | None:
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"the network cannot be trained: without tangents too, its backward pass fails with "
+            f"the network cannot be trained: even without tangents, its backward pass fails with "
             f"{reason}"
         ) from error
 

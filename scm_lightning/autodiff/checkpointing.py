@@ -3,7 +3,7 @@
 
 Going forward, value and tangent run through a block without a graph. Going backward, the values
 are computed once more, with a graph, under the random state and autocast of the first time; the
-tangents are not, since nothing of them has a gradient. (torch.utils.checkpoint wants the operations
+tangents are not, since they have no gradient. (torch.utils.checkpoint wants the operations
 of both times to be the same, which those with a rule and without need not be.)
 """
 
@@ -26,7 +26,7 @@ from scm_lightning.autodiff.dual import (
 
 @contextmanager
 def checkpointed_blocks(network: nn.Module) -> Iterator[None]:
-    """Let the blocks of a network be computed twice instead of kept, inside the context.
+    """Compute the blocks of a network twice instead of keeping them, inside the context.
 
     Args:
         network: its blocks, see `outermost_blocks`, take tensors and return one.

@@ -65,12 +65,12 @@ def _rms(x: Tensor) -> float:
 
 
 def values(readings: Readings) -> dict[Place, Tensor | None]:
-    """What the modules put out."""
+    """Outputs of the modules."""
     return {place: reading.value for place, reading in readings.items()}
 
 
 def derivatives(readings: Readings) -> dict[Place, Tensor | None]:
-    """Derivatives of what the modules put out."""
+    """Derivatives of the modules' outputs."""
     return {place: reading.tangent for place, reading in readings.items()}
 
 
@@ -84,7 +84,7 @@ def difference_in_gradients(ours: Gradients, expected: Gradients, limit: float) 
     for name in reached:
         found, wanted = ours.get(name), expected[name]
         if found is None:
-            return f"the parameter {name} gets no gradient by this tangent method, but by a loss"
+            return f"the parameter {name} gets no gradient by this tangent method, only by a loss"
         assert wanted is not None
         allowed = min(limit, PLAIN_LIMIT) if sizes[name] >= PLAIN * largest else limit
         error = float((found - wanted).norm()) / sizes[name]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tangent computation as one compiled graph, compared with the eager one before it is trusted.
 
-What is compiled is the function that contains the derivative. A compiled network that is handed
-tangents from outside loses them without a word, and so do custom derivatives inside torch.func.jvp;
+What is compiled is the function that contains the derivative. A compiled network that gets tangents
+from outside loses them without an error, and so do custom derivatives inside torch.func.jvp;
 pairs of values and tangents are ordinary operations to the compiler. It is compared all the same,
 on the first batch, in train mode, with the eager computation, which is checked before. Dropout
 draws the same numbers in both, as it does without compilation.
@@ -20,6 +20,7 @@ from scm_lightning.autodiff.comparison import difference_in_gradients
 from scm_lightning.autodiff.methods import DualArithmetic, Point, TangentMethod, name_of
 from scm_lightning.autodiff.readings import untouched
 from scm_lightning.core import Bound
+from scm_lightning.saying import say
 
 
 class Compiled(TangentMethod):
@@ -44,6 +45,7 @@ class Compiled(TangentMethod):
         options: Any = {"fallback_random": True}
         self.compiled = torch.compile(method, fullgraph=True, options=options)
         self.trusted = not check
+        self.announced = False
 
     def __call__(self, f: Bound, point: Point) -> tuple[Tensor, Tensor]:
         """See `TangentMethod`; of fake tensors, without a graph.
@@ -60,6 +62,9 @@ class Compiled(TangentMethod):
                 "the graph of a sharded network cannot be whole, since its weights are gathered "
                 "outside of it; train with compile: false, or with another strategy than fsdp2"
             )
+        if not self.announced:
+            say(f"compiling the tangents of {type(network).__name__}: the first step takes minutes")
+            self.announced = True
         if not self.trusted and torch.is_grad_enabled():
             self._compare(network, f, point)
         F, scaled_dF_dt = self.compiled(f, point)

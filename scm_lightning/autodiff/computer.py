@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""How cos(t) sin(t) dF/dt is computed: the student's output and its derivative along the ODE.
+r"""Computation of cos(t) sin(t) dF/dt: the student's output and its derivative along the ODE.
 
     dF/dt               = dF/dx_t dx_t/dt + partial F / partial t
     inputs              u = x_t / sigma_data,                     t
     their tangents      cos(t) sin(t) dx_dt / sigma_data,         cos(t) sin(t)
 
-The factor cos(t) sin(t) goes onto the tangents before the derivative is taken, so that inner layers
+The tangents are multiplied by cos(t) sin(t) before the derivative is taken, so that inner layers
 stay in range at half precision near t = 0 and pi/2 (arXiv 2410.11081, Section 4.2). The tangent of
 u carries 1 / sigma_data and the result does not: `tangent` multiplies it by sigma_data once.
-A flow map that ends at another time than 0 takes another factor in its place, `scale`.
+A flow map that ends at a time other than 0 uses another factor, `scale`.
 
 Axes: B batch, ... data axes.
 """
@@ -32,8 +32,8 @@ class TangentComputer:
     """Computes F and cos(t) sin(t) dF/dt of any network.
 
     Args:
-        method: how; or a short name. "dual", `DualArithmetic()`, is fastest, at the memory of an
-            ordinary step; "dual_checkpoint" keeps of every block its input alone. "func",
+        method: the method, or its short name. "dual", `DualArithmetic()`, is fastest, at the memory
+            of an ordinary step; "dual_checkpoint" keeps only the input of each block. "func",
             `ForwardMode()`, takes several times the memory; "two_pass", `TwoPasses()`, a second
             forward. "finite_difference", `FiniteDifference()`, needs no forward derivative of the
             network and is accurate to about 5e-3. All others agree to rounding.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Derivatives of all modules by central differences: the judge where forward mode is none.
+r"""Derivatives of all modules by central differences, which decide where forward mode cannot.
 
     D_h = (x(+h) - x(-h)) / 2h,        D = (4 D_{h/2} - D_h) / 3
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every module of a network puts out in one pass: values, and tangents where there are any.
+"""Outputs of all modules of a network in one pass: values, and tangents where there are any.
 
 A pass leaves nothing behind: it runs on copies of the weights, of which those that are all zero get
-random numbers, since a fresh network says zero whatever its derivative; buffers, attributes, random
-numbers and whether weights are double are put back.
+random numbers, since a fresh network gives zero whatever its derivative; buffers, attributes,
+random numbers and whether weights are double are put back.
 """
 
 import random
@@ -28,7 +28,7 @@ functorch = torch._C._functorch
 
 
 class Place(NamedTuple):
-    """Where a number was read.
+    """Place where a number was read.
 
     Attributes:
         module: name of the module in the network; empty for the network itself.
@@ -107,7 +107,7 @@ def read(network: nn.Module, split: Split) -> Iterator[Readings]:
 
 
 def place_of(network: Any) -> Place:
-    """Where the output of the network itself is read."""
+    """Place of the output of the network itself."""
     return Place("", type(network).__name__, 0, 0)
 
 
@@ -221,7 +221,7 @@ def _is_zero(x: Tensor) -> bool:
 
 
 def _move_off_zero(x: Tensor, generator: torch.Generator) -> None:
-    """Fill a weight that is all zero: it would say nothing about what is before it."""
+    """Fill a weight that is all zero: it would hide everything before it."""
     if _is_zero(x):
         fan_in = max(x[0].numel(), 4) if x.ndim > 1 else 16
         x.copy_(torch.randn(x.shape, generator=generator) * fan_in**-0.5)

@@ -53,13 +53,13 @@ def jvp(
 
 
 def outside_of_transforms() -> AbstractContextManager[Any]:
-    """Do what follows as if no `torch.func.jvp` or `grad` were under way."""
+    """Context in which no `torch.func.jvp` or `grad` is under way."""
     context: AbstractContextManager[Any] = torch._C._DisableFuncTorch()
     return context
 
 
 class _Repairs(TorchFunctionMode):
-    """Sees every operation inside of the context."""
+    """Mode that sees every operation inside its context."""
 
     def __torch_function__(
         self,

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 7: what a training step costs, and what a run of it will need.
+"""Floor 7: the cost of a training step, and the needs of a run of them.
 
-compared    the steps that are set beside each other
+compared    the steps that are compared
 measuring   their time, memory and FLOPs, on real data
 counting    FLOPs and memory of whatever runs, with numbers in its tensors or without
 dry_run     a configured step, counted without weights, data or a GPU
 plan        the run that is made of such steps, over GPUs
-tables      both as they are printed, written and drawn
+tables      both as they are printed and written
 """
 
 from scm_lightning.bench.compared import attention_steps, training_steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps that are set beside each other: of a configuration's network, and of attention alone.
+"""Steps to compare: of a configuration's network, and of attention alone.
 
 A training step is forward, tangent and backward, without the optimizer. Attention is that of one
 image of 4 heads of 64 channels, without gradient.
@@ -76,7 +76,7 @@ def _students_of(teacher: GenerativeModule) -> list[ConsistencyModule]:
 
 
 def _kind(student: ConsistencyModule) -> str:
-    """What a student's steps are called."""
+    """Name of a student's steps."""
     if isinstance(student.objective, Consistency):
         return "sCD" if student.velocity_source.needs_teacher else "sCT"
     return type(student.objective).__name__

@@ -27,7 +27,7 @@ import scm_lightning.autodiff.jvp_attention  # noqa: F401  defines the operation
 from scm_lightning.autodiff.checkpointing import outermost_blocks
 from scm_lightning.autodiff.dual.forward_mode import storage_number
 from scm_lightning.modules import EMA
-from scm_lightning.modules.base import OptimizerFactory
+from scm_lightning.modules.optimizing import OptimizerFactory
 
 aten = torch.ops.aten
 
@@ -104,7 +104,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class StateMemory(NamedTuple):
-    """What a run holds from step to step. Bytes, over all processes.
+    """Memory that a run holds from step to step. Bytes, over all processes.
 
     Attributes:
         parameters: of the networks that are trained.
@@ -142,9 +142,9 @@ def state_memory(model: LightningModule, optimizer: OptimizerFactory) -> StateMe
 
 
 def states_per_parameter(optimizer: OptimizerFactory) -> float:
-    """How many numbers an optimizer keeps for every parameter: 2 for Adam and RAdam.
+    """Numbers that an optimizer keeps for every parameter: 2 for Adam and RAdam.
 
-    It is asked by letting it step on a small parameter.
+    Found by a step on a small parameter.
     """
     parameter = nn.Parameter(torch.zeros(4, 4, device="cpu"))
     hold_gradients([parameter])
@@ -168,7 +168,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def hold_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Set gradients to zero that are there before a step, so that its memory is its own."""
+    """Set gradients to zeros before a step, so that its memory is its own."""
     for each in parameters:
         each.grad = torch.zeros_like(each) if each.requires_grad else None
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.console import Console
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -29,6 +28,7 @@ from scm_lightning.bench.counting import (
 from scm_lightning.bench.plan import Plan, StepCost
 from scm_lightning.data import Batch
 from scm_lightning.modules import GenerativeModule
+from scm_lightning.saying import working
 
 BATCH = 16
 """Images that a step is counted on, and twice as many; fake tensors cost nothing."""
@@ -52,12 +52,12 @@ def dry_run(trainer: Trainer, model: GenerativeModule, global_batch: int) -> Pla
             f"a dry run counts modules that Lightning optimizes, {type(model).__name__} does so "
             "itself; measure a step of it with `scm fit`"
         )
+    model.trainer = trainer  # knows how long the run is
     model.setup("fit")
     trainer.precision_plugin.convert_module(model)
     network = model.trained_network()
-    status = Console().status("counting a training step")
     try:
-        with status, FakeTensorMode(allow_non_fake_inputs=True):
+        with working("counting a training step"), FakeTensorMode(allow_non_fake_inputs=True):
             model.to_empty(device="cpu")  # fake, as all tensors here
             model._device = torch.device("cpu")  # Lightning's note; fake tensors take no .to()
             step = step_cost(trainer, model)
@@ -105,7 +105,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
     if shape is None:
         raise ValueError(
             f"a dry run reads the shape of the data from network.data_shape, which "
-            f"{type(network).__name__} has not; set the attribute"
+            f"{type(network).__name__} does not have; set the attribute"
         )
     classes = [getattr(module, "num_classes", 0) for module in network.modules()]
     labels = torch.zeros(batch_size, dtype=torch.int64) if any(classes) else None
@@ -113,7 +113,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
 
 
 def count_step(model: GenerativeModule, batch: Batch) -> Counter:
-    """What a training step computes, and holds beside parameters and gradients.
+    """Count what a training step computes, and holds beside parameters and gradients.
 
     Args:
         model: the module, of a trainer; its gradients are replaced.

@@ -9,23 +9,22 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from scm_lightning.bench.counting import Counter, hold_gradients
+from scm_lightning.saying import counted
 
 WARMUP = 2
 COMPILED = "compiled"
-"""Ends the name of a compiled function, into which the counter of FLOPs cannot see: 0."""
+"""End of the name of a compiled function, into which the counter of FLOPs cannot see: 0."""
 
 
 class Cost(NamedTuple):
-    """What one call costs.
+    """Cost of one call.
 
     Attributes:
         seconds: median time; of the processor on the CPU, of the clock on a GPU.
@@ -56,14 +55,14 @@ def measure(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its every start
     parameters = list(parameters)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    # Closed at once: rich waits for itself if its own thread collects a bar that was left half-way.
-    with closing(track(range(rounds + WARMUP), "timing", transient=True)) as numbers:  # type: ignore[type-var]
-        for _ in numbers:
+    with counted("timing", rounds + WARMUP) as advance:
+        for _ in range(rounds + WARMUP):
             for name, function in functions.items():
                 hold_gradients(parameters)
                 start = _clock()
                 function()
                 seconds[name].append(_clock() - start)
+            advance(1)
     costs = {}
     for name, function in functions.items():
         counter = Counter()

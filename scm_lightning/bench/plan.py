@@ -49,7 +49,7 @@ class GPU:
 
 
 class StepCost(NamedTuple):
-    """What a training step costs.
+    """Cost of a training step.
 
     Attributes:
         forward_flops: of one forward of the trained network, per image.
@@ -64,7 +64,7 @@ class StepCost(NamedTuple):
     per_image: int
 
     def memory(self, batch_size: int) -> int:
-        """What a step holds at once beside the state. Bytes."""
+        """Memory that a step holds at once beside the state. Bytes."""
         return self.fixed + self.per_image * batch_size
 
 

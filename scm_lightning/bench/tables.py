@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured or counted, as it is printed, written and drawn."""
+"""Measurements and counts, as they are printed and written."""
 
 import json
 import platform
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def network_title(network: str, parameters: int) -> str:
-    """What the tables are about."""
+    """Title of the tables."""
     return f"{network}, {parameters / 1e6:.1f} M parameters"
 
 
@@ -97,7 +97,7 @@ def _write(file: Path, content: object) -> None:
 
 
 def _show_run(plan: Plan, gpu: GPU) -> None:
-    """What the whole run computes."""
+    """Print what the whole run computes."""
     step, forward = plan.step, plan.step.forward_flops
     rows = {
         "one forward": f"{forward / 1e9:,.4g} GFLOPs, {forward / 2e9:,.4g} GMACs",
@@ -118,7 +118,7 @@ def _show_run(plan: Plan, gpu: GPU) -> None:
 
 
 def _show_memory(plan: Plan, shares: list[Share], gpu: GPU) -> None:
-    """What every GPU holds."""
+    """Print what every GPU holds."""
     parts = ", ".join(f"{name} {size / GIB:.3g}" for name, size in plan.state._asdict().items())
     rows = []
     for each in shares:

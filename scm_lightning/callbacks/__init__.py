@@ -14,6 +14,7 @@ from scm_lightning.callbacks.metrics import SampleMetrics
 from scm_lightning.callbacks.progress import Progress
 from scm_lightning.callbacks.run_log import RunLog
 from scm_lightning.callbacks.stop_signals import StopSignals
+from scm_lightning.callbacks.summary import Summary
 
 __all__ = [
     "BadNumbers",
@@ -28,4 +29,5 @@ __all__ = [
     "SampleGrids",
     "SampleMetrics",
     "StopSignals",
+    "Summary",
 ]

@@ -46,6 +46,12 @@ class Diagnostics(Callback):
         # Of every batch since the last line: t and what is known of its samples, (1 + 2, B). They
         # are sorted by time when a line is written, which is no work in a step.
         self._batches: list[Tensor] = []
+        self._grad_norm: Tensor | None = None
+        self._last_step = 0  # at the end of the batch before: not every batch makes a step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin where the run goes on."""
+        self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -63,19 +69,20 @@ class Diagnostics(Callback):
         unknown = torch.full_like(t, math.nan)
         values = [unknown if each is None else each for each in of_samples]
         self._batches.append(torch.stack([t, *values]).detach().float())
-        if trainer.global_step % self.every_n_steps == 0:
+        made_step, self._last_step = trainer.global_step > self._last_step, trainer.global_step
+        if made_step and trainer.global_step % self.every_n_steps == 0:
             self._write(trainer)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log the gradient norm of the first parameter group: the trained network."""
+        """Measure the gradient of the first parameter group: the trained network's."""
         if (trainer.global_step + 1) % self.every_n_steps == 0:
             parameters = optimizer.param_groups[0]["params"]
             gradients = [each.grad for each in parameters if each.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             # Of a sharded network it is a sum that all processes have to make.
-            pl_module.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            self._grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _write(self, trainer: Trainer) -> None:
         t, *rows = torch.cat(self._batches, dim=1)
@@ -91,5 +98,7 @@ class Diagnostics(Callback):
         names = [f"{name}/{bucket}" for name in OF_SAMPLES for bucket in buckets]
         flat = zip(names, chain(*sums), chain(*counts), strict=True)
         values = {name: total / count for name, total, count in flat if count}
+        if self._grad_norm is not None:
+            values["grad_norm"] = float(self._grad_norm)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=trainer.global_step - 1)  # as Lightning counts rows

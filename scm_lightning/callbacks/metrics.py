@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
@@ -17,7 +16,7 @@ from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
 from scm_lightning.metrics.gathering import in_first_process
-from scm_lightning.saying import warn
+from scm_lightning.saying import console, say, warn, working
 from scm_lightning.storage.side_files import write_result
 
 
@@ -107,7 +106,7 @@ class SampleMetrics(Callback):
             score = drawn.compute()[key] if trainer.is_global_zero else Score(0.0, 0)
             value, num_samples = trainer.strategy.broadcast(score)
             gap = "_" if key[-1].isdigit() else ""
-            pl_module.log(f"val/{key}{gap}{num_samples}_{name}", value, prog_bar=True)
+            pl_module.log(f"val/{key}{gap}{num_samples}_{name}", value)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the file."""
@@ -115,28 +114,29 @@ class SampleMetrics(Callback):
             drawn.sync(in_first_process)
         if self._against is None or not trainer.is_global_zero:
             return
-        console, datamodule, (reference, compared) = Console(), shards_of(trainer), self._against
+        datamodule, (reference, compared) = shards_of(trainer), self._against
         heldout = SampleScores(reference, None, *self._options(compared))
         _ = reference.statistics  # has a progress bar of its own
         scores: dict[str, dict[str, Score]] = {}
-        with console.status("scores of the held-out data") as status:
+        with working("scores of the held-out data") as now:
             count = 0
             for batch in compared.heldout_batches():
                 heldout.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
                 count += len(batch.x0)
             for name, drawn in {"floor": heldout, **self._sets}.items():
-                status.update(f"scores of {name}")
+                now(f"scores of {name}")
                 scores[name] = drawn.compute()
         measured = protocol(compared, heldout, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
         write_result(file, json.dumps(content, indent=2) + "\n")
         below = caption(heldout)
-        console.print(score_table(scores, self._nfe, reference.extractor, below))
-        console.print(f"written to {file}")
+        table = score_table(scores, self._nfe, reference.extractor, below)
+        console().print(table, soft_wrap=False)
+        say(f"written to {file}")
         distance = reference.extractor.distance_key
         for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
-            console.print(line, soft_wrap=True, markup=False)
+            say(line)
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
         """What `scm test` measures of a set beside one distance."""

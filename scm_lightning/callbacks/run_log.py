@@ -46,6 +46,7 @@ class RunLog(CSVLogger):
         super().__init__(
             save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps
         )
+        self.rows_at_a_time = flush_logs_every_n_steps
 
     @property
     @rank_zero_experiment
@@ -55,6 +56,16 @@ class RunLog(CSVLogger):
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _KeptRows(self.log_dir)
         return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Put numbers into the row of their step.
+
+        It waits for those that Lightning logs of the same step, and is written with them.
+        """
+        self.experiment.log_metrics(metrics, step)
+        if len(self.experiment.metrics) >= self.rows_at_a_time:
+            self.save()
 
     @rank_zero_only
     def start_from(self, step: int) -> None:
@@ -95,6 +106,12 @@ class _KeptRows(ExperimentWriter):
     num_written = 0
     """Since a training began; the last ones of the file."""
     _fails = False
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        """Let a row wait, or numbers join the one of their step that does."""
+        super().log_metrics(metrics_dict, step)
+        if len({row["step"] for row in self.metrics[-2:]}) < len(self.metrics[-2:]):
+            self.metrics[-2:] = [self.metrics[-2] | self.metrics[-1]]
 
     def save(self) -> None:
         """Write the rows that wait, or leave all as it was."""

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from subprocess import STDOUT, Popen
 
 import torch
-from rich.progress import Progress
 
 from scm_lightning.cli.ablation import Ablation, Overrides, Run, trials
 from scm_lightning.cli.ablation_report import (
@@ -28,9 +28,10 @@ from scm_lightning.cli.ablation_report import (
     plot,
 )
 from scm_lightning.cli.early_signals import EXIT_CODES, handed_on
+from scm_lightning.cli.next_steps import pictures_of, run_in, say_next
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.given_files import given_path
-from scm_lightning.saying import say, show
+from scm_lightning.saying import counted, say, show
 from scm_lightning.whole_files import write_picture, write_whole
 
 
@@ -74,15 +75,14 @@ def ablate(words: Sequence[str]) -> None:
     unfinished = [run for run in teachers.values() if not run.is_recorded(finished=True)]
     say(f"{ablation.title}: {len(runs) - len(students)} of {len(runs)} runs are finished")
     failed: dict[Path, str] = {}
-    # The time left is from the mean of all that are done.
-    with Progress(speed_estimate_period=float("inf")) as progress, handed_on() as received:
-        task = progress.add_task("runs", total=len(unfinished) + len(students))
+    planned_now = len(unfinished) + len(students)
+    with counted("runs", planned_now) as advance, handed_on() as received:
 
         def run_one(run: Run) -> None:
             if not received:
-                progress.update(task, description=run.name)
+                advance(words=run.name)
                 _run(run, ablation.jobs, failed, received)
-                progress.advance(task)
+                advance(1, run.name)
 
         for batch in (unfinished, students):
             with ThreadPoolExecutor(ablation.jobs) as pool:
@@ -98,6 +98,8 @@ def ablate(words: Sequence[str]) -> None:
         say(line)
     files = "table.md, results.json and plot.png" if is_drawn else "table.md and results.json"
     say(f"written to {root}/{files}")
+    finished = (run.folder for run in runs if run.folder not in failed)
+    say_next(*(pictures_of(config) for config in map(run_in, islice(finished, 1)) if config))
 
 
 def _run(run: Run, jobs: int, failed: dict[Path, str], received: Sequence[int]) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line behind `scm`: LightningCLI with this project's callbacks, links and errors."""
 
+import inspect
 import logging
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,23 @@ from scm_lightning.callbacks import (
     SampleGrids,
     SampleMetrics,
     StopSignals,
+    Summary,
 )
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.built import option_of
 from scm_lightning.cli.failures import said_first
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
+from scm_lightning.cli.next_steps import (
+    after_training,
+    checkpoint_of,
+    export_of,
+    fit_instead,
+    pictures_of,
+    say_next,
+    scores_of,
+    student_of,
+)
 from scm_lightning.cli.option_checks import check_options, check_writable
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
@@ -83,6 +95,7 @@ EXPECTED_WARNINGS = (
     ".*`IterableDataset` has `__len__` defined.*",  # one order stream per process, no workers
     ".*in eval mode at the start of training.*",  # the average and the teacher
     ".*LeafSpec.*is deprecated.*",  # inside Lightning
+    ".*is not supported by the model summary.*",  # its size in bytes, which is not shown
     ".*torch.jit.script.*",  # inside torch.func.jvp
     ".*args parameter is intended to run from within Python.*",  # tests do
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -91,11 +104,22 @@ EXPECTED_WARNINGS = (
     r"\s*Unable to serialize instance <function.*",  # a default that YAML cannot say
     ".*use `self.log\\(.*sync_dist=True.*",  # distances are the same in all processes
 )
+NO_NEWS = (
+    "💡 Tip",
+    "TPU available",
+    "GPU available",
+    "Trainer already configured with model summary",
+    "`Trainer.fit` stopped: `max_steps",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+)
+"""How messages of Lightning's begin that say nothing, or what is said in other words."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a message of Lightning's tells something about this run."""
-    return not record.getMessage().startswith(("💡 Tip", "TPU available", "GPU available"))
+    return not record.getMessage().startswith(NO_NEWS)
 
 
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
@@ -168,7 +192,12 @@ class SCMCommandLine(LightningCLI):
         root = Path(config.trainer.default_root_dir or ".")
         if self.subcommand == "fit":
             current = self._parser(self.subcommand).dump(kept, skip_none=False)
-            self._start = starting_point(config, current, root / FILE)
+            try:
+                self._start = starting_point(config, current, root / FILE)
+            except AlreadyTrained as done:
+                say(str(done))
+                after_training(config.as_dict())
+                raise
         elif self.subcommand in STAGES_OF_A_RUN:
             is_given = config.ckpt_path not in (None, LAST)
             self._start = config.ckpt_path if is_given else str(root / LAST_CHECKPOINT)
@@ -206,6 +235,8 @@ class SCMCommandLine(LightningCLI):
         shown = any(isinstance(each, Progress) for each in callbacks)
         if given.enable_progress_bar is not False and not shown:
             callbacks.append(Progress())
+        if given.enable_model_summary is not False:
+            callbacks.append(Summary())
         filled: dict[str, Any] = {"callbacks": callbacks}
         if isinstance(given.val_check_interval, int):
             filled["check_val_every_n_epoch"] = None  # count steps, not those of a pass
@@ -216,6 +247,33 @@ class SCMCommandLine(LightningCLI):
         ):
             filled["logger"] = False  # a new logger would remove the log of the training
         return filled
+
+    def after_fit(self) -> None:
+        """Say what there is now, and what to type next."""
+        if not self.config.fit.trainer.fast_dev_run:
+            after_training(self.config.fit.as_dict())
+
+    def after_validate(self) -> None:
+        """Say what to type next."""
+        config, again = self._again()
+        say_next(scores_of(config, *again) or pictures_of(config, *again))
+
+    def after_test(self) -> None:
+        """Say what to type next."""
+        config, again = self._again()
+        say_next(pictures_of(config, *again))
+
+    def after_predict(self) -> None:
+        """Say what to type next."""
+        config, again = self._again()
+        weights = again[1] if again else checkpoint_of(config)
+        say_next(student_of(config, weights) or export_of(config, weights))
+
+    def _again(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Options of this command, and those that name its weights if it does not take the last."""
+        config = self.config[self.subcommand].as_dict()
+        is_given = config["ckpt_path"] not in (None, LAST)
+        return config, ("--ckpt_path", config["ckpt_path"]) if is_given else ()
 
     def _is_dry_run(self) -> bool:
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
@@ -236,7 +294,7 @@ def run(args: ArgsType) -> None:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    try:
+    with suppress(AlreadyTrained):
         SCMCommandLine(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -253,5 +311,6 @@ def run(args: ArgsType) -> None:
             auto_configure_optimizers=False,  # the models have their own
             args=args,
         )
-    except AlreadyTrained as done:
-        say(str(done))
+        if isinstance(args, list) and args[0] == "bench":
+            own = inspect.signature(BenchTrainer.bench).parameters.keys() - {"model"}
+            say_next(fit_instead(args[1:], own))

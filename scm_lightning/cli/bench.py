@@ -87,6 +87,7 @@ class BenchTrainer(Trainer):
         device = self.strategy.root_device
         batch = _first_batch(model, datamodule, device)
         network = model.to(device).train().trained_network()
+        model.trainer = self  # knows how long the run is
         steps = training_steps(model, batch, compiled)
         with self.precision_plugin.train_step_context():
             costs = measure(steps, network.parameters(), rounds)

@@ -13,6 +13,7 @@ Checkpoints of any strategy and number of processes, files and folders, are expo
 from pathlib import Path
 from typing import Literal
 
+from scm_lightning.cli.next_steps import run_in, say_next, student_of
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
@@ -51,14 +52,12 @@ def export(
     run = SavedRun.read(checkpoint)
     found = run.trained() if weights == "trained" else run.average(ema)
     found.write(file)
-    use = (
-        "give it as a student's teacher"
-        if found.module == "diffusion"
-        else f"network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
-    )
+    use = f"in Python: network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
     count = sum(weight.numel() for weight in found.tensors.values())
     kind = f"{found.weights} {found.profile}" if found.profile else found.weights
     say(
         f"written to {file}: {count:,} numbers, {kind} of a {found.module} run at step "
         f"{found.step:,}, sigma_data {found.sigma_data:g}; {use}"
     )
+    if found.module == "diffusion" and (config := run_in(Path(checkpoint).parent.parent)):
+        say_next(student_of(config, str(file)))

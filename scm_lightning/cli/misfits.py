@@ -157,7 +157,7 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for each in kind.__subclasses__():
+    for each in type.__subclasses__(kind):
         yield each
         yield from _subclasses(each)
 

@@ -77,7 +77,8 @@ def prepare(
         ValueError: if the source, the folder or the options do not fit.
     """
     # Here, since `scm prepare --help` should not wait for torch.
-    from scm_lightning.cli.prepare_report import SHEET_FILE, contact_sheet, next_command, summary
+    from scm_lightning.cli.next_steps import say_next, training_on
+    from scm_lightning.cli.prepare_report import SHEET_FILE, contact_sheet, summary
     from scm_lightning.data.index import INDEX_FILE
     from scm_lightning.data.latents import Autoencoder
     from scm_lightning.data.location import folder_to_write
@@ -116,7 +117,7 @@ def prepare(
     summary(recipe, done)
     if is_drawn:
         say(f"what the network will see: {sheet}")
-    say(f"next: {next_command(str(folder), done.index)}")
+    say_next(training_on(str(folder), done.index))
 
 
 def _check_numbers(workers: int, max_unreadable: int) -> None:

@@ -99,30 +99,6 @@ def contact_sheet(
     return captioned_rows({name: images(row) for name, row in named if row})
 
 
-def next_command(out: str, index: ShardIndex) -> str:
-    """A command that trains on the shards.
-
-    Args:
-        out: folder of the shards.
-        index: its index.
-    """
-    small = index.shape[1] <= 32
-    if index.latents is None:
-        name = "cifar10" if small else "imagenet64"
-    else:
-        name = "fashion_latent" if small else "imagenet512"
-    network = "--model.init_args.network.init_args"
-    shape = ", ".join(map(str, index.shape))
-    options = [
-        f"--trainer.default_root_dir runs/{Path(out).resolve().name}",
-        f"--data.init_args.root {out}",
-        f"--data.init_args.use_labels {str(index.num_classes > 0).lower()}",
-        f'{network}.data_shape "[{shape}]"',
-        f"{network}.num_classes {index.num_classes}",
-    ]
-    return f"scm fit --config configs/{name}_teacher.yaml {' '.join(options)}"
-
-
 def _names(index: ShardIndex) -> list[str]:
     return index.class_names or [str(label) for label in range(index.num_classes)]
 

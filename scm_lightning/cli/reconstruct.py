@@ -10,17 +10,17 @@ another width.
 Source: EDM2 (arXiv 2312.02696), Section 3.2.
 """
 
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
 from torch import Tensor
 
+from scm_lightning.cli.next_steps import pictures_of, run_in, say_next, scores_of, student_of
 from scm_lightning.cli.run_config import LAST_CHECKPOINT
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
-from scm_lightning.saying import say, warn
+from scm_lightning.saying import counted, say, warn
 from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
 from scm_lightning.storage.history import OWN_NAME
 from scm_lightning.storage.saved_run import EMA_PREFIX, METADATA_KEY
@@ -36,6 +36,7 @@ RESIDUAL_WARNED = 0.03
 RESIDUAL_REFUSED = 0.2
 """There, half of that distance: the reconstruction is hardly better than a snapshot."""
 LEFT_OUT = ("optimizer_states", "lr_schedulers")
+Term = tuple[float, Snapshot]
 
 
 def reconstruct(
@@ -79,13 +80,21 @@ def reconstruct(
             "width nearer to these, or snapshots oftener"
         )
     terms = list(zip(c.tolist(), snapshots, strict=True))
-    # Closed at once: rich waits for itself if its own thread collects a bar that was left half-way.
-    with closing(track(terms, "reading snapshots", transient=True)) as shown:  # type: ignore[type-var]
-        total = sum_of_snapshots(shown)
+    with counted("reading snapshots", len(terms)) as advance:
+        total = sum_of_snapshots(_each(terms, advance))
     found = {"sigma_rel": sigma_rel, "step": step, "residual": residual}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     Checkpoint(out).write(_replaced(saved, total, snapshots[-1], found))
     _report(found, len(terms), max(map(abs, c.tolist())), out)
+    if config := run_in(Path(run)):
+        again = ("--ckpt_path", out)
+        say_next(scores_of(config, *again), pictures_of(config, *again), student_of(config, out))
+
+
+def _each(terms: Iterable[Term], advance: Callable[[int], None]) -> Iterator[Term]:
+    for term in terms:
+        yield term
+        advance(1)
 
 
 def _snapshots_until(run: Path, step: int | None) -> list[Snapshot]:
@@ -154,6 +163,5 @@ def _report(found: dict[str, float], count: int, largest: float, out: str) -> No
         )
     say(
         f"written to {out}: sigma_rel {sigma_rel:g} at step {step} from {count} snapshots, largest "
-        f"coefficient {largest:.2f}, residual {residual:.2%}; give it as --ckpt_path, or as a "
-        "student's teacher"
+        f"coefficient {largest:.2f}, residual {residual:.2%}"
     )

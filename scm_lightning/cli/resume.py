@@ -6,7 +6,7 @@ run that is finished is left alone, and `--fresh` sets the old checkpoints aside
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from jsonargparse import Namespace, get_loader
 
 from scm_lightning.cli.run_config import HEADER, OF_A_START
 from scm_lightning.cli.strict_yaml import read_yaml, text_of
+from scm_lightning.core import steps_of
 from scm_lightning.saying import say, show
 from scm_lightning.storage import Checkpoint, History, SavedRun
 from scm_lightning.storage.saved_run import METADATA_KEY
@@ -34,6 +35,8 @@ DERIVED_BY_0_3_0 = (
     "trainer.check_val_every_n_epoch",
 )
 """What version 0.3.0 wrote into `config.yaml` though nobody had given it."""
+LENGTHS = ("steps", "total_steps", "ramp_steps", "ref_steps", "start", "end")
+"""Options of the model that steps, a share and null can say alike."""
 MOST_ROWS = 20
 
 
@@ -102,14 +105,27 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
             for name in sorted({*before} | {*now}, key=str):
                 values = before.get(name, ABSENT), now.get(name, ABSENT)
                 compare(*values, f"{key}.{name}" if key else str(name))
-        elif before != now and (before, now) != (ABSENT, None) and key not in left_out:
+        elif before == now or (before, now) == (ABSENT, None) or key in left_out:
+            return
+        elif key.rpartition(".")[2] not in LENGTHS or not _are_same_length(before, now, ends):
             found[key] = (str(before), str(now))
 
-    before, derived = _read_or_set_aside(saved)
+    earlier, derived = _read_or_set_aside(saved)
     left_out = {*OF_A_START, *derived}
-    if before is not None:
-        compare(before, get_loader("yaml")(current), "")
+    if earlier is not None:
+        later = get_loader("yaml")(current)
+        ends = [dict(each.get("trainer") or {}).get("max_steps") for each in (earlier, later)]
+        compare(earlier, later, "")
     return found
+
+
+def _are_same_length(before: Any, now: Any, ends: Iterable[Any]) -> bool:
+    """Whether steps, a share or null come to the same number in runs of these numbers of steps."""
+    try:
+        pairs = zip((before, now), ends, strict=True)
+        return len({steps_of(length, "", end) for length, end in pairs}) == 1
+    except (TypeError, ValueError):  # no lengths, or of runs without a number of steps
+        return False
 
 
 def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[str]]:

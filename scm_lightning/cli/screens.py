@@ -95,7 +95,7 @@ run
   --trainer.default_root_dir FOLDER where everything is written
   --checkpoints.every_n_train_steps N
   --seed_everything N               seed of weights, times and noise
-  --fresh                           start anew; older checkpoints are moved aside
+  --fresh                           start anew; older checkpoints move aside
   --ckpt_path FILE                  checkpoint to use; by default the run's last
 {own}help
   --help-all                        all options, with Lightning's

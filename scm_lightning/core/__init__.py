@@ -14,6 +14,7 @@ from scm_lightning.core.guidance import (
     Guided,
     drop_labels,
 )
+from scm_lightning.core.lengths import Length, check_length, in_run, steps_of
 from scm_lightning.core.losses import consistency_loss, diffusion_loss
 from scm_lightning.core.noise import sample_generators, standard_normal
 from scm_lightning.core.posthoc import (
@@ -56,6 +57,7 @@ __all__ = [
     "FlowMap",
     "GuidanceProposal",
     "Guided",
+    "Length",
     "Process",
     "RectifiedFlowProcess",
     "Segments",
@@ -67,6 +69,7 @@ __all__ = [
     "VPProcess",
     "adaptive_loss",
     "at_least_float32",
+    "check_length",
     "check_num_steps",
     "clip_tangent",
     "consistency_loss",
@@ -77,6 +80,7 @@ __all__ = [
     "expand_time",
     "gamma_from_sigma_rel",
     "half_life_decay",
+    "in_run",
     "normalize_tangent",
     "post_hoc_coefficients",
     "post_hoc_residual",
@@ -84,6 +88,7 @@ __all__ = [
     "profile_inner_products",
     "sample_generators",
     "standard_normal",
+    "steps_of",
     "tangent",
     "tangent_norm",
     "widen",

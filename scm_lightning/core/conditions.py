@@ -80,5 +80,5 @@ def check_conditions(**conditions: Tensor | None) -> None:
         if given is not None and not isinstance(given, Tensor):
             raise ValueError(
                 f"{name} must be a tensor of one value per sample, (B,), or None, got {given!r}; "
-                "give torch.full((B,), value) for the same everywhere"
+                "pass torch.full((B,), value) for one value everywhere"
             )

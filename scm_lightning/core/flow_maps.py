@@ -28,7 +28,7 @@ Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FlowMap:
-    """What F means: a state at t, moved to s.
+    """Meaning of F: a state at t, moved to s.
 
     Attributes:
         coefficients: a, b, a' and b' of a duration t - s. (B, 1, ...) each.
@@ -39,7 +39,7 @@ class FlowMap:
     def jump(
         self, F: Tensor, x_t: Tensor, t: Tensor, t_end: Tensor, *, sigma_data: float
     ) -> Tensor:
-        """Go to another time: X(x_t, t, s).
+        """Jump to another time: X(x_t, t, s).
 
         Args:
             F: network output at (x_t / sigma_data, t, s). (B, ...), unit variance.

@@ -22,14 +22,14 @@ from scm_lightning.core.trigflow import at_least_float32, expand_time
 
 @dataclass(frozen=True)
 class GuidanceProposal:
-    """Which guidance scales a student is trained at: uniform.
+    """Uniform distribution of the guidance scales that a student is trained at.
 
     Args:
         low: smallest scale; 1 is the teacher without guidance.
         high: largest scale.
 
     Raises:
-        ValueError: if the scales are no range of numbers.
+        ValueError: if the scales are not a finite range.
 
     Source: arXiv 2410.11081, Table 5: [1, 2].
     """

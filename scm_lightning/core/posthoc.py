@@ -43,7 +43,7 @@ def profile_inner_products(
     ends_b: Sequence[float],
     gammas_b: Sequence[float],
 ) -> Array:
-    """Inner products of power-function profiles, every one of `a` with every one of `b`.
+    """Inner products of power-function profiles, each of `a` with each of `b`.
 
     Args:
         ends_a: where the profiles end, t. (A,), images.
@@ -76,13 +76,13 @@ def post_hoc_coefficients(
 
     Args:
         ends: where the snapshots were taken. (N,), images.
-        gammas: exponents of the averages that they are of. (N,).
+        gammas: exponents of those averages. (N,).
         target_end: where the other average ends. Images.
         target_gamma: its exponent; see `gamma_from_sigma_rel`.
 
     Returns:
-        c: the average is close to sum_i c_i snapshot_i. (N,), float64, of sum 1. How close tells
-        `post_hoc_residual`. Negative ones are normal.
+        c: the average is close to sum_i c_i snapshot_i; `post_hoc_residual` tells how close. (N,),
+        float64, of sum 1. Negative coefficients are normal.
 
     Raises:
         ValueError: if there are no snapshots, an end is not positive or an exponent negative.
@@ -153,7 +153,7 @@ def _system(
 
 
 def _profiles(ends: Sequence[float], gammas: Sequence[float]) -> tuple[Array, Array]:
-    """The two as arrays, refused unless they are profiles."""
+    """Ends and exponents as arrays, refused unless they are profiles."""
     t, gamma = np.asarray(ends, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
     if t.shape != gamma.shape or not (np.all(t > 0) and np.all(gamma >= 0)):
         raise ValueError(

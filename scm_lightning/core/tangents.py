@@ -6,11 +6,11 @@ r"""Tangent of the consistency function: the direction in which the student is t
               = -cos^2(t) (sigma_data F - dx/dt) - r (cos sin x_t + sigma_data cos sin dF/dt)
     g        <- g / (||g|| + c)
 
-rCM's warm-up has -cos(t) sqrt(1 - r^2 sin^2(t)) in the place of -cos^2(t), and the same at r = 1.
+rCM's warm-up has -cos(t) sqrt(1 - r^2 sin^2(t)) in place of -cos^2(t), and the same at r = 1.
 
 Source: Lu and Song, arXiv 2410.11081, Algorithm 1. The derivative is carried multiplied by
 cos(t) sin(t), as there, so that it stays in range at half precision. The cosine in front of df/dt
-is the prior weight 1 / (sigma_data tan t), folded in: nothing else is to be multiplied onto it.
+is the prior weight 1 / (sigma_data tan t), folded in: multiply it by nothing else.
 Axes: B batch, ... data axes.
 """
 
@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scm_lightning.core.lengths import Length, check_length, steps_of
 from scm_lightning.core.trigflow import expand_time, widen
 
 NormKind = Literal["l2", "rms"]
@@ -28,32 +29,42 @@ WarmupKind = Literal["scm", "rcm"]
 
 @dataclass(frozen=True)
 class TangentWarmup:
-    """How the unstable second term of g comes in: r = min(1, step / steps), 1 without a warm-up.
+    """Ramp of the unstable second term of g: r = min(1, step / steps), 1 without a warm-up.
 
     Args:
-        steps: length of the warm-up H, in optimizer steps; 0 for none.
+        steps: length of the warm-up H: optimizer steps (10000), a share of `trainer.max_steps`
+            (0.5), or None for the whole run; 0 for none.
         kind: "scm" is Algorithm 1. "rcm" begins with -cos(t) (sigma_data F - dx/dt), which weighs
             velocities at t near pi/2 more, as rCM does; both are the same once r is 1.
 
     Raises:
-        ValueError: if `steps` is negative or `kind` unknown.
+        ValueError: if `steps` is no length or `kind` unknown.
 
     Source: arXiv 2410.11081, Algorithm 1, with H = 10,000; "rcm": arXiv 2510.08431, Algorithm 1.
     """
 
-    steps: int = 10_000
+    steps: Length = 10_000
     kind: WarmupKind = "scm"
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.kind not in ("scm", "rcm"):
+        check_length(self.steps, "warmup.steps")
+        if self.kind not in ("scm", "rcm"):
             raise ValueError(
-                f"a tangent warm-up takes at least 0 steps, and is scm or rcm, got {self.steps} "
-                f"and {self.kind!r}; the paper takes 10000"
+                f"a tangent warm-up is scm or rcm, got {self.kind!r}; scm is Algorithm 1's"
             )
 
-    def r(self, step: int) -> float:
-        """The factor r after so many optimizer steps: not micro-batches, not batches."""
-        return 1.0 if self.steps == 0 else min(1.0, step / self.steps)
+    def r(self, step: int, max_steps: int | None = None) -> float:
+        """The factor r after so many optimizer steps: not micro-batches, not batches.
+
+        Args:
+            step: optimizer steps taken so far.
+            max_steps: optimizer steps of the run, of which `steps` may be a share.
+
+        Raises:
+            ValueError: if `steps` is a share, and the run has no number of steps.
+        """
+        steps = steps_of(self.steps, "warmup.steps", max_steps)
+        return 1.0 if steps == 0 else min(1.0, step / steps)
 
 
 def tangent(
@@ -109,7 +120,7 @@ def discrete_tangent(
     sigma_data: float,
     r: float,
 ) -> Tensor:
-    """The tangent with a difference over one step of the ODE in the place of the derivative.
+    """Compute the tangent with a difference over one step of the ODE in place of the derivative.
 
     Args:
         F: network output at (x_t / sigma_data, t), detached. (B, ...), unit variance.
@@ -178,7 +189,7 @@ def normalize_tangent(g: Tensor, c: float = 0.1, norm: NormKind = "l2") -> Tenso
 
 @dataclass(frozen=True)
 class TangentBound:
-    """What keeps a single tangent from dominating the step.
+    """Bound that keeps a single tangent from dominating the step.
 
     Args:
         kind: "l2" divides g by its norm plus c, per sample; "rms" by the root mean square plus c;

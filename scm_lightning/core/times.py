@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Which times a network is trained at.
+r"""Times that a network is trained at.
 
     tau ~ N(P_mean, P_std^2),    t = atan(exp(tau) / sigma_data)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 4: shards in, batches out.
 
-What needs lightning is imported on first use: a loader worker that is spawned needs it not, and
+Modules that need lightning are imported on first use: a spawned loader worker does not need it, and
 starts several times faster.
 """
 

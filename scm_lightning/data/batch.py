@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loaders hand over: a batch to train on, or an order for samples to draw."""
+"""Output of the loaders: a batch to train on, or an order for samples to draw."""
 
 from typing import NamedTuple
 

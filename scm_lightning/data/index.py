@@ -31,12 +31,12 @@ SLACK = 1 << 20
 """Bytes by which the samples of an index may be more than its files; cut files are damage."""
 MAX_NUMBER = 1e30
 MAX_INDEX_BYTES = 1 << 26
-"""Half a million shards."""
+"""Largest index: about half a million shards."""
 MAX_COUNT = 1 << 40
 MAX_SAMPLES = 1 << 30
-"""Of a split: a byte of memory is set aside for each."""
+"""Most samples of a split: a byte of memory is set aside for each."""
 MAX_CLASSES = 100_000
-"""More classes than a data set has: a larger number is a mistake, such as an identifier."""
+"""Most classes of a data set: a larger number is a mistake, such as an identifier."""
 DTYPES = ("uint8", "float16", "float32")
 
 
@@ -76,7 +76,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Latents:
-    """How the latents of a folder were made from images, and are turned back.
+    """Origin of the latents of a folder: how images became latents, and become images again.
 
     Args:
         autoencoder: folder or name of diffusers' AutoencoderKL.
@@ -183,7 +183,7 @@ class ShardIndex:
             ) from error
 
     def damage(self, root: Path | str) -> list[str]:
-        """What is wrong with the files of a folder, by their sizes; nothing for other places."""
+        """Faults of the files of a folder, by their sizes; none for other places."""
         if is_remote(str(root)):
             return []
         found = []
@@ -215,7 +215,7 @@ class ShardIndex:
 
     @property
     def are_images(self) -> bool:
-        """Whether these are gray or color images, or latents of such."""
+        """Tell whether these are gray or color images, or latents of such."""
         return len(self.image_shape) == 3 and self.image_shape[0] in (1, 3)
 
     @property

@@ -78,7 +78,7 @@ class Autoencoder:
 
         Args:
             latents: what the index says of it.
-            path: folder or name to take in the place of the one in the index.
+            path: folder or name to take in place of the one in the index.
 
         Raises:
             ValueError: if its weights are not those that made the latents, or as the class does.

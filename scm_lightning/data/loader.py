@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 ENDLESS = 1 << 62
 NEWS_SECONDS = 1.0
-"""So long the news of a worker's end may come behind the end of the connection to it."""
+"""Longest delay of the news of a worker's end after the end of the connection to it."""
 
 
 class NumberedBatches(Dataset[Batch], ABC):
@@ -77,7 +77,7 @@ class TrainingLoader:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on from the last batch handed out, for one epoch.
+        """Continue from the last batch handed out, for one epoch.
 
         Raises:
             ValueError: if the data are damaged; in one line, also from a worker.
@@ -110,7 +110,7 @@ class TrainingLoader:
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the samples that were handed out."""
+        """Continue after the samples that were handed out."""
         num_samples = state["num_given"] * state["batch_size"] * state["world_size"]
         self.num_given, rest = divmod(num_samples, self.batch_size * self.world_size)
         self._stream = None
@@ -124,8 +124,8 @@ class TrainingLoader:
         before = {name: state[name] for name in dealt}
         if not self.batches.elastic and dealt != before:
             logger.warning(
-                "streamed data go on in another order: batch size, processes and workers were %s "
-                "and are %s, so some samples of this pass come twice and others not at all",
+                "streamed data continue in another order: batch size, processes and workers were "
+                "%s and are %s, so some samples of this pass come twice and others not at all",
                 (*before.values(),),
                 (*dealt.values(),),
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where shards lie: a folder, or a place that webdataset can read from.
+"""Places of shards: a folder, or one that webdataset can read from.
 
     a folder                data/emoji/shards/32
     a web server            https://host/emoji/32
@@ -22,11 +22,11 @@ from scm_lightning.given_files import PLACE, given_path, read_regular
 REASONS = {"6": "there is no such host", "7": "the host takes no connection", "22": "no such file"}
 """Exit codes of curl."""
 NAME = "{name}"
-"""Stands for the file's name in a place."""
+"""Placeholder for the file's name in a place."""
 
 
 def is_remote(root: str) -> bool:
-    """Whether a place is read through webdataset rather than as a folder."""
+    """Tell whether a place is read through webdataset rather than as a folder."""
     return PLACE.match(root) is not None
 
 

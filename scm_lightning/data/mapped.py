@@ -7,7 +7,7 @@ Batch i of process r in a run of R processes, of B samples each, is places
 
 of an endless sequence: the samples in a new random order, pass after pass. So the joined batch of
 all processes is the same for any R with the same R B, a batch does not depend on who loads it, and
-a run goes on anywhere at no cost.
+a run continues from anywhere at no cost.
 """
 
 import random
@@ -23,7 +23,7 @@ from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.shards import Array
 
 MAX_MAPPED_BYTES = 1 << 32
-"""Larger sets are streamed unless told otherwise."""
+"""Largest set that is not streamed unless told otherwise."""
 
 
 class MappedSplit(NamedTuple):

@@ -177,7 +177,7 @@ class ShardDataModule(LightningDataModule, ABC):
         return self._batches("train")
 
     def heldout_batches(self) -> Iterator[Batch]:
-        """All held-out data, once: what real data score in the place of samples."""
+        """All held-out data, once: what real data score in place of samples."""
         return self._batches("heldout")
 
     def to_images(self, x0: Tensor) -> Tensor:
@@ -188,10 +188,10 @@ class ShardDataModule(LightningDataModule, ABC):
         return self._decoder.decode(arrays)
 
     def to_pictures(self, x0: Tensor) -> Tensor:
-        """Make something to look at, also of data that are no images.
+        """Make pictures, also of data that are not images.
 
-        Bytes are pixels. Of other numbers that are no image, gray is the mean of the channel, black
-        and white are two standard deviations below and above. (B, *shape) data units to [0, 1].
+        Bytes are pixels. For other numbers, gray is the mean of the channel, and black and white
+        are two standard deviations below and above. (B, *shape) data units to [0, 1].
         """
         if self.index.are_images or self.index.latents is not None or self.index.dtype == "uint8":
             return self.to_images(x0)

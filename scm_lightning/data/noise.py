@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian noise in the place of data: for measuring speed and memory at any shape."""
+"""Gaussian noise in place of data: for measuring speed and memory at any shape."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shards that somebody has made before."""
+"""Shards that were prepared before."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class Shards(ShardDataModule):
     """Shards that `scm prepare` wrote; see `ShardDataModule` for the arguments."""
 
     def prepare_data(self) -> None:
-        """Look whether the shards are there.
+        """Check that the shards are there.
 
         Raises:
             ValueError: if they are not.

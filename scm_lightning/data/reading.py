@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How shards are read: options of every data module."""
+"""Options for reading shards, of every data module."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Reading:
-    """How shards are read.
+    """Options for reading shards.
 
     Args:
         mapped: decode the training split at the start and keep it in memory, of every process;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of a split as the index lists them; whatever is not so is refused by name.
+"""The samples of a split as the index lists them; anything else is refused by name.
 
 A shard whose content does not fit its checksum shows when it is first read to its end: its samples
 have then been handed out once at most.

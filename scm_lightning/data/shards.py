@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 
 ARRAY, LABEL = "x.npy", "cls"
 MAX_MEMBER_BYTES = 1 << 28
-"""No sample is larger: an array of 64 million float32."""
+"""Largest sample: an array of 64 million float32."""
 BLOCK_BYTES = 1 << 20
 
 
@@ -53,11 +53,11 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
     Equal samples give equal bytes.
 
     Args:
-        file: where to.
+        file: path of the file.
         samples: key, array and class of each.
 
     Returns:
-        What the index says of the file.
+        Entry of the file for the index.
     """
     num_samples = 0
     with written_whole(file) as beside, beside.open("wb") as opened:
@@ -82,7 +82,7 @@ def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
         listed: what the content is compared with, once the file is read to its end.
 
     Raises:
-        ValueError: if a sample cannot be decoded, or the file breaks off; in the place of the last
+        ValueError: if a sample cannot be decoded, or the file breaks off; in place of the last
             sample, if the content is not what is listed. Names file and sample.
     """
     key = ""
@@ -109,7 +109,7 @@ def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
 
 
 def damaged(place: str, reason: str, key: str = "") -> DamagedError:
-    """The error that a shard is not as it should be.
+    """Make the error for a damaged shard.
 
     Args:
         place: path or address of the shard.
@@ -154,7 +154,7 @@ class _Hashed:
         if self.sha256.hexdigest() != listed.sha256:
             raise damaged(
                 place,
-                f"its content has not the SHA-256 that is listed, {listed.sha256[:12]}..., so any "
+                f"its content does not have the listed SHA-256, {listed.sha256[:12]}..., so any "
                 f"of its {listed.num_samples} samples may be wrong",
             )
 
@@ -173,15 +173,15 @@ def _opened(place: str) -> BinaryIO:
 def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
     """Names and contents of the plain files in an uncompressed tar stream.
 
-    Reads the headers one by one: tarfile's own stream is half as fast, and ends without a word at a
-    header that is damaged.
+    Reads the headers one by one: tarfile's own stream is half as fast, and ends silently at a
+    damaged header.
     """
     while (block := stream.read(tarfile.BLOCKSIZE)) and any(block):
         member = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
         plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
         if not plain or not 0 <= member.size <= MAX_MEMBER_BYTES:
             raise ValueError(
-                f"member {member.name!r} is no plain file of at most {MAX_MEMBER_BYTES} bytes"
+                f"member {member.name!r} is not a file of at most {MAX_MEMBER_BYTES} bytes"
             )
         num_blocks = -(-member.size // tarfile.BLOCKSIZE)
         content = stream.read(num_blocks * tarfile.BLOCKSIZE)
@@ -204,7 +204,7 @@ def _array(content: bytes) -> Array:
     """The array of a file in numpy's format, as it stands in that memory.
 
     Raises:
-        ValueError: if it is none, or damaged, or of objects.
+        ValueError: if it is not an array, is damaged, or holds objects.
     """
     stream = io.BytesIO(content)
     if np.lib.format.read_magic(stream) != (1, 0):

@@ -6,8 +6,8 @@ into L R equal parts, one for each of the L lanes of each of R processes (a lane
 worker reads). A lane goes through its part in windows of the size of the buffer, and shuffles each.
 So a pass holds every sample once, whatever the number of shards, workers and processes; at most one
 shard at either end of a part is read by two lanes. Batch i of a process is the next one of lane
-i mod L. All of it follows from the numbers and the seed, so a run goes on anywhere at the cost of a
-window.
+i mod L. All of it follows from the numbers and the seed, so a run continues from anywhere at the
+cost of a window.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _Place = tuple[int, Sample]
 
 
 class Layout(NamedTuple):
-    """How a run's batches are dealt.
+    """Division of a run's batches among processes and lanes.
 
     Attributes:
         batch_size: samples per batch and process.

@@ -27,9 +27,9 @@ from torch.utils.data import Dataset
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""Between two looks at the workers, and at the parent."""
+"""Time between two looks at the workers, and at the parent."""
 MAX_LOOKS = 12
-"""So often a worker may be found stopped, by somebody who lets it go on."""
+"""Looks at which a worker may be found stopped before it is ended; it may be continued."""
 
 
 def leave_signals_to_parent(worker_id: int) -> None:
@@ -66,7 +66,7 @@ class ErrorsAsItems(Dataset[Any]):
         self.items = items
 
     def __getitem__(self, number: int) -> Any:
-        """An item, or why there is none."""
+        """An item, or the error in its place."""
         try:
             return self.items[number]
         except ValueError as error:
@@ -76,7 +76,7 @@ class ErrorsAsItems(Dataset[Any]):
 def end_stopped(workers: Sequence[int]) -> None:
     """Kill workers that stay stopped, until all have ended; runs in a thread.
 
-    Looks are counted, not seconds: where the whole job was stopped, it goes on as a whole.
+    Looks are counted, not seconds: where the whole job was stopped, it continues as a whole.
 
     Args:
         workers: numbers of the workers' processes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 4: how far samples are from data."""
+"""Floor 4: distances of samples from data."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before torchmetrics
 from scm_lightning.metrics.digits import DigitFeatures

@@ -2,7 +2,7 @@
 """Small classifiers of gray images whose weights ship with the package, as feature extractors.
 
 They were trained on the training splits alone by `data/train_features.py`, which also states their
-accuracies on the held-out images. Distances in their features are no FID.
+accuracies on the held-out images. Distances in their features are not FIDs.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class SmallClassifier(nn.Module):
         self.head = nn.Linear(num_features, 10)
 
     def forward(self, images: Tensor) -> Features:
-        """Look at images. (B, 1, H, W), values in [0, 1]."""
+        """Extract features. (B, 1, H, W), values in [0, 1]."""
         features = self.body(2.0 * images - 1.0)
         return Features(features, self.head(features))
 
@@ -68,7 +68,7 @@ class ShippedFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Look at images. (B, 1, side, side), values in [0, 1].
+        """Extract features. (B, 1, side, side), values in [0, 1].
 
         Raises:
             ValueError: if they are of another shape.

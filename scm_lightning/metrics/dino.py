@@ -31,7 +31,7 @@ class DINOv2Features(FeatureExtractor):
 
     Raises:
         ValueError: if torch-fidelity is not installed, there is no such size, or the weights do not
-            fit or cannot be had.
+            fit or cannot be downloaded.
     """
 
     distance_name = "FD-DINOv2"
@@ -69,6 +69,6 @@ class DINOv2Features(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Look at images. (B, 1, H, W) or (B, 3, H, W), values in [0, 1]."""
+        """Extract features. (B, 1, H, W) or (B, 3, H, W), values in [0, 1]."""
         (features,) = self.network(rgb_bytes(images))
         return Features(features, None)

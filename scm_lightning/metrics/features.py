@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a distance between image sets looks at: a feature extractor, pluggable."""
+"""Feature extractors, the exchangeable part of a distance between image sets."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -12,7 +12,7 @@ INCEPTION_DISTANCE = "FID"
 
 
 class Features(NamedTuple):
-    """What an extractor says of a batch of images.
+    """Output of an extractor for a batch of images.
 
     Attributes:
         features: (B, num_features), float.
@@ -26,7 +26,7 @@ class Features(NamedTuple):
         """The same in float32, NaN for samples that are not finite: bytes could not show it.
 
         Args:
-            x: what was looked at. (B, ...).
+            x: the samples. (B, ...).
         """
         finite = x.flatten(1).isfinite().all(1, keepdim=True).to(self.features.device)
         logits = None if self.logits is None else self.logits.float().where(finite, torch.nan)
@@ -42,8 +42,7 @@ class FeatureExtractor(nn.Module, ABC):
             when the weights do: features of the reference are kept under it.
         distance_name: what the Frechet distance in these features may be called.
         preparation: what it does to an image before it looks, in words.
-        only_images: whether it looks at gray and color images alone; of other data there are no
-            scores then.
+        only_images: whether it takes only gray and color images; other data then get no scores.
         batch_size: images looked at together; all at once, activations would fill the memory.
     """
 
@@ -56,7 +55,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
-        """Look at images. (B, C, H, W), values in [0, 1]."""
+        """Extract features. (B, C, H, W), values in [0, 1]."""
 
     @property
     def distance_key(self) -> str:
@@ -65,5 +64,5 @@ class FeatureExtractor(nn.Module, ABC):
 
     @property
     def is_inception(self) -> bool:
-        """Whether the logits are Inception's, for its score, rather than the data's classes."""
+        """Tell whether the logits are Inception's, for its score, and not of the data's classes."""
         return self.distance_name == INCEPTION_DISTANCE

@@ -5,7 +5,7 @@ Every number here is that of torch-fidelity's `calculate_metrics` on the same im
 as `input1` and data as `input2`, its default seed and its part-wise precision and recall. KID,
 precision and recall are computed in float32 and the inception score in float64, as there.
 
-torch-fidelity is imported on use: without it the Frechet distance, which needs it not, and the
+torch-fidelity is imported on use: without it the Frechet distance, which does not need it, and the
 nearest neighbours work.
 """
 
@@ -24,18 +24,18 @@ INSTALL = 'pip install -c constraints.txt ".[fid]"'
 KID_SUBSET_SIZE = 1000
 """Samples and data of one of the 100 subsets that a KID is the mean over; at most all there are."""
 NEIGHBOURHOOD = 3
-"""Precision and recall: a set reaches as far as the third neighbour of each of its members."""
+"""Neighbour of each member up to which a set reaches, in precision and recall."""
 NUM_SPLITS = 10
 """Parts of the samples that an inception score is the mean over."""
 
 
 def is_installed() -> bool:
-    """Whether torch-fidelity is there."""
+    """Tell whether torch-fidelity is installed."""
     return importlib.util.find_spec("torch_fidelity") is not None
 
 
 def require_installed(what: str) -> None:
-    """Check that torch-fidelity is there.
+    """Check that torch-fidelity is installed.
 
     Raises:
         ValueError: if not.
@@ -103,10 +103,10 @@ def inception_score(logits: Tensor) -> dict[str, float]:
 
 
 def rgb_bytes(images: Tensor) -> Tensor:
-    """What torch-fidelity looks at: 8-bit color images.
+    """Convert images to what torch-fidelity takes: 8-bit color.
 
-    Rounded, not cut off: 8-bit pixels that were made data units and back come out as they were,
-    and equal those of a PNG file of the image. torch-fidelity itself only takes bytes.
+    Values are rounded, not cut off: 8-bit pixels converted to data units and back come out
+    unchanged, and equal those of a PNG file of the image. torch-fidelity itself only takes bytes.
 
     Args:
         images: (B, 1, H, W), gray, or (B, 3, H, W); values in [0, 1].
@@ -154,14 +154,14 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def downloaded(url: str, sha256_start: str | None) -> Path:
-    """A file in torch hub's folder, from the net if it is not there yet.
+    """Path of a file in torch hub's folder, downloaded if it is not there yet.
 
     Args:
         url: where it is published.
         sha256_start: first digits of its SHA-256; None where none is published.
 
     Raises:
-        ValueError: if it cannot be had, or is not what was published.
+        ValueError: if it cannot be downloaded, or is not what was published.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
@@ -179,7 +179,7 @@ def downloaded(url: str, sha256_start: str | None) -> Path:
 def _measured(
     names: dict[str, str], measure: Callable[..., dict[str, float]], *sets: Tensor, **options: int
 ) -> dict[str, float]:
-    """What torch-fidelity finds, by our names of what it calls so; NaN if a feature is."""
+    """Scores of torch-fidelity, under our names for them; NaN if a feature is."""
     if not all(bool(each.isfinite().all()) for each in sets):
         return dict.fromkeys(names, float("nan"))
     found = measure(*sets, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How states of metrics come together, for torchmetrics' `dist_sync_fn`.
+"""Gathering of the states of metrics, for torchmetrics' `dist_sync_fn`.
 
 torchmetrics sends the empty state of a process as a tensor of another shape and type than the rows
 of the others, which its own gathering cannot join. Objects may differ, and need no GPU under NCCL.

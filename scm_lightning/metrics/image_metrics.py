@@ -39,7 +39,7 @@ class ImageMetric(Metric, ABC):
         options: those of every `torchmetrics.Metric`.
 
     Raises:
-        ValueError: if the extractor is none, but the name or number of another library's.
+        ValueError: if the extractor is not one, but the name or number of another library's.
     """
 
     feature_network = "extractor"
@@ -50,7 +50,7 @@ class ImageMetric(Metric, ABC):
         if not isinstance(extractor, FeatureExtractor):
             raise ValueError(
                 f"{type(self).__name__} needs a FeatureExtractor, got {extractor!r}; give "
-                "InceptionFeatures() for FID and its kin, or a class of yours"
+                "InceptionFeatures() for FID and its kin, or a class of your own"
             )
         super().__init__(**{"dist_sync_fn": in_all_processes, **options})
         self.extractor = extractor

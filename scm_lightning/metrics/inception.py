@@ -29,7 +29,7 @@ class InceptionFeatures(FeatureExtractor):
             A file of other weights is named so in the description.
 
     Raises:
-        ValueError: if torch-fidelity is not installed, or the weights do not fit or cannot be had.
+        ValueError: if torch-fidelity is not installed, or the weights do not fit or download.
     """
 
     num_features = 2048
@@ -66,6 +66,6 @@ class InceptionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
-        """Look at images. (B, 1, H, W) or (B, 3, H, W), values in [0, 1]."""
+        """Extract features. (B, 1, H, W) or (B, 3, H, W), values in [0, 1]."""
         features, logits = self.network(rgb_bytes(images))
         return Features(features, logits)

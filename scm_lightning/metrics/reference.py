@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +25,7 @@ from scm_lightning.metrics.features import INCEPTION_DISTANCE, FeatureExtractor,
 from scm_lightning.metrics.frechet import Statistics, merged, moments, statistics_of
 from scm_lightning.metrics.inception import InceptionFeatures
 from scm_lightning.metrics.neighbours import nearest_distances
+from scm_lightning.saying import counted
 from scm_lightning.whole_files import written_whole
 
 FOLDER = ".references"
@@ -68,7 +68,7 @@ class TrainingData:
 
 
 class KeptFeatures(NamedTuple):
-    """What is kept of a set of images.
+    """Statistics and features kept of a set of images.
 
     Attributes:
         statistics: of all of them.
@@ -83,7 +83,7 @@ class Reference:
     """The data that sets of samples are compared with.
 
     Args:
-        extractor: what the distance looks at.
+        extractor: features that the distance is taken in.
         data: the training data.
         device: where to compute.
 
@@ -137,12 +137,12 @@ class Reference:
 
     @property
     def has_nearest(self) -> bool:
-        """Whether the data are comparable, and small enough to look for the nearest."""
+        """Tell whether the data are comparable, and small enough to look for the nearest."""
         return self.data.comparable and self.data.num_bytes <= MAX_NEAREST_BYTES
 
     @property
     def statistics(self) -> Statistics:
-        """Of the features of all training images."""
+        """Statistics of the features of all training images."""
         return self._kept.statistics
 
     @property
@@ -191,14 +191,13 @@ class Reference:
     def _computed(self) -> KeptFeatures:
         empty = torch.empty(0, self.extractor.num_features)
         whole, first, missing = moments(empty), [empty], MAX_FEATURES
-        with Progress(transient=True) as progress:
-            task = progress.add_task("features of the training data", total=self.data.num_samples)
+        with counted("features of the training data", self.data.num_samples) as advance:
             for x0 in self.data.batches():
                 features = self.look(x0).features
                 whole = merged((whole, moments(features)))
                 first.append(features[:missing])
                 missing -= len(first[-1])
-                progress.advance(task, len(features))
+                advance(len(features))
         return KeptFeatures(statistics_of(whole), torch.cat(first))
 
 

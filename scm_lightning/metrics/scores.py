@@ -98,7 +98,7 @@ class SampleScores(Metric):
             `precision`, `recall`; `inception_score`, `inception_score_std`; `accuracy`, share of
             samples that the extractor gives the class asked for; `nearest`, mean distance to the
             nearest training image in units of sigma_data. NaN if a sample is not finite; without
-            those that the set or the extractor has not.
+            those that the set or the extractor does not have.
 
         Raises:
             ValueError: if there are fewer than two samples.

@@ -29,9 +29,9 @@ from torch.nn.functional import affine_grid, grid_sample
 from scm_lightning.core import at_least_float32, standard_normal
 
 LOG2_SCALE_STD = 0.2
-"""Of one standard deviation of scale, and of stretching."""
+"""Standard deviation of the base-2 logarithm of scale, and of stretching."""
 TRANSLATION_STD = 0.125
-"""Of one standard deviation of translation, as a share of the image's side."""
+"""Standard deviation of a translation, as a share of the image's side."""
 ROTATED_STRETCH_PROBABILITY = 0.5
 
 
@@ -39,10 +39,10 @@ class Augmentation:
     """EDM's pipeline for CIFAR-10: flips, scale, rotation, stretching, translation.
 
     Args:
-        p: probability of every transformation but the horizontal flip, whose is 1/2.
+        p: probability of each transformation but the horizontal flip, which has 1/2.
 
     Raises:
-        ValueError: if `p` is no probability.
+        ValueError: if `p` is not a probability.
 
     Source: arXiv 2206.00364, Appendix F.2.
     """
@@ -65,7 +65,7 @@ class Augmentation:
             Images like `x0`, and labels that say what was done. (B, 9), float32 or wider.
 
         Raises:
-            ValueError: if the samples are no images.
+            ValueError: if the samples are not images.
         """
         if x0.ndim != 4:
             raise ValueError(
@@ -101,7 +101,7 @@ class Augmentation:
 
 
 def augmentation_labels(a: Tensor) -> Tensor:
-    """What the network is told.
+    """Labels that tell the network how each image was changed.
 
     Args:
         a: parameters a0 to a7 of `Augmentation.draw`. (B, 8).

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What teacher and student have in common: EMA, optimizer, checkpoints, the drawing of samples."""
+"""Base of teacher and student: EMA, optimizer, checkpoints, the drawing of samples."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import NULL_LABEL, TrigFlow
+from scm_lightning.core import NULL_LABEL, TrigFlow, in_run
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.batch_checks import BatchChecks
 from scm_lightning.modules.drawing import draw_samples
@@ -21,24 +20,18 @@ from scm_lightning.modules.ema import EMA, EMAProfile, PowerFunction, distinct_p
 from scm_lightning.modules.given_options import (
     KeptSchedule,
     class_name,
+    go_on,
     keep_options,
     say_untrained,
 )
-from scm_lightning.modules.older_checkpoints import update_names
+from scm_lightning.modules.loaded_checkpoints import check_fits, update_names
+from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, check_rates
+from scm_lightning.modules.outlook import say_outlook
 from scm_lightning.modules.sharding import shard
+from scm_lightning.modules.step_output import exactly
 from scm_lightning.networks import check_time_embeddings, normalize_weights
 from scm_lightning.sampling import Draw, Samples
 from scm_lightning.storage.saved_run import METADATA_KEY
-from scm_lightning.teachers import weights_mismatch
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler]
-
-
-def parameter_group(module: nn.Module, lr: float | None = None) -> dict[str, Any]:
-    """A module's parameters as a group of the optimizer; `lr` None for the optimizer's own rate."""
-    group: dict[str, Any] = {"params": list(module.parameters())}
-    return group if lr is None else {**group, "lr": lr}
 
 
 class GenerativeModule(LightningModule, ABC):
@@ -49,7 +42,7 @@ class GenerativeModule(LightningModule, ABC):
         path: owner of `sigma_data`.
         optimizer: makes the optimizer from parameter groups.
         lr_schedule: makes the learning-rate schedule, stepped with the optimizer; None for a
-            constant rate.
+            constant rate. Its lengths may be shares of the run, if it is one of this package.
         ema: profile of the averaged copy that is sampled from; or several profiles, of which the
             first is that one and the others are only tracked, for `EMASnapshots`.
     """
@@ -107,14 +100,14 @@ class GenerativeModule(LightningModule, ABC):
 
     @abstractmethod
     def times_at(self, t: Tensor) -> Any:
-        """What `training_step` takes as `times` to train at chosen ones.
+        """Return the `times` with which `training_step` trains at chosen ones.
 
         Args:
             t: times. (B,), radians.
         """
 
     def parts_of_run(self) -> dict[str, str]:
-        """What else a checkpoint must agree in: kinds of parts, by a name for the message."""
+        """Further parts that a checkpoint must agree in: their kinds, by a name for the message."""
         return {}
 
     def averages(self) -> list[EMA]:
@@ -122,7 +115,7 @@ class GenerativeModule(LightningModule, ABC):
         return [self.ema, *cast("Iterable[EMA]", self.further_emas)]
 
     def power_function_averages(self) -> dict[float, EMA]:
-        """The averages that others can be reconstructed from, by their sigma_rel."""
+        """Averages from which others can be reconstructed, by their sigma_rel."""
         return {
             average.profile.sigma_rel: average
             for average in self.averages()
@@ -137,18 +130,14 @@ class GenerativeModule(LightningModule, ABC):
         """One optimizer over `parameter_groups`; override to train differently.
 
         Raises:
-            ValueError: if a learning rate is no finite number of at least 0.
+            ValueError: if a learning rate is not a finite number of at least 0.
         """
         optimizer = self.optimizer(self.parameter_groups())
-        rates = [group["lr"] for group in optimizer.param_groups]
-        if not all(0 <= rate < math.inf for rate in rates):
-            raise ValueError(
-                f"a learning rate must be a finite number of at least 0, got {rates}; set lr of "
-                "the optimizer, or weighting_lr"
-            )
+        check_rates(optimizer)
         if self.lr_schedule is None:
             return optimizer
-        schedule = self.lr_schedule(optimizer)
+        with in_run(self.max_steps):
+            schedule = self.lr_schedule(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -175,21 +164,31 @@ class GenerativeModule(LightningModule, ABC):
             torch.manual_seed(int(seeds[self.trainer.global_rank]))
 
     def on_train_start(self) -> None:
-        """Let the schedules go on where the checkpoint left them, with the options given now."""
-        configs = self.trainer.lr_scheduler_configs
-        for config, kept in zip(configs, self._kept_schedules, strict=True):
-            is_by_epoch = config.interval == "epoch"
-            done = self.trainer.current_epoch if is_by_epoch else self.trainer.global_step
-            if position := config.scheduler.last_epoch or done:  # a new one is at 0
-                kept.go_on(position)
+        """Continue the schedules where the checkpoint left them; say what they will reach."""
+        go_on(self.trainer, self._kept_schedules)
+        say_outlook(self.trainer, self.at_step)
 
     @property
     def steps_taken(self) -> int:
         """Optimizer steps so far; 0 outside of a run."""
         return 0 if self._trainer is None else self.trainer.global_step
 
+    @property
+    def max_steps(self) -> int | None:
+        """Optimizer steps of the run; None outside of one, or if it has no such number."""
+        is_counted = self._trainer is not None and self.trainer.max_steps >= 0
+        return self.trainer.max_steps if is_counted else None
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """Numbers of the loss that change with the step, by name: columns of the log.
+
+        Args:
+            step: optimizer steps taken so far.
+        """
+        return {}
+
     def leave_out_step(self) -> None:
-        """Take the step that comes as not made: averages and learning rates stay where they are.
+        """Count the coming step as not taken: averages and learning rates stay as they are.
 
         For callbacks that take its gradients away, in `on_before_optimizer_step`.
         """
@@ -206,6 +205,14 @@ class GenerativeModule(LightningModule, ABC):
         self.batch_checks.check_classes(self, batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         self.batch_checks.check_scale(self, batch.x0)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the rate of the trained network, and `at_step`, where Lightning writes a row."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.steps_taken + 1) % every == 0:
+            rates = {"lr": float(optimizer.param_groups[0]["lr"])}
+            numbers = rates | self.at_step(self.steps_taken)
+            self.log_dict({name: exactly(value) for name, value in numbers.items()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, force the weights of magnitude-preserving layers, let the averages follow."""
@@ -295,21 +302,9 @@ class GenerativeModule(LightningModule, ABC):
             ValueError: if the kind of run, a part of it, `sigma_data` or a weight does not fit.
         """
         update_names(checkpoint)
-        metadata = checkpoint.get(METADATA_KEY, {})
-        self._saved_optimizers = metadata.get("optimizers", [])
-        needed = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
-        known = {key: each for key, each in self.parts_of_run().items() if key in metadata}
-        for key, own in (needed | known).items():
-            if metadata.get(key) != own:
-                raise ValueError(
-                    f"the checkpoint must be of a run with {key} {own}, got {metadata.get(key)}; "
-                    "give the checkpoint that belongs to this configuration"
-                )
-        if mismatch := weights_mismatch(checkpoint["state_dict"], self):
-            raise ValueError(
-                f"the checkpoint does not fit the model: {mismatch}; give the checkpoint that "
-                "belongs to this configuration"
-            )
+        self._saved_optimizers = checkpoint.get(METADATA_KEY, {}).get("optimizers", [])
+        own = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
+        check_fits(checkpoint, self, own, self.parts_of_run())
 
     def _name_of(self, network: nn.Module) -> str:
         names = (name for name, each in self.named_modules() if each is network)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked at in a run's batches: their classes, and the scale of the first ones."""
+"""Checks of a run's batches: their classes, and the scale of the first ones."""
 
 import logging
 from functools import partial
@@ -14,8 +14,7 @@ from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks.classes import check_labels, num_known_classes
 
 STATISTICS_SAMPLES = 256
-"""Samples that the scale of the data is measured on, at the start of training; of a smaller set,
-all."""
+"""Samples on which the scale of the data is measured as training starts; all of a smaller set."""
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,9 @@ from torch.optim import RAdam
 
 from scm_lightning.core import Bound, GuidanceProposal, Guided, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.networks.shapes import check_takes_end
@@ -66,7 +62,7 @@ class ConsistencyModule(GenerativeModule):
             first is that one; see `GenerativeModule`.
 
     Raises:
-        ValueError: if the teacher does not fit, or the student cannot be sampled so.
+        ValueError: if the teacher does not fit, or the student cannot be sampled as asked.
 
     Source: arXiv 2410.11081, Algorithm 1; defaults from its CIFAR-10 experiments.
     """
@@ -99,8 +95,8 @@ class ConsistencyModule(GenerativeModule):
     ) -> None:
         if not isinstance(objective, Objective | None):
             raise ValueError(
-                f"objective must be an Objective, got {objective!r}; start_from_teacher stands "
-                "behind it"
+                f"objective must be an Objective, got {objective!r}; start_from_teacher comes "
+                "after it"
             )
         teacher = prepare_teacher(teacher, student, path, start_from_teacher)
         super().__init__(student, path, optimizer, lr_schedule, ema)
@@ -118,7 +114,7 @@ class ConsistencyModule(GenerativeModule):
     def training_step(
         self, batch: Batch, batch_idx: int, times: tuple[Tensor, Tensor | None] | None = None
     ) -> StepOutput:
-        """One batch, by Algorithm 1 unless there is another objective.
+        """Compute the loss of one batch, by Algorithm 1 unless there is another objective.
 
         Args:
             batch: data.
@@ -166,20 +162,22 @@ class ConsistencyModule(GenerativeModule):
         return self.velocity_source(x_t, t, x0, z, self.path, teacher)
 
     def times_at(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Times of a step whose samples are all where the caller wants them; see `Objective`."""
+        """Times of a training step at chosen t; see `Objective`."""
         return self.objective.times_at(t, self.path)
 
     def setup(self, stage: str) -> None:
-        """Refuse parts that do not fit each other.
+        """Tell the objective how long the run is; refuse parts that do not fit each other.
 
         Raises:
-            ValueError: if a part needs a teacher and there is none, if there is guidance without
-                one, if a term cannot train beside the objective, or if that hands the student a
-                second time and it takes none.
+            ValueError: if a length is a share of a run without a number of steps, if a part needs a
+                teacher and there is none, if there is guidance without one, if a term cannot train
+                beside the objective, or if that hands the student a second time and it takes none.
         """
         if self.objective.two_times:
             check_takes_end(self.student, type(self.objective).__name__)
         if stage == "fit":
+            self.objective.max_steps = self.max_steps
+            self.objective.at_step(0)  # refuses a share of a run without a number of steps
             for part in (self.velocity_source, self.objective, *self.terms):
                 check_teacher(part, self.teacher)
         if self.guidance is not None and not self.velocity_source.needs_teacher:
@@ -191,9 +189,13 @@ class ConsistencyModule(GenerativeModule):
             if self.objective.two_times and not term.takes_two_times:
                 raise ValueError(
                     f"{type(term).__name__} calls the student as F(u, t), but that of "
-                    f"{type(self.objective).__name__} is told where its step ends; take the term "
-                    "out, or the objective Consistency"
+                    f"{type(self.objective).__name__} is told where its step ends; remove the "
+                    "term, or take the objective Consistency"
                 )
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """The objective's; see `Objective`."""
+        return self.objective.at_step(step)
 
     def parts_of_run(self) -> dict[str, str]:
         """The objective: a run does not change it."""

@@ -9,13 +9,9 @@ from torch.optim import Adam
 
 from scm_lightning.core import TimeProposal, TrigFlow, diffusion_loss, drop_labels
 from scm_lightning.data.batch import Batch
-from scm_lightning.modules.base import (
-    GenerativeModule,
-    OptimizerFactory,
-    ScheduleFactory,
-    parameter_group,
-)
+from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
+from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
 from scm_lightning.sampling import DiffusionSampling, Draw
@@ -69,7 +65,7 @@ class DiffusionModule(GenerativeModule):
     ) -> None:
         if not 0.0 <= label_dropout < 1.0:
             raise ValueError(
-                f"label_dropout is a probability below 1, got {label_dropout}; the paper uses 0.1"
+                f"label_dropout must be a probability below 1, got {label_dropout}; paper: 0.1"
             )
         super().__init__(network, path, optimizer, lr_schedule, ema)
         self.network = network
@@ -102,7 +98,7 @@ class DiffusionModule(GenerativeModule):
     def training_step(
         self, batch: Batch, batch_idx: int, times: Tensor | None = None
     ) -> StepOutput:
-        """One batch.
+        """Compute the loss of one batch.
 
         Args:
             batch: data.
@@ -129,7 +125,7 @@ class DiffusionModule(GenerativeModule):
         return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
     def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Augment data; say how, in a condition that only such networks have.
+        """Augment data; report how in a condition that only such networks take.
 
         Args:
             x0: data. (B, ...), data units.

@@ -31,7 +31,7 @@ def draw_samples(
         request: which samples, of which class.
         draws: the ways, by name.
         sigma_data: standard deviation of the noise that they start from. Data units.
-        device: where.
+        device: device to draw on.
 
     Returns:
         Samples by name, (B, *request.shape) each.

@@ -3,7 +3,7 @@
 
 An average lives inside the module: it is checkpointed, moved and sharded like the network,
 and nothing has to be swapped before sampling. Trap: its counters are buffers, on the device of the
-network, so reading them waits for the device; they are read once, and counted in Python from then.
+network, so reading them waits for the device; they are read once, then counted in Python.
 """
 
 import copy
@@ -18,7 +18,7 @@ from scm_lightning.core import gamma_from_sigma_rel, half_life_decay, power_func
 
 
 class EMAProfile(ABC):
-    """How fast an average forgets."""
+    """Rate at which an average forgets."""
 
     @abstractmethod
     def decay(self, images_seen: int, images_in_step: int) -> float:
@@ -32,7 +32,7 @@ class EMAProfile(ABC):
     @property
     @abstractmethod
     def short_name(self) -> str:
-        """A word that tells it from other profiles, for rows of a table."""
+        """Word that tells it from other profiles, in rows of a table."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def distinct_profiles(ema: EMAProfile | Sequence[EMAProfile]) -> list[EMAProfile
         ema: one profile or several.
 
     Raises:
-        ValueError: if there is none, or one is there twice.
+        ValueError: if there is none, or one appears twice.
     """
     profiles = [ema] if isinstance(ema, EMAProfile) else list(ema)
     if not profiles or any(each in profiles[:place] for place, each in enumerate(profiles)):
@@ -131,7 +131,7 @@ class EMA(nn.Module):
         self.register_load_state_dict_post_hook(_forget_counts)  # type: ignore[no-untyped-call]
 
     def counts(self) -> tuple[int, int]:
-        """Optimizer steps and images taken in, without waiting for the device but once."""
+        """Optimizer steps and images taken in; waits for the device only once."""
         if self._counted is None:
             self._counted = int(self.num_steps), int(self.num_images)
         return self._counted
@@ -161,5 +161,5 @@ class EMA(nn.Module):
 
 
 def _forget_counts(module: EMA, incompatible_keys: object) -> None:
-    """Read the counters anew, once they have been loaded."""
+    """Read the counters again, once they have been loaded."""
     module._counted = None

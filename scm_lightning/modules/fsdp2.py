@@ -5,7 +5,7 @@
     fsdp2_sharded    a checkpoint is a folder, to which every process writes its part; for networks
                      of which one process cannot hold all averages and moments, or not save in time
 
-With either a run goes on with any number of processes and any strategy, and `scm test`,
+With either, a run continues with any number of processes and any strategy, and `scm test`,
 `scm predict`, `scm export` and `teacher:` read it.
 """
 
@@ -75,7 +75,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read this process's part of a folder; of a file all, as without sharding."""
+        """Read this process's part of a folder; or a whole file, as without sharding."""
         if Path(checkpoint_path).is_dir():
             assert self.device_mesh is not None
             return Checkpoint(checkpoint_path).read(self.device_mesh["data_parallel"])

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
-"""What schedules add to a group."""
+"""Options that schedules add to a group."""
 
 
 def class_name(optimizer: Optimizer) -> str:
@@ -44,7 +45,7 @@ def keep_options(optimizer: Optimizer, saved_class: str | None) -> None:
         if len(saved) != len(given):
             return state  # torch refuses it
         if reason := _new_averages(optimizer, saved_class, saved[0], state["state"]):
-            rank_zero_info(f"{reason}: its averages of gradients begin anew")
+            rank_zero_info(f"{reason}: its averages of gradients start again from zero")
         groups = [
             {**own, "params": group["params"]} for own, group in zip(given, saved, strict=True)
         ]
@@ -71,7 +72,7 @@ def say_untrained(module: nn.Module, optimizers: Iterable[Optimizer]) -> None:
 
 
 class KeptSchedule:
-    """A schedule as it was configured, to be put where a restored one stands.
+    """A schedule as it was configured, to replace a restored one.
 
     Args:
         schedule: at its beginning.
@@ -82,20 +83,33 @@ class KeptSchedule:
         self._beginning = copy.deepcopy(schedule.state_dict())
 
     def go_on(self, position: int) -> None:
-        """Take back the configured options, and move the rates to a position.
+        """Restore the configured options, and move the rates to a position.
 
         Args:
             position: how often the schedule was stepped.
         """
         schedule = self._schedule
         if isinstance(schedule, ReduceLROnPlateau):
-            rank_zero_info("ReduceLROnPlateau goes on with the options and rates of the checkpoint")
+            rank_zero_info("ReduceLROnPlateau keeps the options and rates of the checkpoint")
             return
         schedule.load_state_dict(copy.deepcopy(self._beginning))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the optimizer has not stepped in this process
             for _ in range(position):  # microseconds each
                 schedule.step()
+
+
+def go_on(trainer: Trainer, kept: Iterable[KeptSchedule]) -> None:
+    """Let the schedules of a run go on where it is, with the options given now.
+
+    Args:
+        trainer: of the run, its checkpoint restored.
+        kept: its schedules as they were configured, in its order.
+    """
+    for config, schedule in zip(trainer.lr_scheduler_configs, kept, strict=True):
+        done = trainer.current_epoch if config.interval == "epoch" else trainer.global_step
+        if position := config.scheduler.last_epoch or done:  # a new one is at 0
+            schedule.go_on(position)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def _new_averages(
     saved: Mapping[str, Any],
     states: Mapping[int, Mapping[str, Any]],
 ) -> str | None:
-    """Why an optimizer cannot go on with the averages of a checkpoint; None if it can."""
+    """Reason why an optimizer cannot continue with a checkpoint's averages; None if it can."""
     own = class_name(optimizer)
     options = [{*_options(each)} - OF_SCHEDULES for each in (saved, optimizer.param_groups[0])]
     other = options[0] != options[1] if saved_class is None else saved_class != own
@@ -122,7 +136,7 @@ def _new_averages(
 
 
 def _names_of_state(optimizer: Optimizer) -> set[str]:
-    """What an optimizer keeps of a parameter with its options; asked by a step on a small one."""
+    """Names of what an optimizer keeps per parameter, found by a step on a small one."""
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros_like(parameter)
     group = {**_options(optimizer.param_groups[0]), "params": [parameter]}

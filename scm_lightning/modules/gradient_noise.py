@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""How noisy the training signal of a trained network is, time by time.
+r"""Noise of a trained network's training signal, time by time.
 
     mean                  m = sum_k g_k / K
     gradient_variance     v = sum_k ||g_k - m||^2 / (K - 1)      trace of the covariance

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning-rate schedules, as factors of every group's own rate."""
+"""Learning-rate schedules, as factors of every group's own rate.
+
+Steps are lengths: a number of optimizer steps, a share of `trainer.max_steps`, or None for the
+whole run; see `core/lengths.py`.
+"""
 
 import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from scm_lightning.core import Length, check_length, steps_of
 
 
 class FlatCosine(LambdaLR):
@@ -12,10 +18,10 @@ class FlatCosine(LambdaLR):
 
     Args:
         optimizer: the optimizer to steer.
-        total_steps: optimizer steps of the run.
-        ramp_steps: optimizer steps of the ramp-up.
-        flat_share: share of the run after which the rate starts to fall, in [0, 1).
-        last_factor: factor at the end of the run.
+        total_steps: length of the schedule; by default the whole run.
+        ramp_steps: length of the ramp-up.
+        flat_share: share of `total_steps` after which the rate starts to fall, in [0, 1).
+        last_factor: factor at the end of `total_steps`, and after it.
 
     Raises:
         ValueError: if the shares or steps are out of range.
@@ -24,20 +30,24 @@ class FlatCosine(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
-        ramp_steps: int = 0,
+        total_steps: Length = None,
+        ramp_steps: Length = 0,
         flat_share: float = 0.4,
         last_factor: float = 0.02,
     ) -> None:
-        if not (0 <= ramp_steps <= total_steps and 0.0 <= flat_share < 1.0):
+        check_length(total_steps, "total_steps", least=1)
+        check_length(ramp_steps, "ramp_steps")
+        total, ramp_up = steps_of(total_steps, "total_steps"), steps_of(ramp_steps, "ramp_steps")
+        is_cut_short = total_steps is None and ramp_up > total  # of a trial: not refused
+        if not ((ramp_up <= total or is_cut_short) and 0.0 <= flat_share < 1.0):
             raise ValueError(
-                f"need 0 <= ramp_steps <= total_steps and 0 <= flat_share < 1, got ramp_steps "
-                f"{ramp_steps}, total_steps {total_steps}, flat_share {flat_share}"
+                f"need ramp_steps <= total_steps and 0 <= flat_share < 1, got ramp_steps "
+                f"{ramp_up}, total_steps {total}, flat_share {flat_share}"
             )
 
         def factor(step: int) -> float:
-            ramp = min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
-            fall = (step / total_steps - flat_share) / (1.0 - flat_share)
+            ramp = min(1.0, (step + 1) / ramp_up) if ramp_up else 1.0
+            fall = (step / total - flat_share) / (1.0 - flat_share)
             fall = min(max(fall, 0.0), 1.0)
             cosine = 0.5 * (1.0 + math.cos(math.pi * fall))
             return ramp * (last_factor + (1.0 - last_factor) * cosine)
@@ -53,8 +63,8 @@ class InverseSqrt(LambdaLR):
 
     Args:
         optimizer: the optimizer to steer.
-        ref_steps: optimizer steps t_ref after which the rate falls.
-        ramp_steps: optimizer steps of the ramp-up; EDM2 takes 10 million images.
+        ref_steps: length t_ref after which the rate falls.
+        ramp_steps: length of the ramp-up; EDM2 takes 10 million images.
 
     Raises:
         ValueError: if the steps are out of range.
@@ -62,15 +72,13 @@ class InverseSqrt(LambdaLR):
     Source: arXiv 2410.11081, Tables 4 and 5; ramp-up: EDM2, arXiv 2312.02696.
     """
 
-    def __init__(self, optimizer: Optimizer, ref_steps: int, ramp_steps: int = 0) -> None:
-        if ref_steps < 1 or ramp_steps < 0:
-            raise ValueError(
-                f"need ref_steps >= 1 and ramp_steps >= 0, got {ref_steps} and {ramp_steps}; the "
-                "paper uses 35000 or 70000, EDM2 a ramp-up of 10 million images"
-            )
+    def __init__(self, optimizer: Optimizer, ref_steps: Length, ramp_steps: Length = 0) -> None:
+        check_length(ref_steps, "ref_steps", least=1)
+        check_length(ramp_steps, "ramp_steps")
+        ref, ramp_up = steps_of(ref_steps, "ref_steps"), steps_of(ramp_steps, "ramp_steps")
 
         def factor(step: int) -> float:
-            ramp = min(1.0, (step + 1) / ramp_steps) if ramp_steps else 1.0
-            return float(ramp / max(step / ref_steps, 1.0) ** 0.5)
+            ramp = min(1.0, (step + 1) / ramp_up) if ramp_up else 1.0
+            return float(ramp / max(step / ref, 1.0) ** 0.5)
 
         super().__init__(optimizer, factor)

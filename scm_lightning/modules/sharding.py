@@ -2,7 +2,7 @@
 """Networks cut into pieces, one per process, and put together again for checkpoints (FSDP2).
 
 Every network of a module is sharded: one that is trained and left whole would get no gradients from
-the other processes, without a word. Its blocks are sharded one by one, then what is left of it, so
+the other processes, silently. Its blocks are sharded one by one, then what is left of it, so
 that only one block at a time is whole. Outside of its forward and backward all its parameters are
 `DTensor`s, in every process the same part of each: an average can follow its network in place.
 
@@ -54,12 +54,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def full_tensor(x: Any) -> Any:
-    """Put a sharded tensor together; anything else as it is. All processes must take part."""
+    """Gather a sharded tensor; return anything else as it is. All processes must take part."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def sharded_like(x: Tensor, own: Tensor) -> Tensor:
-    """Cut a tensor that is there in every process as another is cut.
+    """Cut a tensor that every process holds as another one is cut.
 
     Args:
         x: the whole tensor, or one that is cut by rows already. (...).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Whether data have the scale that the path was told, by the first samples of a run.
+r"""Check that data have the scale the path was told, by the first samples of a run.
 
     m_c, v_c        mean and variance of channel c, over samples and places
     v               the same variance over all channels, about the mean of all
@@ -7,7 +7,7 @@ r"""Whether data have the scale that the path was told, by the first samples of 
 
     log(s / sigma_data)^2   <= log(1.15)^2 + (k e(s))^2      or the data are refused
     log(s_c / sigma_data)^2 <= log(3)^2 + (k e(s_c))^2       or are refused: one is dead, or loud
-    m_c^2                   <= sigma_data^2 + (k SE(m_c))^2  or that is said
+    m_c^2                   <= sigma_data^2 + (k SE(m_c))^2  or a warning says so
 
 Elements of a sample are anything but independent, so all errors are of N samples, taken from the
 spread of what every single sample says. Errors of few samples, and of heavy tails, are uncertain
@@ -34,10 +34,10 @@ CHANNEL_TOLERANCE = 3.0
 CERTAINTY = 6.0
 """Standard errors that a measurement may be off, of many samples."""
 LEAST_SAMPLES = 8
-"""The errors of fewer say nothing."""
+"""Fewest samples whose errors say anything."""
 
 Total = Callable[[Tensor], Tensor]
-"""Sums a tensor over processes."""
+"""Sum of a tensor over processes."""
 
 
 def sample_moments(x0: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def check_scale(moments: Tensor, sigma_data: float, total: Total) -> str | None:
         total: sums over processes; called by all of them together.
 
     Returns:
-        What is to be said of the means, if they are large; None if nothing is.
+        A warning about the means if they are large; else None.
 
     Raises:
         ValueError: if all data, or a channel, are of another scale, or not finite.
@@ -87,7 +87,7 @@ def check_scale(moments: Tensor, sigma_data: float, total: Total) -> str | None:
         return None
     return (
         f"the mean of channel {worst} of the data is {float(mean[worst]):.4g} over {num} samples, "
-        f"farther from 0 than sigma_data = {sigma_data:g}; subtract it, unless you mean it"
+        f"farther from 0 than sigma_data = {sigma_data:g}; subtract it, unless it is intended"
     )
 
 
@@ -108,7 +108,7 @@ def _refuse(log_ratio: Tensor, limit: Tensor, sigma_data: float, num: int) -> No
     std, low, high = (
         sigma_data * math.exp(float(each[place])) for each in (log_ratio, -limit, limit)
     )
-    taken = f"over {num} samples, where {low:.3g} to {high:.3g} is taken"
+    taken = f"over {num} samples, where {low:.3g} to {high:.3g} is accepted"
     if not place:
         raise ValueError(
             f"the data must have standard deviation sigma_data = {sigma_data:g}, got {std:.4g} "

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every training step says of itself, for all who watch a run."""
+"""Report of a training step on itself, for all that watch a run; a number for the log."""
 
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 
 class StepOutput(TypedDict, total=False):
-    """What a training step returns, to Lightning and to callbacks.
+    """Values that a training step returns, to Lightning and to callbacks.
 
     Attributes:
         loss: what is differentiated. ().
@@ -22,3 +23,8 @@ class StepOutput(TypedDict, total=False):
     sample_loss: Tensor
     tangent_norm: Tensor
     logs: dict[str, Tensor]
+
+
+def exactly(value: float) -> Tensor:
+    """A number for `log` that is not rounded to float32, and for which no device is waited. ()."""
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a student comes by its teacher, and by its teacher's weights."""
+"""Teacher of a student: loading it, and starting the student from its weights."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from scm_lightning.teachers import load_teacher, weights_mismatch
 
 
 def check_teacher(part: Velocity | Objective | Term, teacher: nn.Module | None) -> None:
-    """Refuse to train without a teacher what needs one.
+    """Refuse a part that needs a teacher where there is none.
 
     Raises:
         ValueError: if there is none.
@@ -28,7 +28,7 @@ def prepare_teacher(
 ) -> nn.Module | None:
     """Load the teacher, and let the student start with its weights.
 
-    Conditions that the student has and the teacher has not, the guidance scale and the end of a
+    Conditions that the student has and the teacher lacks, the guidance scale and the end of a
     segment, keep their own weights, which are zero in a new network.
 
     Args:

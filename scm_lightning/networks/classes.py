@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class ClassConditioning(nn.Module):
-    """What reads class labels in a network.
+    """A module that reads class labels in a network.
 
     Attributes:
         num_classes: number of classes; 0 for a network without labels.
@@ -21,7 +21,7 @@ def num_known_classes(module: nn.Module) -> int:
 
 
 def check_labels(labels: Tensor, num_classes: int, least: int = 0) -> None:
-    """Refuse labels that a network does not know, which no GPU could say in a sentence.
+    """Refuse labels that a network does not know; a GPU's own error would not name them.
 
     Args:
         labels: class labels. (B,) int64.

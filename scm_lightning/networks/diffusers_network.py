@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A diffusers model in the place of one of ours.
+"""A diffusers model in place of one of ours.
 
 Its weights, layers and call stay as they are; only the time goes in beside the call. diffusers asks
 whether the time is a torch tensor and makes one of anything else. A dual number is one; the pair of
@@ -29,8 +29,8 @@ class _GivenTime(nn.Module):
 class DiffusersNetwork(ClassConditioning):
     """F(u, t, labels, guidance) by a diffusers model, `UNet2DModel` or `DiTTransformer2DModel`.
 
-    The model's output is taken as F and its time as t in radians: it has to be trained so, or
-    fine-tuned. A model that was trained on other times is no teacher as it stands.
+    The model's output is taken as F and its time as t in radians: it must be trained or fine-tuned
+    that way. A model trained on other times cannot serve as a teacher unchanged.
 
     Args:
         model: a model with the call (sample, timestep, class_labels) that projects its timestep in
@@ -75,7 +75,7 @@ class DiffusersNetwork(ClassConditioning):
             F. (B, C, H, W), unit variance.
 
         Raises:
-            ValueError: if a guidance scale comes, or labels for a model without classes.
+            ValueError: if it gets a guidance scale, or labels for a model without classes.
         """
         if guidance is not None:
             raise ValueError("diffusers models take no guidance scale; train without one")

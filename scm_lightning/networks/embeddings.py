@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a network knows beside its image: the time, the class, the guidance scale, a second time.
+r"""Conditions of a network beside its image: time, class, guidance scale, a second time.
 
 Everything here runs in float32 or wider, whatever the trainer's precision, since an error in the
 embedding of t is multiplied in the tangent.
@@ -31,7 +31,7 @@ class PreciseLinear(nn.Linear):
 class GuidanceEmbedding(nn.Module):
     """A condition that a student has beyond its teacher: the guidance scale, or a second time.
 
-    It says nothing at the start: a student with its teacher's weights starts as the teacher.
+    It adds nothing at the start: a student with its teacher's weights starts as the teacher.
 
     Args:
         num_features: channels of the positional embedding of the scalar.
@@ -72,7 +72,7 @@ def check_conditions(
     guidance: Tensor | None,
     t_end: Tensor | None,
 ) -> None:
-    """Refuse conditions that a network was built without, and miss those it was built with.
+    """Refuse conditions that a network was built without, and require those it was built with.
 
     Labels alone may always be left out: that is the unconditional model.
 
@@ -94,7 +94,7 @@ def check_conditions(
         raise ValueError(
             f"a network built with two_times={two_times} got "
             f"{'no second time' if t_end is None else 'a second time'}; set two_times to match: "
-            "flow maps need it (MeanFlow, AlphaFlow, Segments), the other objectives have none"
+            "flow maps need it (MeanFlow, AlphaFlow, Segments), the other objectives do without"
         )
 
 

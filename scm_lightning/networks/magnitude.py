@@ -125,8 +125,8 @@ class MPConv2d(nn.Module):
 def normalize_weights(network: nn.Module) -> None:
     """Bring the stored weights of every normalised layer back to unit variance, in place.
 
-    The network's output stays what it was. To be called after every optimizer step, before an
-    average of the weights follows. Weights may be sharded over their output channels: every row
+    The network's output stays the same. Call it after every optimizer step, before an average
+    follows the weights. Weights may be sharded over their output channels: every row
     lies on one device, and nothing is communicated.
 
     Args:

@@ -33,7 +33,7 @@ class AdaptiveDoubleNorm(nn.Module):
             of (B, C, ...), normalised over the data axes too.
 
     Raises:
-        ValueError: if the groups do not divide the channels, or tokens are to be grouped.
+        ValueError: if the groups do not divide the channels, or tokens have several.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checks that every network makes of its sizes and of its input."""
+"""Checks that every network makes of its sizes and its input."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -55,7 +55,7 @@ def check_takes_end(network: nn.Module, asked_by: str) -> None:
 
     Args:
         network: F(u, t, labels, guidance, t_end), or one without the last.
-        asked_by: what hands it that time, for the message.
+        asked_by: name of what passes that time, for the message.
 
     Raises:
         ValueError: if its forward takes no fifth argument.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""How a network sees the time.
+r"""Embedding of the time that a network sees.
 
     c_noise(t) = t in radians; emb = (cos(t f_i), sin(t f_i)), f_i = 10000^(-i / (n/2 - 1))
 
@@ -71,14 +71,14 @@ class FourierEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    """How a network sees the time; the defaults are the paper's, the others what it replaced.
+    """Embedding of the time; the defaults are the paper's, the others what it replaced.
 
     Args:
         transform: "identity" is c_noise = t. "log" is log(tan t) / 4, EDM's c_noise but for a
             constant; its derivative is infinite at 0 and pi/2.
         features: "positional", or "fourier" of EDM's scale 16.
         sigma_data: that of the path, with "log": EDM's own c_noise = log(sigma) / 4, where sigma =
-            sigma_data tan t. None leaves the constant log(sigma_data) / 4 out.
+            sigma_data tan t. None leaves out the constant log(sigma_data) / 4.
 
     Raises:
         ValueError: if an option is unknown or does not fit.
@@ -100,7 +100,7 @@ class TimeEmbedding:
             )
         if self.sigma_data is not None and (self.transform != "log" or not self.sigma_data > 0):
             raise ValueError(
-                "a time embedding takes a positive sigma_data, and with transform log alone, got "
+                "a time embedding takes a positive sigma_data, and only with transform log, got "
                 f"{self.sigma_data} with {self.transform}; leave it out, or set that of the path"
             )
 
@@ -111,7 +111,7 @@ class TimeEmbedding:
         return PositionalEmbedding(num_channels)
 
     def c_noise(self, t: Tensor) -> Tensor:
-        """What the features are made of. (B,) radians to (B,), float32 or wider."""
+        """Scalar that the features are made of. (B,) radians to (B,), float32 or wider."""
         t = at_least_float32(t)
         if self.transform == "identity":
             return t
@@ -120,7 +120,7 @@ class TimeEmbedding:
 
 
 def check_time_embeddings(network: nn.Module, sigma_data: float) -> None:
-    """Refuse a network that takes the times of a path for those of another.
+    """Refuse a network that would take the times of one path for those of another.
 
     Raises:
         ValueError: if a `TimeEmbedding` in it has another `sigma_data` than the path.

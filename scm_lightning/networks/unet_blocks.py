@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Blocks of DDPM++, with adaptive double normalization in the place of its additive embedding.
+r"""Blocks of DDPM++, with adaptive double normalization in place of its additive embedding.
 
     h = conv1(resample(silu(norm1(x))))
     h = conv2(dropout(silu(double_norm(h, emb))))
@@ -21,7 +21,7 @@ from scm_lightning.autodiff import attention
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
 
 SKIP_SCALE = math.sqrt(0.5)
-"""Keeps the variance of a sum of two."""
+"""Factor that keeps the variance of a sum of two."""
 ATTENTION_GAIN = math.sqrt(0.2)
 """Factor of the first weights of queries, keys and values, beside Glorot's."""
 Resampling = Literal["none", "down", "up"]
@@ -51,7 +51,7 @@ def convolution(in_channels: int, out_channels: int, size: int = 3, gain: float 
         in_channels: channels of the input.
         out_channels: channels of the result.
         size: side of the kernel, odd. Pixels.
-        gain: factor of the first weights; 0 for a branch that says nothing at the start.
+        gain: factor of the first weights; 0 for a branch that adds nothing at the start.
     """
     layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
     initialize(layer, gain)
@@ -126,7 +126,7 @@ class ResidualBlock(nn.Module):
         return y if self.attention is None else self.attention(y)  # type: ignore[no-any-return]
 
     def _resample(self, x: Tensor) -> Tensor:
-        """By the box filter."""
+        """Resample by the box filter."""
         if self.resampling == "down":
             return nn.functional.avg_pool2d(x, 2)
         if self.resampling == "up":

@@ -4,7 +4,7 @@ r"""The adaptive weighting head w_phi(t), trained by the loss itself.
     e^{w*(t)} E ||F - F^- - g||^2 / D = 1     at its optimum
 
 With a unit-norm g that is w* = log D; the head therefore learns what is left beside that constant,
-and starts at zero. Started at w = 0 instead it spends the run on the way there.
+and starts at zero. Started at w = 0 instead, it would spend the run getting there.
 Source: arXiv 2410.11081, Section 4.2; features as in EDM2's `logvar` head (opposite sign).
 """
 

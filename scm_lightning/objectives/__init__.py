@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 5: what a student is trained for, one file each, and the terms beside it."""
+"""Floor 5: the objectives of a student, one file each, and further loss terms."""
 
 from scm_lightning.objectives.adaptive_vsd import AdaptiveVSD
 from scm_lightning.objectives.alpha_flow import AlphaFlow, AlphaSchedule

@@ -7,7 +7,7 @@ r"""Adaptive variational score distillation (VSD) beside the consistency loss.
 
 F_fake is a diffusion model of what the student draws now, F_pre the teacher; the gradient pulls the
 student's distribution towards the teacher's. It sharpens, and at high guidance loses diversity.
-Both networks take one step together, so one optimizer and automatic optimization do (ours: the
+Both networks take one step together, so one optimizer and automatic optimization suffice (ours: the
 paper alternates one update each).
 Source: arXiv 2410.11081, Appendix C and Table 5; VSD: arXiv 2305.16213.
 Axes: B batch, ... data axes.
@@ -38,8 +38,8 @@ class AdaptiveVSD(Term):
 
     Args:
         weight: weight of the VSD loss beside the consistency loss.
-        times: which times student and teacher are compared at.
-        fake_times: which times the second network is trained at.
+        times: times at which student and teacher are compared.
+        fake_times: times at which the second network is trained.
 
     Source: arXiv 2410.11081, Table 5.
     """

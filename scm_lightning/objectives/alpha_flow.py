@@ -24,10 +24,13 @@ from scm_lightning.autodiff.methods import same_random_numbers
 from scm_lightning.core import (
     TRIGONOMETRIC,
     Bound,
+    Length,
     TimeProposal,
     TrigFlow,
     adaptive_loss,
+    check_length,
     expand_time,
+    steps_of,
     tangent_norm,
     widen,
 )
@@ -38,7 +41,7 @@ from scm_lightning.sampling import FreshNoise
 def alpha_flow_target(
     F_m: Tensor, u: Tensor, w: Tensor, t: Tensor, middle: Tensor, t_end: Tensor
 ) -> Tensor:
-    """What F at t should be, if it is F_m after a step along w.
+    """Target of F at t, given F_m after a step along w.
 
     Args:
         F_m: network output at the end of the step, `middle`, without gradient. (B, ...).
@@ -65,32 +68,57 @@ class AlphaSchedule:
     """alpha = 1 - sigmoid(gamma (step - (start + end) / 2) / (end - start)), cut off near 0 and 1.
 
     Args:
-        start: optimizer step at which alpha begins to fall.
-        end: optimizer step at which it is down.
+        start: place at which alpha begins to fall: an optimizer step (600000), a share of
+            `trainer.max_steps` (0.5), or None for the end of the run.
+        end: place at which it has fallen, in the same units.
         gamma: steepness.
         cut: alphas below are 0, where a derivative takes the place of a step; above 1 - cut, 1.
 
     Raises:
-        ValueError: if the steps or the cut are out of range.
+        ValueError: if a length or the cut is out of range.
 
     Source: arXiv 2510.20771: from 600,000 to 1,000,000 of 1,200,000 steps, gamma 25, cut 5e-3.
     """
 
-    start: int = 600_000
-    end: int = 1_000_000
+    start: Length = 600_000
+    end: Length = 1_000_000
     gamma: float = 25.0
     cut: float = 5e-3
 
     def __post_init__(self) -> None:
-        if not (0 <= self.start < self.end and self.gamma > 0 and 0 < self.cut < 0.5):
+        check_length(self.start, "schedule.start")
+        check_length(self.end, "schedule.end", least=1)
+        if not (self.gamma > 0 and 0 < self.cut < 0.5):
             raise ValueError(
-                f"alpha falls between steps 0 <= start < end, with gamma > 0 and 0 < cut < 0.5, "
-                f"got {self.start}, {self.end}, {self.gamma} and {self.cut}"
+                f"alpha falls with gamma > 0 and 0 < cut < 0.5, got {self.gamma} and {self.cut}"
             )
+        if isinstance(self.start, int) and isinstance(self.end, int):
+            self.ends(None)
 
-    def alpha(self, step: int) -> float:
-        """alpha after so many optimizer steps, in [0, 1]."""
-        place = (step - (self.start + self.end) / 2) / (self.end - self.start)
+    def ends(self, max_steps: int | None) -> tuple[int, int]:
+        """Start and end, in optimizer steps.
+
+        Args:
+            max_steps: optimizer steps of the run.
+
+        Raises:
+            ValueError: if they are not in order, or shares of a run without a number of steps.
+        """
+        start = steps_of(self.start, "schedule.start", max_steps)
+        end = steps_of(self.end, "schedule.end", max_steps)
+        if start >= end:
+            raise ValueError(f"alpha falls between steps start < end, got {start} and {end}")
+        return start, end
+
+    def alpha(self, step: int, max_steps: int | None = None) -> float:
+        """alpha after so many optimizer steps, in [0, 1].
+
+        Args:
+            step: optimizer steps taken so far.
+            max_steps: optimizer steps of the run, of which start and end may be shares.
+        """
+        start, end = self.ends(max_steps)
+        place = (step - (start + end) / 2) / (end - start)
         alpha = 0.5 * (1 - math.tanh(self.gamma * place / 2))
         return 0.0 if alpha < self.cut else 1.0 if alpha > 1 - self.cut else alpha
 
@@ -122,8 +150,8 @@ class AlphaFlow(IntervalObjective):
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and c > 0):
             raise ValueError(
-                f"share_of_intervals is a probability and c positive, got {share_of_intervals} "
-                f"and {c}; alpha-Flow has 0.75 and 1e-3"
+                "share_of_intervals must be a probability and c positive, got "
+                f"{share_of_intervals} and {c}; alpha-Flow uses 0.75 and 1e-3"
             )
         super().__init__(times, share_of_intervals, tangents)
         self.schedule = schedule
@@ -133,7 +161,7 @@ class AlphaFlow(IntervalObjective):
 
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
         """See `Objective`."""
-        alpha = self.schedule.alpha(step)
+        alpha = self.schedule.alpha(step, self.max_steps)
         if alpha == 0:
             F, pull = self._derivative(student, at, path)
         else:
@@ -144,6 +172,10 @@ class AlphaFlow(IntervalObjective):
             F, pull = self._short_step(student, at, path, alpha)
         losses = adaptive_loss(F, widen(F.detach()) + pull, c=self.c * F[0].numel())
         return Losses(losses, tangent_norm(pull))
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """alpha."""
+        return {"alpha": self.schedule.alpha(step, self.max_steps)}
 
     def _short_step(
         self, student: Bound, at: Point, path: TrigFlow, alpha: float

@@ -33,9 +33,9 @@ from scm_lightning.sampling import FreshNoise, Steps
 
 
 class ConsistencyObjective(Objective, ABC):
-    """What all consistency models share: the loss, its bound and its weight.
+    """Common part of all consistency models: the loss, its bound and its weight.
 
-    To change a part in an objective of yours, override the method that is named for it: `tangent`,
+    To change a part in an objective of your own, override the method named for it: `tangent`,
     `log_weight`, `sample_times`, `loss`.
 
     Args:
@@ -75,10 +75,14 @@ class ConsistencyObjective(Objective, ABC):
 
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
         """See `Objective`."""
-        F, g = self.tangent(student, at, path, self.warmup.r(step))
+        F, g = self.tangent(student, at, path, self.warmup.r(step, self.max_steps))
         log_weight = self.log_weight(at.t, path, num_elements=F[0].numel())
         losses = consistency_loss(F, self.bound(g), log_weight)
         return Losses(losses, tangent_norm(g))
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """The warm-up's r."""
+        return {"r": self.warmup.r(step, self.max_steps)}
 
     @abstractmethod
     def tangent(self, student: Bound, at: Point, path: TrigFlow, r: float) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Discrete(ConsistencyObjective):
     ) -> None:
         if warmup.kind != "scm":
             raise ValueError(
-                f"discrete time has Algorithm 1's warm-up, got {warmup.kind}; set kind to scm"
+                f"discrete time takes Algorithm 1's warm-up, got {warmup.kind}; set kind to scm"
             )
         super().__init__(times, bound, warmup, weighting, weighting_lr, prior)
         self.grid = TimeGrid(num_intervals)

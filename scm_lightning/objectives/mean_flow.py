@@ -51,8 +51,8 @@ class MeanFlow(IntervalObjective):
     ) -> None:
         if not (0.0 <= share_of_intervals <= 1.0 and p >= 0 and c > 0):
             raise ValueError(
-                f"share_of_intervals is a probability, p at least 0 and c positive, got "
-                f"{share_of_intervals}, {p} and {c}; MeanFlow has 0.25, 1 and 1e-3"
+                f"share_of_intervals must be a probability, p at least 0 and c positive, got "
+                f"{share_of_intervals}, {p} and {c}; MeanFlow uses 0.25, 1 and 1e-3"
             )
         super().__init__(times, share_of_intervals, tangents)
         self.p = p

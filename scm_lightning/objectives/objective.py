@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a student is trained for, as an object: times to train at, a loss, and how it is sampled.
+"""Objective of a student, as an object: times to train at, a loss, and a way to sample.
 
 Axes: B batch, ... data axes. Times in radians.
 """
@@ -45,7 +45,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Losses:
-    """What an objective says of a batch.
+    """Losses of a batch, and numbers to log.
 
     Attributes:
         losses: loss of every sample. (B,).
@@ -62,7 +62,7 @@ class Losses:
 class Objective(nn.Module, ABC):
     """A loss of one student, and how that student is sampled.
 
-    An `__init__` of yours calls that of `Objective` and sets `steps`, which has no default.
+    An `__init__` of your own calls that of `Objective` and sets `steps`, which has no default.
     Networks that it builds are trained only if `parameter_groups` names them.
 
     Attributes:
@@ -71,8 +71,11 @@ class Objective(nn.Module, ABC):
         steps: how the student is sampled.
         needs_teacher: whether there has to be a teacher, for `velocity` at other places.
         two_times: whether the student is told where its step ends: F(u, t, ..., t_end).
+        max_steps: optimizer steps of the run, which its module sets before training; None outside
+            of a run, and for one without such a number.
     """
 
+    max_steps: int | None = None
     two_times: bool = False
     needs_teacher: bool = False
     tangents: TangentComputer | None = None
@@ -90,7 +93,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def times_at(self, t: Tensor, path: TrigFlow) -> Times:
-        """What `sample_times` gives where it draws t: for measurements at chosen times.
+        """Return the result of `sample_times` for given t: for measurements at chosen times.
 
         Args:
             t: times. (B,), radians.
@@ -99,7 +102,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, student: Bound, at: Point, path: TrigFlow, step: int) -> Losses:
-        """One batch.
+        """Compute the losses of one batch.
 
         Args:
             student: F(u, t) of the network that is trained, with its conditions.
@@ -108,13 +111,21 @@ class Objective(nn.Module, ABC):
             step: optimizer steps taken so far.
         """
 
+    def at_step(self, step: int) -> dict[str, float]:
+        """What of the loss changes with the step, by name: columns of the log.
+
+        Args:
+            step: optimizer steps taken so far.
+        """
+        return {}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of the optimizer for what the objective trains beside the student."""
         return []
 
 
 class IntervalObjective(Objective, ABC):
-    """What flow maps between any two times share: of two drawn, the earlier is where t leads.
+    """Common part of flow maps between two times: of two drawn, the earlier is where t leads.
 
     Args:
         times: which times to train at.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consistency models of segments: "multistep sCD" of the paper.
 
-Algorithm 1 with t - s in the place of t, s being the edge of the segment below t.
+Algorithm 1 with t - s in place of t, s being the edge of the segment below t.
 Source: arXiv 2410.11081, Table 6, which gives no recipe; after arXiv 2403.06807.
 Axes: B batch, ... data axes.
 """

@@ -11,7 +11,7 @@ from scm_lightning.core import Bound, Guided, TrigFlow
 
 
 class TermLoss(NamedTuple):
-    """What a term says of a batch.
+    """Loss of a term on a batch, and numbers to log.
 
     Attributes:
         loss: what is added to the objective's loss. ().
@@ -39,7 +39,7 @@ class Term(nn.Module, ABC):
     takes_two_times: bool = False
 
     def follow(self, student: nn.Module) -> None:
-        """Build what is made from the student: before training, once the student has its weights.
+        """Build what is made from the student, once it has its weights and before training.
 
         Args:
             student: the network that is trained.
@@ -47,7 +47,7 @@ class Term(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, student: Bound, teacher: Guided | None, path: TrigFlow, x0: Tensor) -> TermLoss:
-        """One batch.
+        """Compute the loss of one batch.
 
         Args:
             student: F(u, t) of the network that is trained, with its conditions.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Where dx_t/dt comes from: the only difference between sCT and sCD.
+r"""Sources of dx_t/dt, the only difference between sCT and sCD.
 
     sCT   dx/dt = cos(t) z - sin(t) x0              one pair's, unbiased
     sCD   dx/dt = sigma_data F_pre(x_t / sigma_data, t)      the teacher's, guided by a scale

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a shard stores of an image: its pixels, or what an encoder makes of them.
+r"""Content of a shard: an image's pixels, or what an encoder makes of them.
 
 The engine of `scm prepare` (`engine.py`) hands every batch of images that its workers have
 loaded to one `ShardContent`, in the main process and in a fixed order, and asks it for
@@ -27,7 +27,7 @@ from scm_lightning.data.index import Latents
 from scm_lightning.data.shards import Array
 
 BATCH_BYTES = 2**23
-"""Of the images that a worker hands over at once; more would only fill the memory."""
+"""Size of the images that a worker hands over at once; more would only fill the memory."""
 MAX_BATCH = 256
 
 
@@ -55,7 +55,7 @@ def merged(moments: Sequence[Moments]) -> Moments:
 
 
 class ShardContent(ABC):
-    """What is stored of an image. Lives in the main process, and need not be picklable.
+    """Content stored for an image. Lives in the main process, and need not be picklable.
 
     Attributes:
         shape: shape of one sample as data, (C, H, W): that of the index.
@@ -83,7 +83,7 @@ class ShardContent(ABC):
 
     @abstractmethod
     def encode(self, images: Array) -> Array:
-        """Make what is stored. (N, C, H, W) uint8 pixels to (N, *stored_shape) `dtype`."""
+        """Make the stored arrays. (N, C, H, W) uint8 pixels to (N, *stored_shape) `dtype`."""
 
     @abstractmethod
     def moments(self, stored: Array) -> Moments:

@@ -60,7 +60,7 @@ class Digits(ShardDataModule):
         """Write the shards if they are not there.
 
         Raises:
-            ValueError: if something else is in the place of the folder, or it is a command or
+            ValueError: if something else is in place of the folder, or it is a command or
                 address.
         """
         folder = folder_to_write(self.root)

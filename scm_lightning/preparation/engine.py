@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from rich.progress import MofNCompleteColumn, Progress
-
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
 from scm_lightning.data.shards import Array, write_shard
@@ -45,6 +43,7 @@ from scm_lightning.preparation.plan import (
     Recipe,
 )
 from scm_lightning.preparation.space import explained_errors, needed_bytes, refuse_small_disk
+from scm_lightning.saying import counted
 
 NAMED = 10
 """Unreadable images that a message names; the others are counted."""
@@ -52,7 +51,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class Preparation:
-    """What came of it.
+    """Outcome of a preparation.
 
     Args:
         index: index of the folder.
@@ -70,17 +69,17 @@ class Preparation:
 def prepare(
     recipe: Recipe, folder: Path | str, num_workers: int = 0, max_unreadable: int = 0
 ) -> Preparation:
-    """Write a folder of shards, or go on with it, or find it complete.
+    """Write a folder of shards, continue one, or find it complete.
 
     Args:
         recipe: what is made of which source.
-        folder: where to. Its parents are made.
+        folder: folder to write. Its parents are made.
         num_workers: processes that load images; with 0 this one does.
         max_unreadable: images that are left out at most if they cannot be read.
 
     Raises:
         ValueError: if the folder holds something else or cannot be written, or more images cannot
-            be read. Finished shards are kept, and the same call goes on.
+            be read. Finished shards are kept, and the same call continues.
     """
     started, folder, plan = time.monotonic(), folder_to_write(folder), recipe.plan()
     unreadable = read_account(folder, plan)
@@ -114,16 +113,15 @@ def _write(
         for start in range(0, len(planned.items), size)
     ]
     images = ImageBatches(recipe.source, recipe.transform, content.image_shape, batches)
-    # Closed at once: what is left half-way keeps its workers, and rich waits for itself.
+    # Closed at once: what is left half-way keeps its workers.
     with (
         closing(load_images(images, min(num_workers, len(batches)))) as loaded,
-        Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar,
+        counted("preparing", sum(len(batch) for batch in batches)) as advance,
     ):
-        task = bar.add_task("preparing", total=sum(len(batch) for batch in batches))
         for planned in shards:
             record = _write_shard(planned, loaded, recipe, work.folder)
             work.keep(planned, record)
-            bar.advance(task, len(planned.items))
+            advance(len(planned.items))
             yield record
 
 
@@ -211,5 +209,5 @@ def _refuse_unreadable(unreadable: Sequence[str], most: int) -> None:
         raise ValueError(
             f"at most {most} images may be unreadable, got {len(unreadable)}: {named}{others}. "
             f"With max_unreadable {len(unreadable)} the same command leaves them out and finishes "
-            "at once; if they are replaced instead, remove the folder and prepare it anew"
+            "at once; to replace them instead, remove the folder and prepare it again"
         )

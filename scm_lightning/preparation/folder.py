@@ -31,16 +31,16 @@ from scm_lightning.whole_files import lock_file, write_whole
 WORK_FOLDER = ".preparation"
 PLAN_FILE = "plan.json"
 BAD_JSON = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
-"""What comes of JSON that is none, or holds other things than were written."""
+"""Errors of reading what is not JSON, or JSON that holds other things than were written."""
 ACCOUNT_FILE = "preparation.json"
-"""How the shards were made; stays with them."""
+"""File that tells how the shards were made; stays with them."""
 LEFTOVERS = ("*.part", f"{WORK_FOLDER}/*.part")
 """Files that were being written when the process ended."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a finished shard.
+    """Record of a finished shard.
 
     Args:
         shard: what the index says of it; None, and no file, if none of its images can be read.
@@ -95,7 +95,7 @@ class PreparationFolder(NamedTuple):
     def record_of(self, planned: PlannedShard) -> Record | None:
         """The record of a shard if it is finished, and its file there and whole by its size.
 
-        A record that is damaged is none: the shard is written again, to the same bytes.
+        A damaged record does not count: the shard is written again, to the same bytes.
         """
         try:
             fields = json.loads(read_regular(self._record_file(planned), MAX_INDEX_BYTES))
@@ -114,7 +114,7 @@ class PreparationFolder(NamedTuple):
         write_whole(self._record_file(planned), json.dumps(asdict(record)) + "\n")
 
     def finish(self, index: ShardIndex, unreadable: Sequence[str]) -> None:
-        """Write what makes the folder complete, and remove what was for the work alone."""
+        """Write what makes the folder complete, and remove what was only for the work."""
         _write_plan(self.folder / ACCOUNT_FILE, self.plan, unreadable=unreadable)
         index.write(self.folder)
         remove_work(self.folder)
@@ -124,7 +124,7 @@ class PreparationFolder(NamedTuple):
 
 
 def read_account(folder: Path, plan: Plan) -> list[str] | None:
-    """Look whether a folder is complete already.
+    """Check whether a folder is complete already.
 
     Args:
         folder: a folder of shards, or none.
@@ -154,7 +154,7 @@ def read_account(folder: Path, plan: Plan) -> list[str] | None:
 
 
 def remove_work(folder: Path) -> None:
-    """Remove what was for the work alone. The folder is complete with and without it."""
+    """Remove what was only for the work. The folder is complete with and without it."""
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
 
 
@@ -212,7 +212,7 @@ def _check_plan(folder: Path, file: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What was and what is, of all settings that are not the same."""
+    """Settings that differ, each as it was and as it is."""
     wanted = json.loads(json.dumps(wanted))  # tuples are lists in a file
     names = [
         name for name in sorted(begun.keys() | wanted.keys()) if begun.get(name) != wanted.get(name)

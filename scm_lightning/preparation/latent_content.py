@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What a shard stores of an image whose latents are the data: the posterior of an autoencoder.
+r"""Content of a shard whose data are latents: the posterior of an autoencoder.
 
     stored = m, or (m, s)                 the posterior N(m, s^2), see `latents.py`
     mean   = E[m]                         over the training split, per channel
     std^2  = E[m^2] - mean^2, or E[m^2 + s^2] - mean^2      those of the latents that are drawn
 
-In the place of what is measured may stand the paper's mean and std, which belong to sd-vae-ft-mse,
-and to no other autoencoder, on ImageNet with images in [-1, 1].
+The paper's mean and std may replace the measured ones; they belong to sd-vae-ft-mse, and to no
+other autoencoder, on ImageNet with images in [-1, 1].
 Source: arXiv 2410.11081, Appendix G. Axes: N images; C, H, W of images; c, h, w of latents.
 """
 

@@ -69,7 +69,7 @@ class ImageBatches(Dataset[LoadedImages]):
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"{name} of {self.source.description} cannot be used: {error}; the same "
-                    "command goes on from here"
+                    "command continues from here"
                 ) from error
             if image.shape != self.shape:
                 raise ValueError(

@@ -27,9 +27,9 @@ TRAIN, HELDOUT = "train", "heldout"
 ORDER = "order"
 """Setting that follows from the others, and from the version of numpy."""
 HELDOUT_SHARE = 0.1
-"""Of the images, where neither the source nor the user says what is held out."""
+"""Share of the images held out where neither the source nor the user says which."""
 MIN_HELDOUT = 2
-"""Images without which a spread, and so no score, can be computed."""
+"""Fewest images held out; a spread, and so a score, needs as many."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written.
+    """Shards to be written, and the settings that they follow from.
 
     Args:
         shards: all shards, the training ones first.
@@ -83,7 +83,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is made of a source; everything that the shards depend on.
+    """Recipe for shards: a source, and everything else that they depend on.
 
     Args:
         source: the images.
@@ -97,8 +97,8 @@ class Recipe:
         seed: of the order, and of the choice of what is held out; None for the source's own order.
 
     Raises:
-        ValueError: if `range` is asked for and pixels are not what is stored, or `paper` and no
-            latents with as many channels as the paper's.
+        ValueError: if `range` is asked for and no pixels are stored, or `paper` and no latents
+            with as many channels as the paper's.
     """
 
     source: ImageSource
@@ -191,7 +191,7 @@ def _ranks(labels: Array, sizes: Array, order: Array) -> Array:
 
 
 def _num_heldout(heldout: float, labels: Array, most: int) -> int:
-    """How many images are held out, of at most those that the classes can spare."""
+    """Number of images held out, of at most those that the classes can spare."""
     count = round(heldout * len(labels)) if 0 < heldout < 1 else int(heldout)
     if heldout <= 0 or (heldout >= 1 and count != heldout) or count > most:
         raise ValueError(

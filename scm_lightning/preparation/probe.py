@@ -37,8 +37,8 @@ def fit_transform(
             reason = reason or f"{source.items[number].name}: {error}"
     if not shapes:
         raise ValueError(
-            f"the images of {source.description} cannot be used, of {len(np.unique(numbers))} that "
-            f"were looked at none: {reason}"
+            f"the images of {source.description} cannot be used, none of the "
+            f"{len(np.unique(numbers))} tried: {reason}"
         )
     sides = {shape[1:] for shape in shapes}
     if len(sides) > 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room on the disk for shards, and what went wrong when there is none, in one line."""
+"""Room on the disk for shards, and errors in one line where there is too little."""
 
 import math
 import shutil
@@ -13,7 +13,7 @@ from scm_lightning.preparation.content import ShardContent
 from scm_lightning.preparation.plan import PlannedShard
 
 SAMPLE_BYTES, SHARD_BYTES = 2304, 2**14
-"""Beside the numbers: a sample's headers and what fills its blocks; a file's end and its record."""
+"""Bytes beside the numbers: a sample's headers and padding; a shard's end and its record."""
 
 
 def needed_bytes(shards: Sequence[PlannedShard], content: ShardContent) -> int:
@@ -41,12 +41,12 @@ def explained_errors(folder: Path, needed: int, num_workers: int) -> Iterator[No
     """Turn what the operating system says, or torch of a lost worker, into one line.
 
     Args:
-        folder: where is written.
+        folder: folder that is written.
         needed: bytes of all that is to be written.
         num_workers: processes that load images.
 
     Raises:
-        ValueError: in the place of an OSError, or of the error that torch raises anywhere.
+        ValueError: in place of an OSError, or of the error that torch raises anywhere.
     """
     try:
         yield
@@ -66,5 +66,5 @@ def explained_errors(folder: Path, needed: int, num_workers: int) -> Iterator[No
 
 
 def megabytes(number: int) -> str:
-    """A number of bytes to read. One MB is a million bytes."""
+    """Text for a number of bytes. One MB is a million bytes."""
     return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.2f} MB"

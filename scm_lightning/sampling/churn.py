@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""EDM's stochastic sampling: before a step, noise is added and the state goes back to match it.
+r"""EDM's stochastic sampling: before a step, noise is added and the state moves back to match it.
 
     sigma_hat = (1 + gamma) sigma,    x_hat = x + sqrt(sigma_hat^2 - sigma^2) S_noise n       in EDM
     tan(s_hat) = (1 + gamma) tan(s)                                                        in angles
@@ -22,7 +22,7 @@ from scm_lightning.core.noise import Generators
 
 @dataclass(frozen=True)
 class Churn:
-    """How much noise is renewed on the way.
+    """Noise renewed on the way: its amount, and at which levels.
 
     Args:
         S_churn: amount over all steps: gamma = min(S_churn / N, sqrt(2) - 1) at each of N.
@@ -50,13 +50,13 @@ class Churn:
         if not (is_finite and is_positive and self.S_tmin <= self.S_tmax):
             raise ValueError(
                 "churn needs finite S_churn and S_noise of at least 0, and 0 <= S_tmin <= S_tmax, "
-                f"got {self}; EDM has 40, 1.003, 0.05 and 50 on ImageNet"
+                f"got {self}; EDM uses 40, 1.003, 0.05 and 50 on ImageNet"
             )
 
     def stir(
         self, x: Tensor, time: float, num_steps: int, path: TrigFlow, generator: Generators
     ) -> tuple[Tensor, float]:
-        """Add noise, and go back to the time that it belongs to.
+        """Add noise, and move back to the time that it belongs to.
 
         Args:
             x: state. (B, ...), data units.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run draws samples: functions from noise to samples, and the options that make them.
+"""Ways of a run to draw samples: functions from noise to samples, and the options for them.
 
 Axes: B batch, ... data axes. Times in radians.
 """
@@ -26,7 +26,7 @@ Draw = Callable[[Tensor, Tensor | None, Generators], Tensor]
 
 
 class Samples(NamedTuple):
-    """What was drawn.
+    """Samples drawn, and their cost.
 
     Attributes:
         x0: samples. (B, ...), data units.
@@ -46,7 +46,7 @@ def _check_guidance(guidance: float | None) -> None:
 
 @dataclass(frozen=True)
 class DiffusionSampling:
-    """How a diffusion model is sampled.
+    """Options for sampling a diffusion model.
 
     Args:
         num_steps: steps N of the solver, at least 2; Heun's costs 2 N - 1 network calls. The
@@ -100,7 +100,7 @@ class DiffusionSampling:
 
 @dataclass(frozen=True)
 class FewStepSampling:
-    """How a student is sampled, and its teacher for comparison.
+    """Options for sampling a student, and its teacher for comparison.
 
     Args:
         num_steps: numbers of steps to sample in; None for those of the objective: one, and one more
@@ -133,7 +133,7 @@ class FewStepSampling:
 def few_step_draw(
     network: Network, steps: Steps, times: Sequence[float], path: TrigFlow, guidance: float | None
 ) -> Draw:
-    """A student, sampled at some times.
+    """Make a function that samples a student at given times.
 
     Args:
         network: F(u, t, labels, guidance), and with t_end behind them of a flow map.

@@ -28,7 +28,7 @@ def sample_flow_map(
     path: TrigFlow,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Go from time to time, with one network call each.
+    """Jump from time to time, with one network call each.
 
     Args:
         F: F(u, t, t_end), its conditions bound by `core.Bound`.

@@ -119,12 +119,12 @@ def _between(s: float, t: float, r: float) -> float:
 
 
 def _is_all_noise(time: float) -> bool:
-    """Whether a time is pi/2, up to rounding."""
+    """Tell whether a time is pi/2, up to rounding."""
     return math.cos(time) < ROUNDING
 
 
 def _has_second_order(time: float, end: float) -> bool:
-    """Whether a step is more than a DDIM step."""
+    """Tell whether a step is more than a DDIM step."""
     return end > 0 and not _is_all_noise(time)
 
 
@@ -134,7 +134,7 @@ def _per_sample(time: float, x: Tensor) -> Tensor:
 
 
 def check_solver(solver: str, churn: Churn | None) -> None:
-    """Refuse a solver that is not there, or cannot be churned.
+    """Refuse a solver that does not exist, or cannot be churned.
 
     Raises:
         ValueError: if it is one.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How models of a few steps are sampled: which times, and what happens between them.
+"""Sampling of few-step models: its times, and what happens between them.
 
-A consistency model takes noise in at every step, at times of its choice; a model of segments and
+A consistency model takes in noise at every step, at times of its choice; a model of segments and
 MeanFlow jump from time to time without fresh noise.
 Axes: B batch, ... data axes. Times in radians.
 """
@@ -50,7 +50,7 @@ class Steps(ABC):
             path: owner of `sigma_data`.
 
         Raises:
-            ValueError: if the student cannot be sampled so.
+            ValueError: if the student cannot be sampled this way.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Steps(ABC):
 
 @dataclass(frozen=True)
 class FreshNoise(Steps):
-    r"""To the data and, with fresh noise, back to an earlier time; see `sample_consistency`.
+    r"""Steps to the data and, with fresh noise, back to an earlier time; see `sample_consistency`.
 
         t_k = t_max + k / (n - 1) (t_mid - t_max),    k = 0 .. n - 1    times of n steps to t_mid
 
@@ -133,7 +133,7 @@ class FreshNoise(Steps):
 
 
 class Jumps(Steps, ABC):
-    """From time to time by a flow map, without fresh noise; see `sample_flow_map`.
+    """Jumps from time to time by a flow map, without fresh noise; see `sample_flow_map`.
 
     Args:
         flow_map: what F means.
@@ -167,7 +167,7 @@ class SegmentJumps(Jumps):
         self.segments = segments
 
     def own_numbers(self, given: Sequence[int] | None, intermediate: Sequence[float]) -> list[int]:
-        """As many as there are segments."""
+        """The given numbers, or as many steps as there are segments."""
         return list(given or [self.segments.num])
 
     def times(
@@ -202,7 +202,7 @@ class EqualJumps(Jumps):
         """Equal steps."""
         if t_mid is not None:
             raise ValueError(
-                f"MeanFlow goes to 0 in equal steps, got t_mid {t_mid}; sweep num_steps alone"
+                f"MeanFlow goes to 0 in equal steps, got t_mid {t_mid}; sweep only num_steps"
             )
         start = path.t_max()
         return [start * (num_steps - index) / num_steps for index in range(num_steps + 1)]

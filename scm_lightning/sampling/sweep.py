@@ -46,7 +46,7 @@ class SweepPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplerSweep:
-    """What `scm test` samples with, beside the run's own samplers: every combination of these.
+    """Samplers of `scm test` beside the run's own: every combination of these options.
 
     Args:
         num_steps: numbers of steps.
@@ -94,7 +94,7 @@ class SamplerSweep:
             averages: names of the run's averages, the one that it samples from first.
 
         Raises:
-            ValueError: if an average is asked for that is not there, or two have one name.
+            ValueError: if an average does not exist, or two have the same name.
         """
         numbers = range(len(averages)) if self.ema == "all" else self.ema
         if not set(numbers) <= set(range(len(averages))) or not _distinct(averages):
@@ -114,7 +114,7 @@ class SamplerSweep:
 
 
 def _distinct(values: Iterable[float | str]) -> bool:
-    """Whether values are finite, and told apart by their words."""
+    """Tell whether values are finite, and differ in their words."""
     values = list(values)
     numbers = [value for value in values if not isinstance(value, str)]
     words = {value if isinstance(value, str) else f"{value:g}" for value in values}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 3: what a run leaves on the disk: checkpoints, exports, snapshots; safe by construction.
+"""Floor 3: files that a run leaves on the disk: checkpoints, exports, snapshots.
 
 Each appears whole or not at all, carries a checksum, and is read without running code from it.
 """

@@ -7,7 +7,7 @@
 
 The checksum is in the file and not beside it: one rename puts both in place, so that no crash comes
 between them, and a copy takes it along. Traps: torch.load does not look at the checksums that a zip
-archive has, so a flipped bit is a changed weight without a word. Without our comment the end of an
+archive has, so a flipped bit is silently a changed weight. Without our comment the end of an
 archive, 22 bytes, says that it has none: an older file, or one of another program, which cannot be
 checked. Anything else at the end is damage; no single flipped bit makes one look like the other.
 """
@@ -33,14 +33,14 @@ COMMENT_SIZE = 19 + 12 + 8 + 64
 HEX_SIZE = 64
 BLOCK = 1 << 22
 REFUSED = re.compile(r"WeightsUnpickler error: ([^\n]*?)(?:\. Please| by default|\n|$)")
-"""What is wrong with a file, behind torch's advice to load it without the restriction."""
+"""Pattern of what is wrong with a file, before torch's advice to load it unrestricted."""
 SETTLED_NS = 2_000_000_000
-"""A file this old would have another time if it were changed; clocks of file systems are coarse."""
+"""Age from which a file's time would tell a change; clocks of file systems are coarse."""
 _KNOWN_SHA256: dict[tuple[int, ...], str] = {}
 
 
 class _Hashed:
-    """What torch.save writes to: all bytes hashed and counted, the last 22 held back.
+    """Stream for torch.save: all bytes hashed and counted, the last 22 held back.
 
     An error is raised by `close`, since torch.save does not expect one.
 
@@ -70,7 +70,7 @@ class _Hashed:
         return len(view)
 
     def flush(self) -> None:
-        """Nothing: the file is flushed when it is whole."""
+        """Leave the file alone: it is flushed when it is whole."""
 
     def close(self, step: int) -> None:
         """Write the end of the archive and the comment."""
@@ -118,7 +118,7 @@ def write_archive(content: Mapping[str, Any], file: Path) -> None:
 
 
 class DamagedError(ValueError):
-    """What is wrong with a checkpoint, to be said behind its path."""
+    """Fault of a checkpoint, worded to follow its path."""
 
 
 def archive_step(opened: BinaryIO) -> int | None:
@@ -156,7 +156,7 @@ def read_archive(opened: BinaryIO, mmap: bool = False) -> tuple[dict[str, Any], 
     """
     comment, is_plain = _comment(opened)
     if comment is None and not is_plain:
-        raise DamagedError("is no checkpoint, or a damaged one")
+        raise DamagedError("is not a checkpoint, or is damaged")
     size = os.fstat(opened.fileno()).st_size
     if comment and file_sha256(opened, size - HEX_SIZE).encode() != comment[2]:
         raise DamagedError("is damaged: its content does not fit its checksum")
@@ -191,7 +191,7 @@ def file_sha256(opened: BinaryIO, num_bytes: int) -> str:
 
 
 def unwritten(path: Path, reason: str, num_bytes: int) -> OSError:
-    """What is raised where a checkpoint could not be written.
+    """Make the error for a checkpoint that could not be written.
 
     Args:
         path: the checkpoint.

@@ -23,7 +23,7 @@ from scm_lightning.storage.parts import are_parts, check_parts, parts_step, read
 
 
 class Checkpoint:
-    """All that a run goes on with, on the disk: one file, or a folder of parts.
+    """All that a run continues from, on the disk: one file, or a folder of parts.
 
     Args:
         path: the file or folder, or a link to it; it need not be there.
@@ -33,7 +33,7 @@ class Checkpoint:
         self.path = Path(path)
 
     def exists(self) -> bool:
-        """Whether there is a file, or a folder that was meant to be a checkpoint."""
+        """Tell whether there is a file, or a folder that was meant to be a checkpoint."""
         return self.path.is_file() or are_parts(self.path)
 
     def siblings(self) -> str:
@@ -113,7 +113,7 @@ class Checkpoint:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Say which checkpoint it is that is damaged, and which others there are."""
+        """Name a damaged checkpoint, and the others there are."""
         try:
             yield
         except DamagedError as error:
@@ -124,5 +124,5 @@ class Checkpoint:
 
 @cache
 def _say_unchecked(file: Path) -> None:
-    """Once per file."""
+    """Say once per file that it is unchecked."""
     say(f"{file} has no checksum: read unchecked")

@@ -14,7 +14,7 @@
     scm_entries_sha256  of the other entries; files of version 0.3.0 have none
 
 A safetensors file has no checksum of its own: without the last two entries a flipped bit would be a
-changed weight, or another sigma_data, without a word. Trap: what is tied in the network is there
+changed weight, or another sigma_data, silently. Trap: what is tied in the network is there
 under each of its names.
 """
 
@@ -31,7 +31,7 @@ from scm_lightning.storage.tensor_file import opened_tensors, write_tensors
 
 SUFFIX = ".safetensors"
 PREFIX = "scm_"
-"""Of our entries, so that they stand apart from those of other programs."""
+"""Prefix of our entries, so that they stand apart from those of other programs."""
 FORMAT_VERSION = "1"
 
 
@@ -122,18 +122,18 @@ class Export:
             )
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"the metadata of {file} are damaged: {error}; export it anew"
+                f"the metadata of {file} are damaged: {error}; export it again"
             ) from error
         if not is_whole:
             raise ValueError(
                 f"{file} is damaged: its weights or entries do not fit their checksums; export it "
-                "anew"
+                "again"
             )
         return found
 
 
 def _entries_sha256(entries: Mapping[str, str]) -> str:
-    """SHA-256 of what an export says of itself, in the order of the names."""
+    """SHA-256 of an export's entries about itself, in the order of the names."""
     covered = sorted(each for each in entries.items() if not each[0].endswith("sha256"))
     return hashlib.sha256(repr(covered).encode()).hexdigest()
 

@@ -3,16 +3,16 @@
 
     0010000.ckpt  0020000.ckpt ...  last.ckpt
 
-are of one history: of every step that is there, the later one went on from the earlier. `last.ckpt`
+are of one history: each step continued from the one before it. `last.ckpt`
 is the newest; a numbered file of the same step is the same file under another name. A run that
 starts from an earlier step moves later files to `checkpoints.old-1`, `-2`, ... beside the folder,
 so that nothing is overwritten and the largest step is the end of this run. Other files, for example
-what `scm reconstruct` writes, are let alone.
+what `scm reconstruct` writes, are left alone.
 
     0010000.ckpt/  0020000.ckpt/  last-0023456.ckpt/  last.ckpt -> last-0023456.ckpt
 
 is the same of checkpoints that are folders, which cannot replace each other in one step: a link to
-the newest does. A state that is due to no number goes when there is a newer one.
+the newest does. A state that is not to be numbered is removed when there is a newer one.
 """
 
 import os
@@ -32,7 +32,7 @@ OWN_NAME = re.compile(r"last\.ckpt|(last-)?\d{7,}\.ckpt")
 
 
 class Found(NamedTuple):
-    """What a folder has to go on from.
+    """Checkpoint of a folder to continue from.
 
     Attributes:
         file: file or folder of the largest step that is not damaged; None if there is none.
@@ -63,11 +63,11 @@ class History:
         return self.folder / LAST
 
     def numbered(self, step: int) -> Path:
-        """The one of a step that is due to a number."""
+        """File or folder of a step that is to be numbered."""
         return self.folder / f"{step:07d}.ckpt"
 
     def unnumbered(self, step: int) -> Path:
-        """The folder of a step that is due to no number."""
+        """Folder of a step that is not to be numbered."""
         return self.folder / f"last-{step:07d}.ckpt"
 
     def steps(self) -> list[tuple[float, Path]]:
@@ -85,7 +85,7 @@ class History:
         return sorted(found, key=lambda each: (-each[0], each[1].name))
 
     def newest(self) -> Found:
-        """Find what to go on from; later ones that are damaged are passed over."""
+        """Find what to continue from; later ones that are damaged are passed over."""
         damaged = []
         for step, file in self.steps():
             try:
@@ -116,7 +116,7 @@ class History:
             Checkpoint(left).remove()
 
     def place(self, step: int, is_numbered: bool) -> Path:
-        """Where the state of a step is to be written, before `name` gives it its second name."""
+        """Path to write the state of a step to, before `name` gives it its second name."""
         if not self.in_parts:
             return self.last
         return self.numbered(step) if is_numbered else self.unnumbered(step)
@@ -147,7 +147,7 @@ class History:
             self.name(step, is_numbered)
 
     def _link(self, name: str) -> None:
-        """Let `last.ckpt` be the link to a folder; other folders without a number go."""
+        """Link `last.ckpt` to a folder; remove other folders without a number."""
         link = self.folder / f"{LAST}.{os.getpid()}.part"
         link.unlink(missing_ok=True)
         link.symlink_to(name)

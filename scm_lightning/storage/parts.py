@@ -48,7 +48,7 @@ from scm_lightning.whole_files import flush_folder, write_whole
 REST = "rest.ckpt"
 MARKER = "complete.json"
 MAX_MARKER_BYTES = 1 << 26
-"""Of hundreds of thousands of parts."""
+"""Largest marker: hundreds of thousands of parts."""
 PART = ".safetensors"
 FORMAT_VERSION = 1
 
@@ -89,7 +89,7 @@ def write_parts(checkpoint: Mapping[str, Any], folder: Path) -> None:
 
 
 def are_parts(folder: Path) -> bool:
-    """Whether there is a folder that was meant to be a checkpoint."""
+    """Tell whether there is a folder that was meant to be a checkpoint."""
     return (folder / MARKER).exists() or (folder / REST).exists()
 
 
@@ -147,7 +147,7 @@ def read_parts(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
-    """Read a folder that is no link."""
+    """Read a folder that is not a link."""
     check_parts(folder)
     with (folder / REST).open("rb") as opened:
         checkpoint, _ = read_archive(opened)
@@ -168,7 +168,7 @@ def _read_folder(folder: Path, mesh: DeviceMesh | None) -> dict[str, Any]:
 
 
 def _begin(beside: Path) -> None:
-    """Make the folder to write to, anew."""
+    """Make an empty folder to write to."""
     if not beside.parent.is_dir():
         raise FileNotFoundError(2, f"the folder {beside.parent} is gone")
     shutil.rmtree(beside, ignore_errors=True)
@@ -244,7 +244,7 @@ def _in_first_process(action: Callable[[], T]) -> None:
 
 
 def _in_all_processes(action: Callable[[], T]) -> list[T]:
-    """Do something in every process, and fail in all if it fails in one."""
+    """Run an action in every process, and fail in all if it fails in one."""
     result: T | None = None
     failure: tuple[type[Exception], str] | None = None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint of this package holds, by what it means.
+"""Content of a checkpoint of this package, by its meaning.
 
 ema.network.*              the averaged network that is sampled from
 further_emas.0.network.*   averages that are only tracked
@@ -52,8 +52,8 @@ class SavedRun:
             raise ValueError(f"there is no checkpoint {path}{_instead_of(path)}")
         if path.suffix == SUFFIX:
             raise ValueError(
-                f"{path} has weights only and is no checkpoint of a run; give the .ckpt file, and "
-                "an export only as a teacher"
+                f"{path} has only weights and is not a checkpoint of a run; give the .ckpt file, "
+                "and an export only as a teacher"
             )
         content = checkpoint.read(mmap=True)
         if not _is_of_a_run(content):
@@ -64,7 +64,7 @@ class SavedRun:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the modules say of it."""
+        """Entries of the modules about it."""
         return dict(self.content[METADATA_KEY])
 
     @property
@@ -143,7 +143,7 @@ def _instead_of(path: Path) -> str:
 
 
 def _is_of_a_run(checkpoint: Any) -> bool:
-    """Whether a file holds what Lightning and the modules write, of the types they write."""
+    """Tell whether a file holds what Lightning and the modules write, of the types they write."""
     if not isinstance(checkpoint, dict):
         return False
     metadata, state = checkpoint.get(METADATA_KEY), checkpoint.get("state_dict")

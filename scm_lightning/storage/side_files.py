@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that a run writes and can do without: its log, notes, snapshots and pictures.
 
-None of them is worth a run: what cannot be written is said and left out, and what stands in the
-place of one and is none, or cannot be read, is given another name, so that nothing is lost.
+None of them is worth a run: what cannot be written is reported and left out, and what stands in
+place of one, or cannot be read, is given another name, so that nothing is lost.
 
     metrics.csv -> metrics.old-1.csv, metrics.old-2.csv, ...    ema/ -> ema.old-1/, ema.old-2/, ...
 """
@@ -63,13 +63,13 @@ def set_aside(path: Path, reason: str) -> None:
 
 
 def make_way(file: Path) -> None:
-    """Set aside what stands in the place of a file and is none: to write to it could block.
+    """Set aside what stands in place of a file and is not one: writing to it could block.
 
     Raises:
         OSError: if the folder does not allow it.
     """
     if file.exists() and not file.is_file():
-        set_aside(file, f"{file} must be a file, and is none")
+        set_aside(file, f"{file} must be a file, and is not one")
 
 
 def write_result(file: Path, text: str) -> None:
@@ -95,4 +95,4 @@ def say_unwritten(file: Path, error: OSError, then: str) -> None:
         then: what follows from it.
     """
     reason = error.strerror or error
-    warn(f"{file} could not be written: {reason}; the run goes on, {then}")
+    warn(f"{file} could not be written: {reason}; the run continues, {then}")

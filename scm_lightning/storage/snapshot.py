@@ -25,7 +25,7 @@ FORMAT_VERSION = "1"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one file holds.
+    """Content of one file.
 
     Args:
         step: optimizer steps that the average had taken in.
@@ -100,7 +100,7 @@ class Snapshot:
                 raise ValueError("an average is of at least one step, of at least one image")
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{file} is no snapshot of an average, or a damaged one; move it out of the folder"
+                f"{file} is not a snapshot of an average, or is damaged; move it out of the folder"
             ) from error
         return found
 
@@ -122,7 +122,7 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
 
 
 def ends_of_profiles(snapshots: Sequence[Snapshot]) -> list[float]:
-    """Where the profiles of a run's snapshots end.
+    """Ends of the profiles of a run's snapshots.
 
     Args:
         snapshots: the snapshots.
@@ -138,7 +138,7 @@ def ends_of_profiles(snapshots: Sequence[Snapshot]) -> list[float]:
     if len(sizes) > 1 and any(each.images is None for each in snapshots):
         raise ValueError(
             "snapshots must tell the images that they have taken in where the batch size changed, "
-            "those of version 0.3.0 tell steps alone; move these out of the folder"
+            "those of version 0.3.0 tell only steps; move these out of the folder"
         )
     size = max(sizes, default=1.0)
     return [each.step * size if each.images is None else each.images for each in snapshots]

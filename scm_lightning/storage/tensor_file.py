@@ -54,4 +54,4 @@ def opened_tensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(f"{file} is no safetensors file, or a damaged one: {error}") from error
+        raise ValueError(f"{file} is not a safetensors file, or is damaged: {error}") from error

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FrozenTeacher(nn.Module):
     """Wraps a network so that it stays as it is.
 
-    It has no gradients, stays in eval mode whatever the trainer does, and stands in no checkpoint:
+    It has no gradients, stays in eval mode whatever the trainer does, and is in no checkpoint:
     the student's file would double in size for weights that have a file of their own.
 
     Args:
@@ -33,7 +33,7 @@ class FrozenTeacher(nn.Module):
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Evaluate the network; see the network protocol in the README."""
+        """Evaluate the network; see "A network" in scm_lightning/README.md."""
         F: Tensor = self.network(u, t, labels, guidance)
         return F
 

@@ -29,10 +29,12 @@ def agree(network, shape, randn):
     assert float(results[1][1].norm()) > 0.1
 
 
-def test_compiled_tangents_of_an_mlp(randn):
+def test_compiled_tangents_of_an_mlp(randn, capsys):
     """In train mode: the first call, compared with the eager one, draws no more numbers."""
     network = MLP((3,), 16, 1, emb_channels=8, num_classes=3, dropout=0.4).train()
     agree(wake(network, std=0.2), (3,), randn)
+    said = "compiling the tangents of MLP: the first step takes minutes\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.slow

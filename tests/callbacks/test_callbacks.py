@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the callbacks log, write and draw."""
 
+import csv
 import math
 from types import SimpleNamespace
 
@@ -10,17 +11,20 @@ import torch
 from gaussian import PATH
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from tiny import loader, mlp, trainer
+from tiny import loader, trainer
 
-from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.callbacks import Checkpoints, Diagnostics, Progress, SampleGrids
+from scm_lightning import ConsistencyModule
+from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids
 from scm_lightning.callbacks.diagnostics import TIME_EDGES
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.report import metrics_content, score_table
 from scm_lightning.callbacks.run import shards_of
+from scm_lightning.callbacks.run_log import RunLog
+from scm_lightning.core import TangentWarmup
 from scm_lightning.metrics import FeatureExtractor, Features, Score
+from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
-from scm_lightning.objectives import PairVelocity
+from scm_lightning.objectives import Consistency, PairVelocity
 
 
 class Log:
@@ -35,7 +39,10 @@ def test_tangent_norms_are_averaged_per_time_bucket():
     """Two batches in four buckets; a time on an edge belongs to the bucket above it."""
     diagnostics, log = Diagnostics(every_n_steps=2), Log()
     run = SimpleNamespace(
-        loggers=[log], strategy=SimpleNamespace(reduce=lambda x, reduce_op: x), global_step=1
+        loggers=[log],
+        strategy=SimpleNamespace(reduce=lambda x, reduce_op: x),
+        global_step=0,
+        log_every_n_steps=50,
     )
     outputs = [
         {"t": torch.tensor([0.05, 0.1, 1.2]), "tangent_norm": torch.tensor([1.0, 2.0, 3.0])},
@@ -45,7 +52,7 @@ def test_tangent_norms_are_averaged_per_time_bucket():
         run.global_step = step
         diagnostics.on_train_batch_end(run, None, out, None, 0)
     ((step, values),) = log.lines
-    assert step == 2
+    assert step == 1  # of the second step, as Lightning counts rows
     assert values == {
         "tangent_norm/0.00-0.10": 1.0,
         "tangent_norm/0.10-0.50": 3.0,
@@ -53,6 +60,34 @@ def test_tangent_norms_are_averaged_per_time_bucket():
         "tangent_norm/1.50-1.57": 7.0,
     }
     assert TIME_EDGES[-1] == math.pi / 2
+
+
+def test_every_step_is_one_row_whatever_is_accumulated(tmp_path):
+    """Three batches to a step, gone on with after the second; rate and r are those of the step."""
+    module = ConsistencyModule(
+        MLP((3,), 16, 1, 8),
+        path=PATH,
+        objective=Consistency(warmup=TangentWarmup(0.5)),
+        lr_schedule=lambda optimizer: FlatCosine(optimizer, ramp_steps=0.5),
+    )
+    checkpoint = tmp_path / "last.ckpt"
+    for end, start in ((2, None), (8, checkpoint)):
+        fit = trainer(
+            end,
+            logger=RunLog(str(tmp_path)),
+            log_every_n_steps=1,
+            accumulate_grad_batches=3,
+            callbacks=[Diagnostics(every_n_steps=2)],
+        )
+        fit.fit(module, loader(5), ckpt_path=start, weights_only=True)
+        fit.save_checkpoint(checkpoint)
+    with (tmp_path / "metrics.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["step"] for row in rows] == [str(step) for step in range(8)]
+    assert [float(row["r"]) for row in rows] == [0, 1, 0.5, 0.75, 1, 1, 1, 1]  # of 2, then of 8
+    assert float(rows[3]["lr"]) == 1e-4 > float(rows[7]["lr"])
+    by_time = [any(row[key] for key in row if key.startswith("loss/")) for row in rows]
+    assert by_time == [False, True] * 4
 
 
 def test_a_run_logs_and_saves_its_last_step(tmp_path):
@@ -76,20 +111,6 @@ def test_a_run_logs_and_saves_its_last_step(tmp_path):
     assert int(last["state_dict"]["ema.num_steps"]) == 7
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "grad_norm", "tangent_norm/0.50-1.10"} <= set(header)
-
-
-def test_progress_counts_to_the_end_of_the_run():
-    """Seven steps of two batches, over passes of three batches."""
-    bar = Progress()
-    options = {"limit_train_batches": 3, "accumulate_grad_batches": 2, "callbacks": [bar]}
-    fit = trainer(7, **options, enable_progress_bar=True)
-    seen = []
-    bar.on_train_end = lambda *of_run: seen.append(bar.train_progress_bar)
-    fit.fit(DiffusionModule(mlp(), path=PATH), loader())
-    (task,) = seen
-    # Lightning steps at the end of a pass, too: 2 batches, then 1.
-    assert (task.total, task.completed) == (14, 11)
-    assert task.description == "Training"
 
 
 def test_grid_puts_images_in_order_without_blurring():

@@ -123,7 +123,7 @@ def test_pictures_that_fail_lose_no_samples(tmp_path, capsys, monkeypatch):
     for name, line in zip(pictures, lines, strict=True):
         assert line == (
             f"scm: {tmp_path}/samples/{name}.png could not be drawn: ZeroDivisionError: division "
-            "by zero; all else goes on without this picture"
+            "by zero; everything else continues without it"
         )
     assert said.out.endswith("samples are in " + f"{tmp_path}/samples\n")
     assert [file.name for file in (tmp_path / "samples").iterdir()] == ["samples.npz"]

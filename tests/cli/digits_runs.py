@@ -19,6 +19,7 @@ def fit(folder, steps, *further, shards=None, **options):
         f"{NETWORK}.model_channels": 16,
         f"{NETWORK}.num_blocks": 1,
         f"{NETWORK}.dropout": 0.1,
+        "model.init_args.lr_schedule.init_args.total_steps": 2500,  # also of a run that goes on
         "model.init_args.lr_schedule.init_args.ramp_steps": 4,
         "checkpoints.every_n_train_steps": 5,
         "trainer.val_check_interval": 4,

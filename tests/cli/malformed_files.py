@@ -191,7 +191,7 @@ COMMANDS = {
     ),
     "export_garbage": (
         ["export", "--checkpoint", "{d}/garbage.ckpt", "--out", "{d}/new.safetensors"],
-        "is no checkpoint, or a damaged one",
+        "is not a checkpoint, or is damaged",
     ),
     "export_weights": (
         ["export", "--checkpoint", "x", "--out", "x.safetensors", "--weights", "all"],
@@ -224,8 +224,8 @@ STAGES = ("validate", "test", "predict")
 CHECKPOINTS = {
     "nowhere.ckpt": "there is no checkpoint",
     "folder.yaml": "there is no checkpoint",
-    "garbage.ckpt": "is no checkpoint, or a damaged one",
-    "pickled.ckpt": "is no checkpoint, or a damaged one",
+    "garbage.ckpt": "is not a checkpoint, or is damaged",
+    "pickled.ckpt": "is not a checkpoint, or is damaged",
     "hollow.ckpt": "is not a checkpoint of scm_lightning",
     "flipped.ckpt": "does not fit its checksum",
     "diffusion/checkpoints/last.ckpt": "module consistency, got diffusion",

@@ -205,7 +205,7 @@ def test_foreign_checkpoints_are_refused(capsys, tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     for name, message in {
-        "text.ckpt": "is no checkpoint, or a damaged one",
+        "text.ckpt": "is not a checkpoint, or is damaged",
         "other.ckpt": "is not a checkpoint of scm_lightning",
     }.items():
         file = ["--ckpt_path", str(tmp_path / name)]

@@ -120,7 +120,7 @@ def test_an_export_is_a_teacher(teacher, tmp_path, capsys):
         load_teacher(out, mlp(), TrigFlow(0.4))
     with pytest.raises(ValueError, match=r"it has no weight 'conditioning.label.weight'"):
         load_teacher(out, mlp(num_classes=4), PATH)
-    with pytest.raises(ValueError, match=r"teacher\.safetensors has weights only"):
+    with pytest.raises(ValueError, match=r"teacher\.safetensors has only weights"):
         SavedRun.read(out)
 
 

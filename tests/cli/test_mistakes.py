@@ -76,7 +76,7 @@ FILES = {
     "scm fit --config runs/config.yaml": "did you mean run/config.yaml?",
     "scm export --checkpoint run --out x.safetensors": "did you mean run/checkpoints/last.ckpt?",
     "scm export --checkpoint run/checkpoints/lst.ckpt --out x.safetensors": "has last.ckpt",
-    "scm prepare --source image --out out": "there is no file or folder image; did you mean images",
+    "scm prepare --source image --out out": "there is nothing at image; did you mean images",
     "scm ablate --config ablation.yaml --base bse.yaml": "bse.yaml: No such file or directory; did",
 }
 VALUES = {

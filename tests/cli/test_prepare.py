@@ -2,7 +2,6 @@
 """`scm prepare`: what a user types, sees and gets."""
 
 import inspect
-import shlex
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 
 from scm_lightning.cli import main
 from scm_lightning.cli.prepare import prepare
-from scm_lightning.cli.prepare_report import MAX_COLUMNS, next_command
+from scm_lightning.cli.prepare_report import MAX_COLUMNS
 from scm_lightning.data import ShardIndex, Shards
 
 COLORS = {"blue": (20, 40, 200), "red": (220, 30, 10)}
@@ -92,7 +91,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(flag, pictures, tmp_path, c
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--source", "nowhere"], "there is no file or folder nowhere"),
+        (["--source", "nowhere"], "there is nothing at nowhere"),
         (["--size", "40"], "its short side must have 40 pixels or more, got 20x12"),
         (["--crop", "none"], "it must have 8x8 pixels, got 20x12; choose a crop"),
         (["--crop", "round"], "crop"),
@@ -159,15 +158,3 @@ def test_every_option_is_explained(capsys):
     for name in inspect.signature(prepare).parameters:
         described = shown.split(f"\n  --{name}")[1].split("\n  --")[0]
         assert len(described.split()) > 6, name
-
-
-def test_the_next_command_is_one_that_the_program_takes(pictures, tmp_path, capsys):
-    main(words(pictures))
-    index = ShardIndex.read(tmp_path / "out")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([*shlex.split(next_command("out", index))[1:], "--print_config"])
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert "root: out" in shown
-    assert "num_classes: 2" in shown

@@ -109,6 +109,15 @@ def test_differences_are_shown_whoever_has_the_option(tmp_path):
     assert differences(tmp_path / "none.yaml", "a: 1") == {}
 
 
+def test_a_share_that_was_written_as_steps_is_no_change(tmp_path):
+    """What versions before 0.5.0 kept, whose configurations counted steps."""
+    saved = tmp_path / "config.yaml"
+    saved.write_text("model: {warmup: {steps: 300}, ramp_steps: 50}\ntrainer: {max_steps: 300}\n")
+    now = {"model": {"warmup": {"steps": None}, "ramp_steps": 0.2}, "trainer": {"max_steps": 300}}
+    assert differences(saved, yaml.safe_dump(now)) == {"model.ramp_steps": ("50", "0.2")}
+    assert "model.warmup.steps" in differences(saved, yaml.safe_dump(now | {"trainer": None}))
+
+
 def test_runs_of_an_ablation_go_on_if_they_are_the_same(tmp_path):
     """One that was stopped goes on; with other options it starts anew."""
     options = {"trainer.max_steps": 3}

@@ -37,7 +37,6 @@ def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     options = {
         "trainer.max_steps": 40,
-        "model.init_args.lr_schedule.init_args.total_steps": 40,
         "model.init_args.lr_schedule.init_args.ramp_steps": 4,
         "trainer.val_check_interval": 20,
         "trainer.log_every_n_steps": 10,

@@ -82,6 +82,7 @@ def words(root, strategy, stop, *options):
         "data.init_args.sample_batch_size": 10,
         "model.init_args.network.init_args.model_channels": 16,
         "model.init_args.network.init_args.num_blocks": 1,
+        "model.init_args.lr_schedule.init_args.total_steps": 2500,  # also of a run that goes on
         "model.init_args.lr_schedule.init_args.ramp_steps": 2,
     }
     scm = ["-m", "scm_lightning", "fit", f"--config={CONFIG}"]

@@ -118,7 +118,7 @@ def test_rcm_s_warm_up_begins_with_the_difference_of_velocities(randn, r):
 
 def test_bad_options_are_refused(randn):
     g = randn(5, 3)
-    with pytest.raises(ValueError, match="takes at least 0 steps, and is scm or rcm, got -1"):
+    with pytest.raises(ValueError, match=r"warmup\.steps must be at least 0 .* got -1"):
         TangentWarmup(-1)
     with pytest.raises(ValueError, match=r"r must be in \[0, 1\], got 1.5"):
         g_of(ExactTeacher(), randn(9, 3), TIMES, r=1.5)

@@ -123,13 +123,15 @@ def test_a_bit_that_flips_anywhere_is_noticed(folder, drawn, mapped):
 def test_what_can_be_decoded_is_compared_all_the_same(folder, mapped, num_workers):
     flip_in_array(folder)
     said = refusal(folder, mapped, num_workers)
-    assert "has not the SHA-256 that is listed" in said
+    assert "does not have the listed SHA-256" in said
 
 
 @pytest.mark.parametrize(("mapped", "num_workers"), MODES)
 def test_shards_in_the_place_of_each_other_are_noticed(folder, mapped, num_workers):
     swap(folder)
-    with pytest.raises(ValueError, match=r"train-00000[12]\.tar is damaged: its content has not"):
+    with pytest.raises(
+        ValueError, match=r"train-00000[12]\.tar is damaged: its content does not have"
+    ):
         train(data_of(folder, mapped, num_workers), [])
 
 
@@ -152,10 +154,12 @@ def test_verify_never_takes_shards_as_they_are(folder, mapped):
 def test_reference_and_held_out_data_are_compared(folder, damage):
     damage(folder)
     data = data_of(folder, True)
-    with pytest.raises(ValueError, match="has not the SHA-256"):
+    with pytest.raises(ValueError, match="does not have the listed SHA-256"):
         list(data.reference_batches())
     flip(folder / "heldout-000000.tar", offsets(folder / "heldout-000000.tar")["array"][3])
-    with pytest.raises(ValueError, match=r"heldout-000000\.tar is damaged: its content has not"):
+    with pytest.raises(
+        ValueError, match=r"heldout-000000\.tar is damaged: its content does not have"
+    ):
         list(data.heldout_batches())
 
 

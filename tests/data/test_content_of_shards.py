@@ -86,7 +86,7 @@ def test_shards_that_were_exchanged(folder, mapped, num_workers):
     os.rename(first, folder / "other")
     os.rename(second, first)
     os.rename(folder / "other", second)
-    with pytest.raises(ValueError, match="its content has not the SHA-256"):
+    with pytest.raises(ValueError, match="its content does not have the listed SHA-256"):
         train(folder, mapped, num_workers)
     train(folder, mapped, num_workers, verify="never")
 
@@ -101,7 +101,7 @@ def with_checksum(folder, sha256):
 @pytest.mark.parametrize(("mapped", "num_workers"), WAYS)
 def test_a_checksum_of_zeros_is_one(folder, mapped, num_workers):
     with_checksum(folder, "0" * 64)
-    with pytest.raises(ValueError, match="its content has not the SHA-256 that is listed, 0000"):
+    with pytest.raises(ValueError, match="its content does not have the listed SHA-256, 0000"):
         train(folder, mapped, num_workers)
 
 
@@ -111,7 +111,7 @@ def test_other_reads(folder, split):
     flip(folder / ("heldout-000000.tar" if split == "heldout" else SHARD), PLACES["first number"])
     data = Shards(SIGMA_DATA, str(folder))
     data.setup("test")
-    with pytest.raises(ValueError, match="is damaged: its content has not"):
+    with pytest.raises(ValueError, match="is damaged: its content does not have"):
         list(getattr(data, f"{split}_batches")())
 
 

@@ -152,7 +152,7 @@ def test_mapped_data_go_on_with_another_number_of_processes(folder):
 def test_other_processes_of_a_stream_are_announced(folder, caplog):
     state = loader(folder, False, world_size=2).state_dict()
     loader(folder, False).load_state_dict(state)
-    assert "streamed data go on in another order" in caplog.text
+    assert "streamed data continue in another order" in caplog.text
 
 
 @pytest.mark.parametrize("mapped", [True, False])

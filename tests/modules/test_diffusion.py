@@ -81,7 +81,7 @@ def test_schedule_by_hand():
     assert rates[9] == rates[40] == pytest.approx([1.0, 3.0])
     assert rates[70] == pytest.approx([0.51, 1.53])
     assert rates[100] == pytest.approx([0.02, 0.06])
-    with pytest.raises(ValueError, match="need 0 <= ramp_steps <= total_steps"):
+    with pytest.raises(ValueError, match="need ramp_steps <= total_steps"):
         FlatCosine(optimizer, total_steps=5, ramp_steps=6)
 
 
@@ -115,8 +115,8 @@ def test_inverse_square_root_by_hand(ref_steps, ramp_steps):
 
 def test_impossible_schedules_are_refused():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    for ref_steps, ramp_steps in ((0, 5), (5, -1)):
-        with pytest.raises(ValueError, match=f"got {ref_steps} and {ramp_steps}; the paper uses"):
+    for ref_steps, ramp_steps, said in ((0, 5, "at least 1 .* got 0"), (5, -1, "0 .* got -1")):
+        with pytest.raises(ValueError, match=said):
             InverseSqrt(optimizer, ref_steps, ramp_steps)
 
 

@@ -48,7 +48,7 @@ def test_the_limits_are_those_of_the_formula():
     limit = math.exp(math.hypot(math.log(1.15), 6 * (1 + 10 / 97) * error))
     assert (
         f"got {variance**0.5:.4g} over 97 samples, where {SIGMA / limit:.3g} to "
-        f"{SIGMA * limit:.3g} is taken"
+        f"{SIGMA * limit:.3g} is accepted"
     ) in str(caught.value)
 
 

@@ -249,7 +249,7 @@ def test_impossible_variants_are_refused():
         trainer(1).fit(module, loader())
     with pytest.raises(ValueError, match="has at least 2, got 1; with one it is the objective"):
         Segments(1)
-    with pytest.raises(ValueError, match="discrete time has Algorithm 1's warm-up, got rcm"):
+    with pytest.raises(ValueError, match="discrete time takes Algorithm 1's warm-up, got rcm"):
         Discrete(8, warmup=TangentWarmup(kind="rcm"))
     segments = Segments(2)
     module = ConsistencyModule(

@@ -192,7 +192,7 @@ def test_embeddings_that_the_paper_replaced_written_out():
 
 @pytest.mark.parametrize(("transform", "sigma_data"), [("identity", 0.7), ("log", -0.7)])
 def test_time_embeddings_take_the_spread_of_the_data_for_log_sigma_alone(transform, sigma_data):
-    with pytest.raises(ValueError, match="a positive sigma_data, and with transform log alone"):
+    with pytest.raises(ValueError, match="a positive sigma_data, and only with transform log"):
         TimeEmbedding(transform, sigma_data=sigma_data)
 
 

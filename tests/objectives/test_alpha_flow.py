@@ -80,7 +80,7 @@ def test_the_schedule_by_hand():
     assert schedule.alpha(200) == pytest.approx(0.5)
     expected = 1 - torch.sigmoid(torch.tensor(25.0 * (210 - 200) / 200, dtype=torch.float64))
     assert schedule.alpha(210) == pytest.approx(float(expected))
-    with pytest.raises(ValueError, match="0 <= start < end"):
+    with pytest.raises(ValueError, match="start < end"):
         AlphaSchedule(300, 100)
 
 
@@ -159,7 +159,7 @@ def test_a_network_without_a_derivative_is_refused_at_the_first_step():
 
 
 def test_impossible_options_are_refused():
-    with pytest.raises(ValueError, match="share_of_intervals is a probability and c positive"):
+    with pytest.raises(ValueError, match="share_of_intervals must be a probability and c positive"):
         AlphaFlow(share_of_intervals=1.2)
 
 

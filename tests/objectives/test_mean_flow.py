@@ -76,7 +76,7 @@ def test_it_trains_from_data_and_refuses_to_distil_from_nothing():
     assert not torch.equal(module.student.output.weight, before)
     with pytest.raises(ValueError, match="TeacherVelocity needs a teacher"):
         trainer(1).fit(student(mlp(two_times=True), velocity=TeacherVelocity()), loader())
-    with pytest.raises(ValueError, match=r"MeanFlow has 0\.25"):
+    with pytest.raises(ValueError, match=r"MeanFlow uses 0\.25"):
         MeanFlow(share_of_intervals=2.0)
 
 

@@ -269,8 +269,8 @@ def test_what_cannot_be_opened_is_said(tmp_path):
     fill(tmp_path, ["a.png"])
     (tmp_path / "x.rar").write_bytes(b"x")
     for path, kind, labels, problem in (
-        (tmp_path / "missing", "auto", None, "there is no file or folder"),
-        (tmp_path / "missing", "folder", None, "there is no file or folder"),
+        (tmp_path / "missing", "auto", None, "there is nothing at .*missing"),
+        (tmp_path / "missing", "folder", None, "there is nothing at .*missing"),
         (tmp_path, "pictures", None, "one of folder, imagenet, zip"),
         (tmp_path, "imagenet", None, "folder train"),
         (tmp_path, "fashion", "labels.csv", "leave labels out"),

@@ -113,7 +113,7 @@ def test_a_model_of_two_times_with_fresh_noise_is_told_that_it_leads_to_0():
         (FreshNoise(), SweepPoint(2, t_mid=1.5705), "times must descend"),
         (SegmentJumps(Segments(3)), SweepPoint(2), r"set num_steps to \[3\]"),
         (SegmentJumps(Segments(3)), SweepPoint(3, t_mid=0.8), "sampled at their edges"),
-        (EqualJumps(), SweepPoint(2, t_mid=0.8), "sweep num_steps alone"),
+        (EqualJumps(), SweepPoint(2, t_mid=0.8), "sweep only num_steps"),
     ],
 )
 def test_points_that_a_model_cannot_be_sampled_at_are_refused(steps, point, message):

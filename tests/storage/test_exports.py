@@ -77,14 +77,14 @@ def test_every_flipped_bit_of_a_weight_is_found(weights, tmp_path):
         file.write_bytes(changed)
         refused(file, "damaged: its weights or entries do not fit")
     file.write_bytes(whole[:-5])
-    refused(file, "is no safetensors file, or a damaged one")
+    refused(file, "is not a safetensors file, or is damaged")
 
 
 def test_other_files_are_refused(weights, tmp_path):
     file = tmp_path / "a.safetensors"
     refused(file, "there is no file")
     file.write_text("hello")
-    refused(file, "is no safetensors file, or a damaged one")
+    refused(file, "is not a safetensors file, or is damaged")
     save_file({"weight": torch.ones(2)}, file)
     refused(file, "must be an export of format 1, its metadata name none; give a file that `scm")
     save_file({"weight": torch.ones(2)}, file, {"scm_format_version": "2"})
@@ -96,7 +96,7 @@ def test_other_files_are_refused(weights, tmp_path):
     del listing["__metadata__"]["scm_sigma_data"]
     shorter = json.dumps(listing).encode()
     file.write_bytes(struct.pack("<Q", len(shorter)) + shorter + header[8 + length :])
-    refused(file, "the metadata of .* are damaged: 'sigma_data'; export it anew")
+    refused(file, "the metadata of .* are damaged: 'sigma_data'; export it again")
 
 
 def test_every_flipped_bit_of_what_it_is_of_is_found(weights, tmp_path):

@@ -88,9 +88,9 @@ def test_misfits_are_refused_in_one_line(run, tmp_path):
 def test_foreign_files_are_refused(run, tmp_path):
     _, file = run
     (tmp_path / "text.ckpt").write_text("hello")
-    refused(tmp_path / "text.ckpt", mlp(), PATH, "is no checkpoint, or a damaged one")
+    refused(tmp_path / "text.ckpt", mlp(), PATH, "is not a checkpoint, or is damaged")
     (tmp_path / "half.ckpt").write_bytes(file.read_bytes()[:5000])
-    refused(tmp_path / "half.ckpt", mlp(), PATH, "is no checkpoint, or a damaged one")
+    refused(tmp_path / "half.ckpt", mlp(), PATH, "is not a checkpoint, or is damaged")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     refused(tmp_path / "other.ckpt", mlp(), PATH, "is not a checkpoint of scm_lightning")
     torch.save({"scm_lightning": print}, tmp_path / "code.ckpt")

@@ -57,7 +57,7 @@ def sdpa_rule(
 ) -> Any:
     """`scaled_dot_product_attention`; the formula itself for what the fused operators do not take.
 
-    With dropout too: the mask that a fused operator draws is known to it alone.
+    Dropout uses the formula too: only the fused operator knows the mask that it draws.
     """
     if dropout_p > 0 or is_dual(attn_mask) or not _four_axes(query, key, value, enable_gqa):
         if torch.compiler.is_compiling():

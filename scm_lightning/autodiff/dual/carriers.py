@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Two carriers of a tensor and its derivative, and what rules see of them.
+r"""Two carriers of a tensor and its derivative, and the view that rules have of them.
 
     f(x + e tx) = f(x) + e f'(x) tx
 
 `Dual` is the tensor itself, with its derivative as an attribute: whatever code asks, it is a
-tensor, and what autograd records of it is what it records of any other. `Traced` is a pair in the
-place of the tensor, for torch.compile, which follows pairs and no change of a tensor's class.
+tensor, and autograd records it like any other. `Traced` is a pair in place of the tensor, for
+torch.compile, which follows pairs but no change of a tensor's class.
 
 Rules never tell them apart: they ask `primal_of` and `tangent_of`, and return (value, tangent).
 """
@@ -25,7 +25,7 @@ class TangentError(ValueError):
 
 
 class _KindOfTensor(type(Tensor)):  # type: ignore[misc]
-    """Lets `type(x) == torch.Tensor` say what it says of a tensor without a derivative."""
+    """Metaclass that makes `type(x) == torch.Tensor` true as for a tensor without a derivative."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is Tensor
@@ -54,7 +54,7 @@ class Dual(Tensor, metaclass=_KindOfTensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Called by torch where no pass looks: after it, or in another thread."""
+        """Handle a call of torch's outside of a pass: after it, or in another thread."""
         with torch._C.DisableTorchFunctionSubclass():
             for x in leaves((args, kwargs)):
                 strip_stale(x)
@@ -74,14 +74,14 @@ def strip(x: Tensor) -> Tensor:
 
 
 def strip_stale(x: Tensor) -> None:
-    """Make what an earlier pass left behind an ordinary tensor."""
+    """Make a tensor that an earlier pass left behind an ordinary one."""
     if type(x) is Dual and not x.level.is_open:
         strip(x)
 
 
 @dataclass(eq=False, repr=False)
 class Pair:
-    """A value and its tangent in the place of a tensor; `Traced` gives it a tensor's manners.
+    """A value and its tangent in place of a tensor; `Traced` makes it behave like a tensor.
 
     Attributes:
         primal: the value, with its reverse graph.
@@ -93,7 +93,7 @@ class Pair:
 
 
 class _NoGraph:
-    """What `torch.no_grad` does, at a third of its time."""
+    """Context like `torch.no_grad`, at a third of its time."""
 
     __slots__ = ("was",)
 
@@ -111,7 +111,7 @@ def no_graph() -> Any:
 
 
 def is_dual(x: Any) -> bool:
-    """Whether `x` carries a tangent."""
+    """Tell whether `x` carries a tangent."""
     return type(x) is Dual or isinstance(x, Pair)
 
 

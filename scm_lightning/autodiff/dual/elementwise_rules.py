@@ -84,7 +84,7 @@ def softplus_rule(
 
 
 def div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
-    """X / y."""
+    """`x / y`."""
     y = primal_of(other)
     out = func(primal_of(input), y)
     tx, ty = tangent_of(input), tangent_of(other)
@@ -107,7 +107,7 @@ def reversed_div_rule(func: Callable[..., Any], input: Any, other: Any) -> Any: 
 
 
 def remainder_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
-    """X - q y, with a whole number q that does not change."""
+    """`x - q y`, with a whole number q that does not change."""
     return _remainder(input, other, func(primal_of(input), primal_of(other)))
 
 
@@ -127,7 +127,7 @@ def _remainder(x: Any, y: Any, out: Tensor) -> Any:
 
 
 def pow_rule(func: Callable[..., Any], input: Any, exponent: Any) -> Any:  # noqa: A002
-    """X to the power of a number."""
+    """`x` to the power of a number."""
     if not isinstance(exponent, (int, float)):
         raise Unfit
     x = real(input)

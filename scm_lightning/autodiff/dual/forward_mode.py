@@ -26,7 +26,7 @@ from scm_lightning.autodiff.dual.carriers import (
 from scm_lightning.autodiff.dual.kinds import name_of
 
 fallback_calls: Counter[str] = Counter()
-"""How often an operation without a rule went through torch's forward mode."""
+"""Calls of operations without a rule that went through torch's forward mode."""
 
 _PLAIN = (bool, int, str, type(None), torch.dtype, torch.device, torch.layout, torch.Size)
 _PASSED_ON = frozenset(
@@ -37,7 +37,7 @@ _PASSED_ON = frozenset(
 
 
 def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Value and tangent of an operation; None in the place of constants' tangents.
+    """Value and tangent of an operation; None in place of constants' tangents.
 
     Raises:
         TangentError: if the operation has no forward derivative, loses the tangent, changes an
@@ -74,7 +74,7 @@ def tangents_of(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 @contextmanager
 def underived(said: str) -> Iterator[None]:
-    """Context in which torch's word that something has no forward derivative becomes ours."""
+    """Context in which torch's errors about a missing forward derivative become ours."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -120,7 +120,7 @@ def leave(x: Any) -> Any:
 
 
 def differentiable(x: Tensor) -> bool:
-    """Whether a tensor's type can carry a tangent."""
+    """Tell whether a tensor's type can carry a tangent."""
     return x.is_floating_point() or x.is_complex()
 
 
@@ -140,7 +140,7 @@ def _checked(func: Callable[..., Any], given: list[Tensor], out: Any, tangent: A
         if type(x) is Dual:
             shares = _same_storage(tangent, x.tangent)
             if _same_storage(out, x) and not shares:
-                raise TangentError(f"the tangent of {name_of(func)} is no view as its value is")
+                raise TangentError(f"the tangent of {name_of(func)} is not a view as its value is")
             if shares and not _same_storage(out, x):
                 tangent = tangent.clone()
     return tangent
@@ -153,12 +153,12 @@ def _same_storage(one: Tensor, other: Tensor) -> bool:
 
 
 def storage_number(storage: torch.UntypedStorage) -> int:
-    """What tells a storage from all others that are alive, also where it has no address."""
+    """Number that identifies a storage among all that are alive, even without an address."""
     return int(storage._cdata)
 
 
 def _check_numbers(func: Callable[..., Any], out: Any) -> None:
-    """Refuse results through which numbers leave the sight of the tangents."""
+    """Refuse results that carry numbers away without their tangents."""
     if isinstance(out, (tuple, list)) and not isinstance(out, torch.Size):
         for each in out:
             _check_numbers(func, each)
@@ -189,7 +189,7 @@ class RandomState:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Context in which the same random numbers come again; afterwards all is as before it."""
+        """Context in which the same random numbers come again; it leaves the state unchanged."""
         now = self._read()
         self.restore()
         try:
@@ -202,7 +202,7 @@ class RandomState:
         self._write(self.states)
 
     def _write(self, states: list[Tensor]) -> None:
-        """Set the states that differ: to be set costs more than to be compared."""
+        """Set the states that differ: setting costs more than comparing."""
         for generator, old, new in zip(self.generators, self._read(), states, strict=True):
             if not torch.equal(old, new):
                 generator.set_state(new)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function of torch does with its arguments, as far as tangents are concerned."""
+"""Kinds of torch functions, by what they do with their arguments' tangents."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Kind(Enum):
-    """How a function is treated.
+    """Treatment of a function.
 
     Attributes:
         METADATA: asks about shapes, types, places, or the graph: called as it is.
@@ -50,7 +50,7 @@ _CONSTANT = """
     _shape_as_tensor floor ceil round trunc fix sign signbit heaviside floor_divide __floordiv__
     __rfloordiv__
 """
-"""Their results have no tangent: made of shapes alone, cut, drawn, or constant between jumps."""
+"""Functions without a tangent: made of shapes alone, cut, drawn, or constant between jumps."""
 _REFUSED = """
     data_ptr untyped_storage storage _typed_storage numpy __array__ __dlpack__
     __cuda_array_interface__ item tolist __float__ __complex__ share_memory_ set_ resize_
@@ -67,7 +67,7 @@ def _functions(names: str) -> set[Any]:
 
 
 def _places_of_flags() -> dict[Any, int]:
-    """Where functions take `inplace` by position."""
+    """Positions at which functions take `inplace`."""
     found = {}
     for func in vars(torch.nn.functional).values():
         code = getattr(func, "__code__", None)
@@ -78,7 +78,7 @@ def _places_of_flags() -> dict[Any, int]:
 
 _FLAGS = _places_of_flags()
 KINDS: dict[Any, Kind] = dict.fromkeys(_FLAGS, Kind.FLAGGED)
-"""Kinds by function, of those that have been asked for."""
+"""Kinds by function, of those looked up so far."""
 for _kind, _names in (
     (Kind.METADATA, _METADATA),
     (Kind.CONSTANT, _CONSTANT),
@@ -98,7 +98,7 @@ def kind_of(func: Callable[..., Any]) -> Kind:
 
 
 def is_told_to_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call says `inplace`, by name or by position."""
+    """Tell whether a call sets `inplace`, by name or by position."""
     place = _FLAGS.get(func)
     return bool(kwargs.get("inplace")) or (
         place is not None and len(args) > place and bool(args[place])
@@ -106,7 +106,7 @@ def is_told_to_write(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def name_of(func: Any) -> str:
-    """The name that a user knows a function by."""
+    """Name by which a user knows a function."""
     name = getattr(func, "__name__", type(func).__name__)
     if name in ("__get__", "__set__"):
         return str(getattr(func.__self__, "__name__", name))

@@ -24,7 +24,7 @@ from scm_lightning.core import at_least_float32
 
 aten = torch.ops.aten
 DATA_ONLY = [True, False, False]
-"""Of a norm's backward kernel: the derivative in the data, not in weight and bias."""
+"""Gradients asked of a norm's backward kernel: in the data, not in weight and bias."""
 
 
 def _checked(input: Any, *constants: Any) -> Tensor:  # noqa: A002
@@ -36,7 +36,7 @@ def _checked(input: Any, *constants: Any) -> Tensor:  # noqa: A002
 
 
 def _casts(x: Tensor) -> bool:
-    """Whether autocast decides about a norm's type: float32 on a GPU, none on a CPU."""
+    """Tell whether autocast decides a norm's type: float32 on a GPU, none on a CPU."""
     return bool(torch.is_autocast_enabled(x.device.type))
 
 

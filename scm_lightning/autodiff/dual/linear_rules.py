@@ -111,7 +111,7 @@ def join_rule(func: Callable[..., Any], tensors: Sequence[Any], *args: Any, **kw
 
 
 def constant_rule(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`detach` and what else cuts the tangent, as it cuts the graph."""
+    """`detach` and others that cut the tangent as they cut the graph."""
     return func(*(primal_of(each) for each in args), **kwargs), None
 
 
@@ -131,12 +131,12 @@ def pad_rule(
 
 
 def add_rule(func: Callable[..., Any], input: Any, other: Any, *, alpha: Any = 1) -> Any:  # noqa: A002
-    """X + alpha y."""
+    """`x + alpha y`."""
     return _sum(func, input, other, alpha, alpha)
 
 
 def sub_rule(func: Callable[..., Any], input: Any, other: Any, *, alpha: Any = 1) -> Any:  # noqa: A002
-    """X - alpha y."""
+    """`x - alpha y`."""
     return _sum(func, input, other, alpha, -alpha)
 
 
@@ -169,7 +169,7 @@ def _whole(tangent: Tensor | None, out: Tensor) -> Tensor:
 
 
 def mul_rule(func: Callable[..., Any], input: Any, other: Any) -> Any:  # noqa: A002
-    """X y."""
+    """`x y`."""
     x, y = primal_of(input), primal_of(other)
     out = func(x, y)
     tx, ty = tangent_of(input), tangent_of(other)

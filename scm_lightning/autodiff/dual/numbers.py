@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Dual numbers: a network's value and its derivative in one pass, or a refusal.
 
-Inside `DualNumbers` every call of torch comes by here. The primal operation runs as always, and
-autograd records it; the tangent operation runs under no_grad on the same values. One pass gives the
-network's output with its reverse graph and the derivative without one: nothing of the tangent is
-kept for the backward pass, and constant weights cost nothing, while torch's own forward mode
+Inside `DualNumbers` every call of torch passes through here. The primal operation runs as always
+and autograd records it; the tangent operation runs under no_grad on the same values. One pass gives
+the network's output with its reverse graph and the derivative without one: nothing of the tangent
+is kept for the backward pass, and constant weights cost nothing, while torch's own forward mode
 multiplies their zero tangents out.
 
 An operation with a rule uses it; any other goes, alone, through torch's forward mode. Whatever
@@ -112,7 +112,7 @@ class DualNumbers(TorchFunctionMode):
             raise TangentError(f"a {kind.__name__} carries no tangent, only a torch.Tensor does")
 
     def carries(self, x: Any) -> bool:
-        """Whether `x` has a tangent of this pass; one of an earlier pass is taken off."""
+        """Tell whether `x` has a tangent of this pass; one of an earlier pass is taken off."""
         if type(x) is not Dual:
             return False
         if x.level is not self:
@@ -122,7 +122,7 @@ class DualNumbers(TorchFunctionMode):
         return True
 
     def any_dual(self, args: Any) -> bool:
-        """Whether there is a tensor with a tangent among nested arguments."""
+        """Tell whether nested arguments contain a tensor with a tangent."""
         found = False  # all are looked at: rules take every dual number for one of this pass
         for x in args:
             if type(x) is Dual:
@@ -138,7 +138,7 @@ class DualNumbers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Called by torch in the place of any of its functions."""
+        """Handle a call that torch passes here in place of any of its functions."""
         kwargs = kwargs or {}
         if types and (foreign := _foreign(tuple(types))):
             self._check_foreign(func, foreign, args, kwargs)
@@ -194,7 +194,7 @@ class DualNumbers(TorchFunctionMode):
     def special(
         self, func: Callable[..., Any], kind: Kind, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Apply a function that is no operation to arguments among which there are tangents.
+        """Apply a function that is not an operation to arguments with tangents.
 
         Raises:
             TangentError: if the tangent cannot pass it.
@@ -215,7 +215,7 @@ class DualNumbers(TorchFunctionMode):
         return self.writes.write(func, args, kwargs)
 
     def _reads_numbers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a tensor is made of a list of tensors, number by number."""
+        """Tell whether a tensor is made of a list of tensors, number by number."""
         given = (*args, *kwargs.values())
         return any(isinstance(x, (tuple, list)) and self.any_dual(x) for x in given)
 
@@ -251,7 +251,7 @@ def _has_out(kwargs: dict[str, Any]) -> bool:
 
 
 def _pack(x: Tensor) -> tuple[Tensor, int]:
-    """What autograd keeps of a tensor: not its tangent, and no cycle with its own graph."""
+    """Reduce a tensor to what autograd keeps: no tangent, and no cycle with its own graph."""
     with torch._C.DisableTorchFunction():
         is_itself = type(x) is not Dual and x.is_leaf
         return x if is_itself else x.detach(), x._version

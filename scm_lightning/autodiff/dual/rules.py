@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of rules: how an operation's tangent follows from its arguments and theirs.
+"""The table of rules: an operation's tangent from its arguments and theirs.
 
 A rule is called like its operation, with the operation itself first, and returns (value, tangent):
 two tensors, or two tuples; the tangent is None where the value is constant. The value is what the
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     num_required: int = 0
 
     def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether the rule takes a call of this form."""
+        """Tell whether the rule takes a call of this form."""
         if len(args) > self.num_positional or len(args) + len(kwargs) < self.num_required:
             return False
         return not kwargs or self.names is None or kwargs.keys() <= self.names
@@ -65,7 +65,7 @@ def register(rule: Rule, names: str | Iterable[str]) -> None:
 
 
 def entry(rule: Rule) -> Entry:
-    """Which calls a rule takes, read off its signature."""
+    """Entry of a rule, with the calls it takes read from its signature."""
     parameters = list(inspect.signature(rule).parameters.values())[1:]
     kinds = {each.kind for each in parameters}
     free = inspect.Parameter.VAR_POSITIONAL in kinds

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The carrier inside a compiled graph: a pair in the place of the tensor.
+"""The carrier inside a compiled graph: a pair in place of the tensor.
 
 The compiler follows a dataclass whose functions are ordinary Python, and neither a mode that counts
 what it saw nor a tensor that changes its class. The rules are the same. A pair answers as a tensor
@@ -36,7 +36,7 @@ _OF_THE_VALUE = frozenset(
 
 
 class Traced(Pair):
-    """A value and its tangent in the place of a tensor."""
+    """A value and its tangent in place of a tensor."""
 
     @classmethod
     def __torch_function__(
@@ -46,7 +46,7 @@ class Traced(Pair):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Called by torch in the place of any function that gets a pair."""
+        """Handle a call that torch passes here in place of any function that gets a pair."""
         return apply(func, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
@@ -104,7 +104,7 @@ for _name, _func, _flipped in (
 
 
 def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply an operation to arguments among which there are pairs.
+    """Apply an operation to arguments with pairs among them.
 
     Raises:
         TangentError: if the operation works in place, has no forward derivative or loses it.

@@ -62,7 +62,7 @@ def attention(
 
 
 def _in_forward_mode() -> bool:
-    """Whether a forward level is open, that of torch.func.jvp included."""
+    """Tell whether a forward level is open, that of torch.func.jvp included."""
     return forward_ad._current_level >= 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What attention accepts, and masks in the one form that its implementations share.
+r"""Checks of attention's inputs, and masks in the one form that its implementations share.
 
     S = scale q k^T + mask,      P = exp(S - lse),      lse = log sum_n exp(S_n)
 
@@ -20,7 +20,7 @@ EMPTY_ROW = 1.0e30
 def check_attention_inputs(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> None:
-    """Refuse what does not fit together.
+    """Refuse inputs that do not fit together.
 
     Args:
         q: queries. (B, H, M, D).
@@ -81,7 +81,7 @@ def expand_mask(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def rows_with_keys(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """Which queries see any key at all. (B, H, M, 1), boolean.
+    """Mask of the queries that see any key at all. (B, H, M, 1), boolean.
 
     Args:
         attn_mask: boolean or additive mask, broadcastable to (B, H, M, N).

@@ -168,7 +168,7 @@ def kernel_options(
     is_causal: bool,
     tile: Tile,
 ) -> dict[str, Any]:
-    """What a kernel is compiled for, besides data types: sizes, flags, warps and stages.
+    """Options that a kernel is compiled for, besides data types: sizes, flags, warps and stages.
 
     Args:
         q: queries. (B, H, M, D).

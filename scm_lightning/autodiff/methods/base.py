@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a way to take the derivative of F along the ODE gets, and what it returns."""
+"""Interface of the ways to take the derivative of F along the ODE."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from scm_lightning.core import Bound, expand_time
 
 
 class Point(NamedTuple):
-    """Where a derivative is taken, and in which direction.
+    """Place and direction of a derivative.
 
     Attributes:
         u: x_t / sigma_data. (B, ...), unit variance.
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
     @property
     def has_no_numbers(self) -> bool:
-        """Whether the tensors stand for others: in a graph that is compiled, or to be counted."""
+        """Tell whether the tensors only stand for others: being compiled, or being counted."""
         return torch.compiler.is_compiling() or is_fake(self.u)
 
     def input_tangents(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def same_random_numbers(x: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def widened(network: Any, device_type: str, dtype: torch.dtype) -> Iterator[None]:
-    """Context without autocast, in which a module holds narrower weights and buffers in a type."""
+    """Context without autocast, in which a module's narrower weights and buffers have a type."""
 
     def wide(x: Tensor) -> torch.dtype:
         return dtype.to_complex() if x.is_complex() else dtype

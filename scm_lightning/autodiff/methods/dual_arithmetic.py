@@ -22,8 +22,8 @@ class DualArithmetic(TangentMethod):
     """Value and derivative in one pass: the fastest, at the memory of an ordinary step.
 
     Args:
-        checkpoint: whether of every block the input alone is kept, and its values, not its
-            tangents, are computed again for the backward pass.
+        checkpoint: whether only the input of each block is kept, and its values, not its tangents,
+            are computed again for the backward pass.
     """
 
     checkpoint: bool = False
@@ -55,5 +55,5 @@ def _by_dual_numbers(f: Bound, point: Point) -> tuple[Tensor, Tensor]:
 def _lost(out: Any) -> NoReturn:
     raise TangentError(
         f"the network lost the tangent: it must return a tensor made from u and t, got a "
-        f"{type(out).__name__} without"
+        f"{type(out).__name__} without one"
     )

@@ -56,5 +56,5 @@ class FiniteDifference(TangentMethod):
 
 
 def _wide_type(point: Point) -> torch.dtype:
-    """Of u and t, at least float32: half of a step must not be lost in t."""
+    """Widest type of u and t, at least float32: half of a step must not be lost in t."""
     return torch.promote_types(at_least_float32(point.u).dtype, point.t.dtype)

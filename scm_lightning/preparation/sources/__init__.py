@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images to prepare come from: folders, archives and data sets as they are handed out."""
+"""Sources of images to prepare: folders, archives and data sets as they are handed out."""
 
 from scm_lightning.preparation.sources.decoding import UnreadableImageError
 from scm_lightning.preparation.sources.opening import KINDS, open_source

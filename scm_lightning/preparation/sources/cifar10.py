@@ -31,14 +31,14 @@ CLASS_NAMES = (
 )
 SIDE = 32
 MAX_BATCH_BYTES = 1 << 26
-"""Twice the size of a real file."""
+"""Largest file: twice the size of a real one."""
 MAX_ARCHIVE_BYTES = 1 << 28
-"""The files of the real archive have 186 million bytes together."""
+"""Largest archive; the files of the real one have 186 million bytes together."""
 NAMES = (
     *("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"),
     *("numpy ndarray", "numpy dtype", "_codecs encode"),
 )
-"""What a pickled array of numpy names, and bytes of Python 3 in a pickle of protocol 2."""
+"""Names in a pickled array of numpy, and in bytes of Python 3 in a pickle of protocol 2."""
 NAMING = ("GLOBAL", "INST", "STACK_GLOBAL")
 WHOLE_NUMBERS = ("BININT", "BININT1", "BININT2")
 
@@ -94,7 +94,7 @@ def read_batch(content: bytes, where: str) -> tuple[Array, list[int]]:
         if not labels or len(raw) != 3 * SIDE * SIDE * len(labels):
             raise ValueError(f"it has {len(labels)} labels and an array of {len(raw)} bytes")
         if not all(0 <= label < len(CLASS_NAMES) for label in labels):
-            raise ValueError("it has labels that are no numbers from 0 to 9")
+            raise ValueError("it has labels that are not numbers from 0 to 9")
     except ValueError as error:
         raise ValueError(
             f"{where} must be one of CIFAR-10's files, got another ({error}); get it again from "

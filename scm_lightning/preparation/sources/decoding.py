@@ -24,7 +24,7 @@ from scm_lightning.data.shards import Array
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_FILE_BYTES = 1 << 28
-"""Larger files are refused: so much would have to be kept in memory."""
+"""Largest file: so much has to be kept in memory."""
 
 
 class UnreadableImageError(ValueError):
@@ -32,7 +32,7 @@ class UnreadableImageError(ValueError):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
+    """Tell whether a file's name ends like an image's."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -47,7 +47,7 @@ def decode_image(content: bytes, name: str) -> Array:
         The image. (H, W, C) uint8, C in {1, 3, 4}.
 
     Raises:
-        UnreadableImageError: if it is no whole image of a known format, or too large.
+        UnreadableImageError: if it is not a whole image of a known format, or is too large.
     """
     try:
         with warnings.catch_warnings():
@@ -58,7 +58,7 @@ def decode_image(content: bytes, name: str) -> Array:
                 pixels = _pixels(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
-            f"{name} cannot be read: its content is no image of a known format"
+            f"{name} cannot be read: its content is not an image of a known format"
         ) from error
     # Whatever a decoder makes of damaged bytes: Pillow's raise about a dozen kinds of error.
     except Exception as error:

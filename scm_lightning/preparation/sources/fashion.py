@@ -23,9 +23,9 @@ CLASS_NAMES = (
 SIDE, MARGIN = 28, 2
 FILE_PREFIXES = {"train": "train", "heldout": "t10k"}
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
-"""Where the Debian package `dataset-fashion-mnist` puts the files."""
+"""Folder of the files that the Debian package `dataset-fashion-mnist` installs."""
 MAX_IDX_BYTES = 1 << 26
-"""60,000 images are 47 million."""
+"""Largest file; 60,000 images are 47 million bytes."""
 UNSIGNED_BYTES = 8
 """The idx format's code of the values' type."""
 

@@ -20,7 +20,7 @@ from scm_lightning.preparation.sources.source import EncodedSource, Item, check_
 
 DATASET_JSON = "dataset.json"
 ZIP_ERRORS = (OSError, ValueError, IndexError, zipfile.BadZipFile, NotImplementedError)
-"""What opening a damaged archive raises; IndexError for an empty name."""
+"""Errors that opening a damaged archive raises; IndexError for an empty name."""
 
 
 @final
@@ -57,7 +57,7 @@ class Zip:
     """A zip archive, opened by every process that reads from it; as `Folder`.
 
     Raises:
-        ValueError: if it is no zip archive, or holds a name twice or one that leads outside.
+        ValueError: if it is not a zip archive, or holds a name twice or one that leads outside.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class Zip:
 
 @final
 class FileSource(EncodedSource):
-    """Image files with classes and splits that somebody has found out.
+    """Image files whose classes and splits are known.
 
     Args:
         kind: what `open_source` calls it.
@@ -170,7 +170,7 @@ def check_member_names(names: Sequence[str], archive: Path) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a part of a path is hidden, or a Macintosh's note on another file."""
+    """Tell whether a part of a path is hidden, or a Macintosh's note on another file."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 

@@ -41,7 +41,7 @@ class HuggingFaceSource(EncodedSource):
         parts = _load(path)
         features = next(iter(parts.values())).features
         if any(part.features != features for part in parts.values()):
-            raise ValueError(f"the splits of {path} must have the same columns; save them so")
+            raise ValueError(f"the splits of {path} must have the same columns; save them that way")
         self._column, label = _columns(features, path)
         self._parts: list[tuple[int, Any]] = []
         items, labels = list[Item](), list[Any]()
@@ -103,7 +103,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_devices(path: Path) -> None:
-    """The library would wait for a pipe for ever, and read all of a device."""
+    """Refuse pipes and devices: the library would wait for ever, or read for ever."""
     for file in path.rglob("*"):
         if not file.is_dir() and not file.is_file():
             raise ValueError(

@@ -20,7 +20,7 @@ from scm_lightning.data.index import MAX_CLASSES
 from scm_lightning.given_files import read_regular
 
 MAX_TABLE_BYTES = 1 << 27
-"""Twice the size of ImageNet's."""
+"""Largest table: twice the size of ImageNet's."""
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
 TABLE_HEADER = ["file", "label"]
 
@@ -130,14 +130,14 @@ def read_dataset_json(content: bytes, where: str) -> list[tuple[str, str]] | Non
     """Read EDM's labels; None if the file says that there are none.
 
     Raises:
-        ValueError: if the content is no such file.
+        ValueError: if the content is something else.
     """
     try:
         pairs = json.loads(content)["labels"]
         if pairs is None:
             return None
         if not all(type(f) is str and type(n) is int and n >= 0 for f, n in pairs):
-            raise TypeError("a row is no file with a number from 0")
+            raise TypeError("a row is not a file with a number from 0")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f'{where} must hold {{"labels": [[FILE, NUMBER], ...]}}, got other content ({error}); '

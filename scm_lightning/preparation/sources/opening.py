@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out what is at a path, and opens it as a source of images."""
+"""Detection of what is at a path, to open it as a source of images."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def open_source(path: str, kind: str = "auto", labels: str | None = None) -> Ima
         return WebDatasetSource(path)
     if not place.exists():
         advice = meant_path(path) or "; correct the path"
-        raise ValueError(f"there is no file or folder {path}{advice}")
+        raise ValueError(f"there is nothing at {path}{advice}")
     if kind in ("folder", "zip"):
         return open_files(kind, Zip(place) if kind == "zip" else Folder(place), table)
     if kind == "imagenet":

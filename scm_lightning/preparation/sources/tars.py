@@ -4,10 +4,10 @@ r"""Webdataset: images in tar files, beside their classes.
     KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
     KEY.cls                                     its class, a number or a name
 
-A key is a member's path up to the first dot of its file name. What has no image is no sample. The
-headers are read once, and then each image from its place: nothing is unpacked onto the disk and
-nothing is unpickled. Links, devices and paths that lead outside are refused, and so are tar files
-that are compressed as a whole, in which no place can be looked up.
+A key is a member's path up to the first dot of its file name. A key without an image is not a
+sample. The headers are read once, and then each image from its place: nothing is unpacked onto the
+disk and nothing is unpickled. Links, devices and paths that lead outside are refused, and so are
+tar files that are compressed as a whole, in which no place can be looked up.
 
 Where the path of every tar file holds one of the words train, val, valid, validation and test, and
 both sides occur, the words are the split.
@@ -18,25 +18,24 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast, final
 
 import braceexpand
-from rich.progress import track
 
 from scm_lightning.given_files import open_regular
 from scm_lightning.preparation.sources.decoding import SUFFIXES
 from scm_lightning.preparation.sources.files import check_member_names
 from scm_lightning.preparation.sources.labels import HELDOUT_NAMES, Classes, number_labels
 from scm_lightning.preparation.sources.source import EncodedSource, Item, check_size
+from scm_lightning.saying import counted
 
 MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
 
 class Place(NamedTuple):
-    """Where the bytes of a member are: offset and length."""
+    """Position of the bytes of a member: offset and length."""
 
     offset: int
     num_bytes: int
@@ -59,14 +58,14 @@ class WebDatasetSource(EncodedSource):
         folder = os.path.commonpath([file.parent for file in tars])
         names = [file.relative_to(folder).as_posix() for file in tars]
         check_member_names(names, Path(path))
-        bar = track(tars, "reading tar headers", disable=len(tars) < 2)
-        # Closed at once: rich waits for itself if its thread collects a bar left half-way.
-        with closing(bar) as files:  # type: ignore[type-var]
-            found = [
-                ((file, place), f"{name}/{key}", label, split)
-                for file, name, split in zip(files, names, _splits(names), strict=True)
-                for key, place, label in _read_tar(file)
-            ]
+        found = []
+        with counted("reading tar headers", len(tars)) as advance:
+            for file, name, split in zip(tars, names, _splits(names), strict=True):
+                found += [
+                    ((file, place), f"{name}/{key}", label, split)
+                    for key, place, label in _read_tar(file)
+                ]
+                advance(1)
         if not found:
             raise ValueError(f"the tar files of {path} must hold images, got none")
         self._places = [at for at, _, _, _ in found]

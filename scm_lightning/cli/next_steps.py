@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to type next: command lines that run as they are printed, on this machine."""
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scm_lightning.cli.run_config import FILE
+from scm_lightning.cli.strict_yaml import read_yaml
+from scm_lightning.cli.templates import FEATURES, FOLDER, for_data, for_student, value_of
+from scm_lightning.data.index import ShardIndex
+from scm_lightning.saying import say
+
+OF_A_RUN = ("checkpoints/last.ckpt", "metrics.csv", "samples", FILE)
+"""What a training leaves in its folder, where it has all that."""
+
+
+def command(*words: str) -> str:
+    """A command line of `scm` to copy.
+
+    Args:
+        words: what comes after the program's name, unquoted.
+    """
+    return f"{_program()} {shlex.join(words)}"
+
+
+def say_next(*commands: str | None) -> None:
+    """Print commands to type next, one a line.
+
+    Args:
+        commands: the commands; None is left out.
+    """
+    begin = "next: "
+    for line in filter(None, commands):
+        say(f"{begin}{line}")
+        begin = " " * len(begin)
+
+
+def after_training(config: Mapping[str, Any]) -> None:
+    """Say what a run has left, and how to look at it.
+
+    Args:
+        config: its configuration.
+    """
+    folder = folder_of(config)
+    found = [name for name in OF_A_RUN if (folder / name).exists()]
+    say(f"{folder} holds {', '.join(found)}")
+    say_next(scores_of(config), pictures_of(config), student_of(config, checkpoint_of(config)))
+
+
+def training_on(folder: str, index: ShardIndex) -> str:
+    """The command that trains on shards, or what to set where no configuration is for them.
+
+    Args:
+        folder: folder of the shards.
+        index: its index.
+    """
+    if words := for_data(folder, index):
+        return command("fit", *words)
+    return (
+        f"no configuration here is for data of shape {index.shape}; copy one of "
+        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]} and "
+        f"num_classes: {index.num_classes}, and root: {folder} of its data"
+    )
+
+
+def fit_instead(words: Sequence[str], own: Collection[str]) -> str:
+    """The command that trains what another one has measured.
+
+    Args:
+        words: its arguments, after the subcommand.
+        own: options that are not those of `scm fit`.
+    """
+    kept: list[str] = []
+    is_own = False
+    for word in words:
+        if word.startswith("--"):
+            is_own = re.split(r"[=.]", word[2:])[0] in own
+        if not is_own:
+            kept.append(word)
+    return command("fit", *kept)
+
+
+def scores_of(config: Mapping[str, Any], *options: str) -> str | None:
+    """The command for the table of scores of a run; None, if it measures none."""
+    return _stage("test", config, options) if value_of(config, FEATURES) else None
+
+
+def pictures_of(config: Mapping[str, Any], *options: str) -> str:
+    """The command for pictures of a run's samples."""
+    return _stage("predict", config, options)
+
+
+def export_of(config: Mapping[str, Any], weights: str) -> str:
+    """The command for the network of a run alone, from its checkpoint."""
+    out = str(folder_of(config) / "network.safetensors")
+    return command("export", "--checkpoint", weights, "--out", out)
+
+
+def student_of(config: Mapping[str, Any], weights: str) -> str | None:
+    """The command that distils a teacher; None, if a run is none, or has a network of its own.
+
+    Args:
+        config: configuration of the run.
+        weights: its checkpoint or export.
+    """
+    words = for_student(config, weights)
+    return None if words is None else command("fit", *words)
+
+
+def folder_of(config: Mapping[str, Any]) -> Path:
+    """Folder of a run."""
+    return Path(value_of(config, FOLDER) or ".")
+
+
+def checkpoint_of(config: Mapping[str, Any]) -> str:
+    """Last checkpoint of a run."""
+    folder = value_of(config, "checkpoints.dirpath") or folder_of(config) / "checkpoints"
+    return str(Path(folder) / "last.ckpt")
+
+
+def run_in(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a run has left in its folder, with that folder; None without one."""
+    if not (folder / FILE).is_file():
+        return None
+    content = read_yaml(folder / FILE)
+    content.setdefault("trainer", {})["default_root_dir"] = str(folder)
+    return dict(content)
+
+
+def _stage(name: str, config: Mapping[str, Any], options: tuple[str, ...]) -> str:
+    """A command on the configuration that lies in the run's folder."""
+    if value_of(config, "checkpoints.dirpath") and "--ckpt_path" not in options:
+        options = (*options, "--ckpt_path", checkpoint_of(config))
+    return command(name, "--config", str(folder_of(config) / FILE), *options)
+
+
+def _program() -> str:
+    """How this program is called, so that a shell finds the same one again."""
+    found = shutil.which("scm")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "scm"
+    if Path(sys.argv[0]).stem == "scm":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m scm_lightning"
