@@ -157,7 +157,8 @@ def _near_class(path: str, kinds: tuple[type, ...]) -> str:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for each in type.__subclasses__(kind):
+    known: list[type] = type.__subclasses__(kind)
+    for each in known:
         yield each
         yield from _subclasses(each)
 

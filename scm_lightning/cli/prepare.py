@@ -86,8 +86,7 @@ def prepare(
     from scm_lightning.preparation.probe import fit_transform
     from scm_lightning.preparation.sources import open_source
 
-    workers = num_cores() if workers is None else workers
-    _check_numbers(workers, max_unreadable)
+    workers = _checked(workers, max_unreadable)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
@@ -120,11 +119,14 @@ def prepare(
     say_next(training_on(str(folder), done.index))
 
 
-def _check_numbers(workers: int, max_unreadable: int) -> None:
+def _checked(workers: int | None, max_unreadable: int) -> int:
+    """The number of workers, if that and the other number can be."""
+    workers = num_cores() if workers is None else workers
     if workers < 0 or max_unreadable < 0:
         raise ValueError(
             f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
         )
+    return workers
 
 
 def num_cores() -> int:
