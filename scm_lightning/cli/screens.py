@@ -107,7 +107,7 @@ OF_BENCH = """\
 bench
   --dry-run                         count what the run would need, without a GPU
   --rounds N                        rounds to take the median over
-  --json FILE                       where a dry run is written to
+  --json FILE                       where the numbers are written to
 """
 
 
