@@ -168,7 +168,7 @@ class SampleMetrics(Callback):
             log_picture(trainer, "test/sweep", sweep)
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
-        """What `scm test` measures of a set beside one distance."""
+        """Scores that `scm test` measures of a set beside one distance."""
         block_size = compared.index.splits["heldout"].num_samples
         return block_size, self.kid, self.precision_recall, True
 

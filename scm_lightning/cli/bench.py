@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scm bench`: what a training step costs by every tangent method, on a configuration's network.
+"""`scm bench`: the cost of a training step by every tangent method, on a configuration's network.
 
 All figures are ratios to one plain diffusion step of the same network on the same batch, in one
 process, medians over interleaved rounds: absolute times depend on the machine and its load. With
@@ -35,7 +35,7 @@ from scm_lightning.networks.classes import check_labels, num_known_classes
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 ONE_PROCESS = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
-"""Where a dry run itself runs, whatever the configuration says."""
+"""Trainer options that a dry run itself runs with, whatever the configuration says."""
 NO_DATA = "lightning.pytorch.LightningDataModule"
 """A data module without data: the command line insists on one."""
 NOTHING_WRITTEN = {"logger": False, "callbacks": None, "enable_progress_bar": False}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm --help` and `scm fit --help` show, and what a command was meant to be; without torch.
+"""Screens of `scm --help` and `scm fit --help`, and the command that was meant; without torch.
 
 `scm fit --help-all` shows what the parser says of every option.
 """
@@ -42,7 +42,7 @@ OTHER_WORDS = {
     "help": "--help",
     "version": "--version",
 }
-"""What other programs call a subcommand."""
+"""Names of the subcommands in other programs."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...
@@ -112,7 +112,7 @@ bench
 
 
 def screen(command: str) -> str:
-    """What `scm COMMAND --help` shows.
+    """Screen of `scm COMMAND --help`.
 
     Args:
         command: one of `OF_MODELS`.
