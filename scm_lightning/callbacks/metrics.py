@@ -68,8 +68,8 @@ class SampleMetrics(Callback):
                     "--metrics.features scm_lightning.metrics.DINOv2Features or InceptionFeatures, "
                     "or draw pictures with `scm predict`"
                 )
-            if stage == "validate" and trainer.is_global_zero:
-                warn(
+            if stage == "validate":
+                say(
                     "metrics.features is null, so that no distance is measured; `scm validate` "
                     "draws pictures alone"
                 )
