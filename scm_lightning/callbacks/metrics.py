@@ -53,9 +53,26 @@ class SampleMetrics(Callback):
         self._nfe: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave out scores that the data cannot have, and say so."""
+        """Refuse a test that measures nothing; leave out scores that the data cannot have.
+
+        Raises:
+            ValueError: if samples are to be tested and there is nothing to test them with.
+        """
         datamodule = getattr(trainer, "datamodule", None)
-        if self.features is None or not isinstance(datamodule, ShardDataModule):
+        if not isinstance(datamodule, ShardDataModule):
+            return
+        if self.features is None:
+            if stage == "test":
+                raise ValueError(
+                    "`scm test` measures nothing without metrics.features, got null; set "
+                    "--metrics.features scm_lightning.metrics.DINOv2Features or InceptionFeatures, "
+                    "or draw pictures with `scm predict`"
+                )
+            if stage == "validate" and trainer.is_global_zero:
+                warn(
+                    "metrics.features is null, so that no distance is measured; `scm validate` "
+                    "draws pictures alone"
+                )
             return
         if self.features.only_images and not datamodule.index.are_images and stage != "predict":
             if trainer.is_global_zero:

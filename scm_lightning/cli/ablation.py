@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scm_lightning import __version__
-from scm_lightning.cli.app import LAST_CHECKPOINT
+from scm_lightning.cli.run_config import LAST_CHECKPOINT
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.given_files import read_regular
 from scm_lightning.whole_files import write_whole

@@ -29,6 +29,7 @@ from scm_lightning.bench import dry_run as count
 from scm_lightning.bench.tables import network_title
 from scm_lightning.core import NULL_LABEL
 from scm_lightning.data import Batch
+from scm_lightning.given_files import given_path
 from scm_lightning.modules import GenerativeModule
 from scm_lightning.networks.classes import check_labels, num_known_classes
 
@@ -69,7 +70,8 @@ class BenchTrainer(Trainer):
             global_batch: images per optimizer step that a dry run plans with; None for batch size
                 times devices, nodes and accumulated batches of the configuration.
             gpu: the GPU that a dry run plans with.
-            json: file that a dry run is written to, besides its tables; None for none.
+            json: file that the numbers are written to; None for `bench.json` in the run's folder,
+                and for no file in a dry run.
 
         Raises:
             ValueError: if there are no rounds, or the model is none of this package's.
@@ -97,7 +99,8 @@ class BenchTrainer(Trainer):
         }
         parameters = sum(parameter.numel() for parameter in network.parameters())
         title = f"{network_title(type(network).__name__, parameters)}, batch {len(batch.x0)}"
-        report_costs(title, costs, attention, Path(self.default_root_dir), device)
+        file = Path(given_path(json or f"{self.default_root_dir}/bench.json"))
+        report_costs(title, costs, attention, file, device)
 
 
 def _first_batch(

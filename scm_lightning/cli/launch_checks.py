@@ -48,6 +48,14 @@ def check_launch(config: Namespace) -> None:
             "add --config configs/overlays/cpu.yaml after the other, which makes it one process "
             "on the CPU"
         )
+    is_on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto" and not torch.accelerator.is_available()
+    )
+    if is_on_cpu and str(trainer.devices) in ("-1", "0"):
+        raise ValueError(
+            f"trainer.devices must be the number of processes on a CPU, got {trainer.devices}, and "
+            "this run has no GPU; give --trainer.devices 1 or more"
+        )
     if trainer.num_nodes > 1 and not _are_nodes_announced(trainer):
         raise ValueError(
             f"trainer.num_nodes {trainer.num_nodes} needs a launcher on every machine, got none: "

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.parsers import CommandParser
 
 TRAINED = ("student", "network")
 """Options of the modules that hold the network which is trained."""
@@ -44,7 +44,7 @@ def check_network_size(config: Namespace) -> None:
         if held > memory:
             raise MemoryError
 
-    parser = OneLineParser(exit_on_error=False)
+    parser = CommandParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
     hook = register_module_parameter_registration_hook(count)
     # Of any class of the user's; what is raised comes again when it is built, and is shown then.

@@ -32,6 +32,14 @@ MOVED_CLASSES = {
 }
 NO_DAMAGE = ("max_damaged", 0)
 """Of `reading`: all that there is now; another number is refused."""
+GONE = {
+    "max_damaged": "since 0.4.0 a damaged sample ends the run; take the option out",
+    "optimizer": "each model has its own; set model.init_args.optimizer",
+    "lr_scheduler": "each model has its own; set model.init_args.lr_schedule",
+}
+"""Options of older versions, and what to do without them."""
+UNUSED = ("optimizer", "lr_scheduler")
+"""Of Lightning's command line, where older versions kept them in `config.yaml`, at null."""
 
 RENAMED = {
     "times": "objective.init_args.times",
@@ -92,6 +100,8 @@ def renamed(config: Any) -> Any:
         ValueError: if it asks for segments and intervals at once, as 0.3.0 refused too.
     """
     config = _with_moved_classes(config)
+    if isinstance(config, Mapping):
+        config = {key: x for key, x in config.items() if x is not None or key not in UNUSED}
     model = config.get("model") if isinstance(config, Mapping) else None
     options = model.get("init_args") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(options, Mapping):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import scm_lightning
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.data.index import ShardIndex
 
@@ -204,7 +204,7 @@ def _network(template: Template, wanted: Options) -> Options | None:
     given = {key.removeprefix(place): x for key, x in wanted.items() if key.startswith(place)}
     spec = {**template.get(template.network)}
     spec["init_args"] = {**(spec.get("init_args") or {}), **given}
-    parser = OneLineParser(exit_on_error=False)
+    parser = CommandParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
     try:
         parsed = parser.parse_object({"network": spec})
