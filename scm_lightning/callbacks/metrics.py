@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scm_lightning.callbacks.logged_pictures import log_numbers, log_picture
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
@@ -52,9 +53,26 @@ class SampleMetrics(Callback):
         self._nfe: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave out scores that the data cannot have, and say so."""
+        """Refuse a test that measures nothing; leave out scores that the data cannot have.
+
+        Raises:
+            ValueError: if samples are to be tested and there is nothing to test them with.
+        """
         datamodule = getattr(trainer, "datamodule", None)
-        if self.features is None or not isinstance(datamodule, ShardDataModule):
+        if not isinstance(datamodule, ShardDataModule):
+            return
+        if self.features is None:
+            if stage == "test":
+                raise ValueError(
+                    "`scm test` measures nothing without metrics.features, got null; set "
+                    "--metrics.features scm_lightning.metrics.DINOv2Features or InceptionFeatures, "
+                    "or draw pictures with `scm predict`"
+                )
+            if stage == "validate" and trainer.is_global_zero:
+                warn(
+                    "metrics.features is null, so that no distance is measured; `scm validate` "
+                    "draws pictures alone"
+                )
             return
         if self.features.only_images and not datamodule.index.are_images and stage != "predict":
             if trainer.is_global_zero:
@@ -135,8 +153,19 @@ class SampleMetrics(Callback):
         console().print(table, soft_wrap=False)
         say(f"written to {file}")
         distance = reference.extractor.distance_key
-        for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
+        log_numbers(
+            trainer,
+            {
+                f"test/{kind}_{row}": score.value
+                for row, of_row in scores.items()
+                for kind, score in of_row.items()
+            },
+        )
+        lines = report_sweep(file.parent, pl_module, scores, self._nfe, distance)
+        for line in lines:
             say(line)
+        if lines and (sweep := file.with_name("sweep.png")).is_file():
+            log_picture(trainer, "test/sweep", sweep)
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
         """What `scm test` measures of a set beside one distance."""

@@ -239,7 +239,7 @@ class SCMCommandLine(LightningCLI):
     def after_fit(self) -> None:
         """Say what there is now, and what to type next."""
         if not self.config.fit.trainer.fast_dev_run:
-            after_training(self.config.fit.as_dict())
+            after_training(self.config.fit.as_dict(), self.trainer.loggers)
 
     def after_validate(self) -> None:
         """Say what to type next."""

@@ -5,10 +5,13 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
+from scm_lightning.callbacks import RunLog
 from scm_lightning.cli.run_config import FILE
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.cli.templates import FEATURES, FOLDER, for_data, for_student, value_of
@@ -40,15 +43,19 @@ def say_next(*commands: str | None) -> None:
         begin = " " * len(begin)
 
 
-def after_training(config: Mapping[str, Any]) -> None:
+def after_training(config: Mapping[str, Any], loggers: Iterable[Logger] = ()) -> None:
     """Say what a run has left, and how to look at it.
 
     Args:
         config: its configuration.
+        loggers: those that it had.
     """
     folder = folder_of(config)
     found = [name for name in OF_A_RUN if (folder / name).exists()]
     say(f"{folder} holds {', '.join(found)}")
+    others = (each for each in loggers if not isinstance(each, RunLog))
+    for place in filter(None, (each.log_dir or each.save_dir for each in others)):
+        say(f"its log is in {place}")
     say_next(scores_of(config), pictures_of(config), student_of(config, checkpoint_of(config)))
 
 

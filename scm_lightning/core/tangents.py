@@ -197,7 +197,7 @@ class TangentBound:
         c: the constant in g / (||g|| + c), in units of the norm.
 
     Raises:
-        ValueError: if the kind is unknown or `c` is negative.
+        ValueError: if the kind is unknown, or has no such `c`.
 
     Source: arXiv 2410.11081, Section 4.1 and Algorithm 1.
     """
@@ -210,6 +210,11 @@ class TangentBound:
             raise ValueError(
                 f"a tangent is bounded by l2, rms, clip or none, with c >= 0, got {self.kind!r} "
                 f"and {self.c}; the paper takes l2 and 0.1"
+            )
+        if self.kind in ("clip", "none") and self.c != TangentBound.c:
+            raise ValueError(
+                f"a tangent that is bounded by {self.kind} has no constant, got c {self.c}; take "
+                "it out, or set kind to l2 or rms"
             )
 
     def __call__(self, g: Tensor) -> Tensor:

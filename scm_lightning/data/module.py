@@ -32,7 +32,7 @@ from scm_lightning.given_files import given_path
 
 
 class ShardDataModule(LightningDataModule, ABC):
-    """Streams the shards of one folder, or of a place that webdataset can read from.
+    """Data module over the shards of one folder, or of a place that webdataset can read from.
 
     Args:
         sigma_data: standard deviation that the data are scaled to. The path of the model owns the
@@ -113,7 +113,8 @@ class ShardDataModule(LightningDataModule, ABC):
         """Read the index.
 
         Raises:
-            ValueError: if it or a shard is missing or damaged, or the data cannot be mirrored.
+            ValueError: if it or a shard is missing or damaged, the data cannot be mirrored, or
+                there is an autoencoder for data that are no latents.
         """
         self.index = ShardIndex.read(self.root)
         if damage := self.index.damage(self.root):
@@ -123,6 +124,11 @@ class ShardDataModule(LightningDataModule, ABC):
             raise ValueError(
                 "horizontal_flip needs images: the mirror image of a latent is another one's; "
                 "prepare the latents of mirrored images, or leave it out"
+            )
+        if self.autoencoder is not None and self.index.latents is None:
+            raise ValueError(
+                f"autoencoder decodes latents, but {self.root} holds no latents of one, got "
+                f"{self.autoencoder}; leave it out"
             )
         self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
         self.samples = {

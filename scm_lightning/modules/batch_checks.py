@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchChecks:
-    """Refuses batches that a module cannot be trained on or sampled by.
+    """Checks that refuse batches a module cannot be trained on or sampled by.
 
     Args:
         sigma_data: standard deviation that the data should have. Data units.
@@ -58,15 +58,23 @@ class BatchChecks:
             least: smallest label there may be.
 
         Raises:
-            ValueError: if there are some.
+            ValueError: if there are some; or if a network is trained that knows classes, on data
+                that have none.
         """
         labels = getattr(batch, "labels", None)
-        if labels is None:
-            return
         datamodule = getattr(module.trainer, "datamodule", None)
         num_classes: int = getattr(datamodule, "num_classes", 0)
         if self._num_known_classes is None:
             self._num_known_classes = num_known_classes(module)
+        if labels is None:
+            has_none = getattr(datamodule, "num_classes", None) == 0
+            if module.trainer.training and has_none and self._num_known_classes:
+                raise ValueError(
+                    f"the network has {self._num_known_classes} classes, but the data hand on no "
+                    "labels; set num_classes of the network to 0, or give data with labels and "
+                    "use_labels true"
+                )
+            return
         if 0 < self._num_known_classes < num_classes:
             raise ValueError(
                 f"the data have {num_classes} classes, the network has {self._num_known_classes}; "

@@ -28,8 +28,18 @@ from scm_lightning.objectives import (
     Term,
     Velocity,
 )
-from scm_lightning.sampling import Draw, FewStepSampling, Samples, SweepPoint, few_step_draw
+from scm_lightning.sampling import (
+    DiffusionSampling,
+    Draw,
+    FewStepSampling,
+    Samples,
+    SweepPoint,
+    few_step_draw,
+)
+from scm_lightning.sampling.steps import Jumps
 from scm_lightning.teachers import FrozenTeacher
+
+DEFAULT_TIMES = FewStepSampling().intermediate_times
 
 
 class ConsistencyModule(GenerativeModule):
@@ -109,6 +119,11 @@ class ConsistencyModule(GenerativeModule):
         for term in terms:
             term.follow(student)
         self.sampling = sampling
+        if teacher is None and sampling.teacher != DiffusionSampling():
+            raise ValueError(
+                "sampling.teacher says how a teacher is sampled, but there is none; set teacher, "
+                "or take it out"
+            )
         self.draws(), self.reference_draws(), self.swept_draws()  # refuse what cannot be sampled
 
     def training_step(
@@ -217,6 +232,11 @@ class ConsistencyModule(GenerativeModule):
     def draws(self) -> dict[str, Draw]:
         """The run's own numbers of steps."""
         given, intermediate = self.sampling.num_steps, self.sampling.intermediate_times
+        if isinstance(self.objective.steps, Jumps) and [*intermediate] != [*DEFAULT_TIMES]:
+            raise ValueError(
+                f"{type(self.objective).__name__} has no intermediate_times of its own choice, got "
+                f"{list(intermediate)}; take them out, and set num_steps"
+            )
         numbers = self.objective.steps.own_numbers(given, intermediate)
         points = [SweepPoint(number) for number in numbers]
         return {point.name(): self.draw_at(point) for point in points}
@@ -227,13 +247,17 @@ class ConsistencyModule(GenerativeModule):
         Raises:
             ValueError: if the student cannot be sampled so.
         """
-        if point.guidance is not None and self.guidance is None:
+        scales = self.sampling.scales
+        scale = point.guidance
+        if self.guidance is not None and scale is None:
+            scale = scales[min(point.num_steps, len(scales)) - 1]
+        elif self.guidance is None and (scale is not None or {*scales} != {1.0}):
+            where = "sampling" if scale is None else "a sweep"
             raise ValueError(
-                f"guidance of a sweep needs a guided network, got {point.guidance:g} for a model "
-                "without guidance; leave it out, or set guidance of the model when it is trained"
+                f"guidance of {where} needs a guided network, got "
+                f"{self.sampling.guidance if scale is None else scale} for a model without "
+                "guidance; leave it out, or set guidance of the model when it is trained"
             )
-        own = None if self.guidance is None else self.sampling.guidance
-        scale = own if point.guidance is None else point.guidance
         steps, network = self.objective.steps, self.averages()[point.average].network
         intermediate = self.sampling.intermediate_times
         times = steps.times(point.num_steps, point.t_mid, intermediate, self.path)
@@ -260,7 +284,7 @@ class ConsistencyModule(GenerativeModule):
             return {}
         sampling = self.sampling.teacher
         if self.guidance is not None and sampling.guidance is None:
-            sampling = replace(sampling, guidance=self.sampling.guidance)
+            sampling = replace(sampling, guidance=self.sampling.scales[-1])
         return sampling.draws(self.teacher, self.path)
 
     def test_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:

@@ -14,6 +14,8 @@ from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
+from scm_lightning.networks.classes import reads_no_labels
+from scm_lightning.networks.weighting import check_head
 from scm_lightning.sampling import DiffusionSampling, Draw
 
 Augmentation = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -67,6 +69,7 @@ class DiffusionModule(GenerativeModule):
             raise ValueError(
                 f"label_dropout must be a probability below 1, got {label_dropout}; paper: 0.1"
             )
+        check_head(weighting, weighting_lr)
         super().__init__(network, path, optimizer, lr_schedule, ema)
         self.network = network
         self.weighting_head = WeightingHead() if weighting == "learned" else None
@@ -75,6 +78,26 @@ class DiffusionModule(GenerativeModule):
         self.label_dropout = label_dropout
         self.augmentation = augmentation
         self.sampling = sampling
+
+    def setup(self, stage: str) -> None:
+        """Refuse options that a training would ignore.
+
+        Raises:
+            ValueError: if guidance of sampling is set and no label is dropped, or labels are
+                dropped that the network does not read.
+        """
+        if stage == "fit" and self.label_dropout and reads_no_labels(self.network):
+            raise ValueError(
+                f"label_dropout hides labels from a network, but this one has none, got "
+                f"{self.label_dropout}; set num_classes of the network, or label_dropout to 0"
+            )
+        guidance = self.sampling.guidance
+        if stage == "fit" and guidance not in (None, 1.0) and not self.label_dropout:
+            raise ValueError(
+                f"guidance of sampling needs a network that is trained without classes too, got "
+                f"{guidance} and label_dropout 0; set label_dropout, the paper's is 0.1, or "
+                "guidance to null"
+            )
 
     def trained_network(self) -> nn.Module:
         """The network."""

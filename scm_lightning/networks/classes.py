@@ -20,6 +20,12 @@ def num_known_classes(module: nn.Module) -> int:
     return min((part.num_classes for part in parts if part.num_classes), default=0)
 
 
+def reads_no_labels(module: nn.Module) -> bool:
+    """Whether all networks in a module say that they know no class; one of others may know some."""
+    parts = [each for each in module.modules() if isinstance(each, ClassConditioning)]
+    return bool(parts) and not any(part.num_classes for part in parts)
+
+
 def check_labels(labels: Tensor, num_classes: int, least: int = 0) -> None:
     """Refuse labels that a network does not know; a GPU's own error would not name them.
 

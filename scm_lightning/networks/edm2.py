@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from scm_lightning.core import at_least_float32
 from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
 from scm_lightning.networks.magnitude import MPConv2d, mp_concat
-from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape
 from scm_lightning.networks.time_embedding import TimeEmbedding
 
 EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 """`model_channels` of the paper's sizes: 280, 498, 778, 1119 and 1523 million parameters on
 ImageNet 512 (arXiv 2410.11081, Table 5)."""
+
+
+ATTENTION_PIXELS = (16, 8)
+"""Of the paper's networks."""
 
 
 class EDM2UNet(nn.Module):
@@ -49,8 +53,8 @@ class EDM2UNet(nn.Module):
         time_embedding: how the network sees the times.
 
     Raises:
-        ValueError: if the pixels cannot be halved as often as there are levels, or the heads do
-            not divide the channels.
+        ValueError: if the pixels cannot be halved as often as there are levels, the heads do not
+            divide the channels, or no level has a size that is to attend or drop.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class EDM2UNet(nn.Module):
         model_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),
         num_blocks: int = 3,
-        attention_pixels: Sequence[int] = (16, 8),
+        attention_pixels: Sequence[int] = ATTENTION_PIXELS,
         channels_per_head: int = 64,
         num_classes: int = 0,
         guided: bool = False,
@@ -79,6 +83,13 @@ class EDM2UNet(nn.Module):
         )
         longer = max(self.data_shape[1:])
         sides = [longer // 2**level for level in range(len(widths))]
+        if tuple(attention_pixels) != ATTENTION_PIXELS:  # not what nobody has asked for
+            check_levels("attention_pixels", attention_pixels, sides)
+        if dropout and dropout_pixels < min(sides):
+            raise ValueError(
+                f"dropout is at levels of dropout_pixels and below, got {dropout_pixels} for "
+                f"levels of {', '.join(map(str, sides))}; raise it, or set dropout to 0"
+            )
         heads = [
             _num_heads(width, channels_per_head) if side in attention_pixels else 0
             for width, side in zip(widths, sides, strict=True)

@@ -32,6 +32,24 @@ def checked_shape(
     return tuple(data_shape)
 
 
+def check_levels(name: str, pixels: Sequence[int], sides: Sequence[int]) -> None:
+    """Refuse sizes that no level of a network has: they would change nothing.
+
+    Args:
+        name: the option, for the message.
+        pixels: what it asks for.
+        sides: longer side of every level.
+
+    Raises:
+        ValueError: if there is no such level.
+    """
+    if missing := [each for each in pixels if each not in sides]:
+        raise ValueError(
+            f"{name} must be among the longer sides of the levels, {', '.join(map(str, sides))}, "
+            f"got {', '.join(map(str, missing))}; take it out, or [] for none"
+        )
+
+
 def check_data_shape(network: nn.Module, u: Tensor, data_shape: tuple[int, ...]) -> None:
     """Refuse samples of another shape than a network was built for.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scm_lightning.networks.embeddings import Conditioning
-from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape
 from scm_lightning.networks.time_embedding import TimeEmbedding
 from scm_lightning.networks.unet_blocks import (
     Resampling,
@@ -27,6 +27,9 @@ from scm_lightning.networks.unet_blocks import (
     convolution,
     group_norm,
 )
+
+ATTENTION_PIXELS = (16,)
+"""Of the paper's networks."""
 
 
 class UNet(nn.Module):
@@ -47,7 +50,8 @@ class UNet(nn.Module):
         time_embedding: how the network sees the times.
 
     Raises:
-        ValueError: if the pixels cannot be halved as often as there are levels.
+        ValueError: if the pixels cannot be halved as often as there are levels, or no level has a
+            size that is to attend.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class UNet(nn.Module):
         model_channels: int = 128,
         channel_mult: Sequence[int] = (2, 2, 2),
         num_blocks: int = 4,
-        attention_pixels: Sequence[int] = (16,),
+        attention_pixels: Sequence[int] = ATTENTION_PIXELS,
         dropout: float = 0.13,
         num_classes: int = 0,
         guided: bool = False,
@@ -85,7 +89,10 @@ class UNet(nn.Module):
         )
         image_channels, *sides = self.data_shape
         widths = [model_channels * mult for mult in channel_mult]
-        attend = [max(sides) // 2**level in attention_pixels for level in range(len(widths))]
+        longer = [max(sides) // 2**level for level in range(len(widths))]
+        if tuple(attention_pixels) != ATTENTION_PIXELS:  # not what nobody has asked for
+            check_levels("attention_pixels", attention_pixels, longer)
+        attend = [side in attention_pixels for side in longer]
         self.input = convolution(image_channels, model_channels)
         self.down, skips = self._encoder(model_channels, widths, attend, num_blocks)
         self.middle = nn.ModuleList(

@@ -32,3 +32,20 @@ class WeightingHead(nn.Module):
         """Log weight beside its constant part. (B,) radians to (B,), float32 or wider."""
         weight: Tensor = self.linear(self.position(t)).squeeze(1)
         return weight
+
+
+def check_head(weighting: str, weighting_lr: float | None) -> None:
+    """Refuse a learning rate for a head that is not trained.
+
+    Args:
+        weighting: "learned" or "none".
+        weighting_lr: learning rate of the head; None for the network's.
+
+    Raises:
+        ValueError: if there is one for none.
+    """
+    if weighting == "none" and weighting_lr is not None:
+        raise ValueError(
+            f"weighting_lr is the rate of a learned weighting, got {weighting_lr} with weighting "
+            "none; set it to null, or weighting to learned"
+        )

@@ -106,17 +106,18 @@ class FewStepSampling:
         num_steps: numbers of steps to sample in; None for those of the objective: one, and one more
             for every intermediate time; as many as segments; one and two jumps of MeanFlow.
         intermediate_times: angles of the second, third, ... step with fresh noise. Radians.
-        guidance: scale that a guided student is given, and its teacher.
-        teacher: how the teacher is sampled; at the student's guidance, if it is given none.
+        guidance: scale that a guided student is given; or one for one step, one for two, ..., of
+            which the last is that of more steps too.
+        teacher: how the teacher is sampled; at the student's last guidance, if it is given none.
         sweep: further ways to compare in `scm test`.
 
     Raises:
-        ValueError: if a number of steps is out of range, or the scale is no number.
+        ValueError: if a number of steps is out of range, or a scale is no number.
     """
 
     num_steps: Sequence[int] | None = None
     intermediate_times: Sequence[float] = (1.1,)
-    guidance: float = 1.0
+    guidance: float | Sequence[float] = 1.0
     teacher: DiffusionSampling = DiffusionSampling()
     sweep: SamplerSweep | None = None
 
@@ -127,7 +128,15 @@ class FewStepSampling:
                 "takes 1 and 2"
             )
         check_num_steps(max(self.num_steps or [1]))
-        _check_guidance(self.guidance)
+        if not self.scales:
+            raise ValueError("guidance of sampling must be a scale or a list of them, got []")
+        for scale in self.scales:
+            _check_guidance(scale)
+
+    @property
+    def scales(self) -> Sequence[float]:
+        """Guidance of one step, of two, ...; the last one of more steps too."""
+        return self.guidance if isinstance(self.guidance, Sequence) else [self.guidance]
 
 
 def few_step_draw(

@@ -92,7 +92,7 @@ class FreshNoise(Steps):
     tells_end: bool = False
 
     def own_numbers(self, given: Sequence[int] | None, intermediate: Sequence[float]) -> list[int]:
-        """One step, and one more for every intermediate time."""
+        """The given numbers, or one step and one more for every intermediate time."""
         return list(given or range(1, len(intermediate) + 2))
 
     def times(
@@ -193,7 +193,7 @@ class EqualJumps(Jumps):
         super().__init__(AVERAGE_VELOCITY)
 
     def own_numbers(self, given: Sequence[int] | None, intermediate: Sequence[float]) -> list[int]:
-        """One and two."""
+        """The given numbers, or one and two steps."""
         return list(given or [1, 2])
 
     def times(

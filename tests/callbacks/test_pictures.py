@@ -185,6 +185,17 @@ def test_scores_of_data_that_are_no_images_are_left_out_in_a_line(tmp_path, caps
             assert not said
 
 
+def test_a_test_that_measures_nothing_is_refused(tmp_path, capsys):
+    """Before a sample is drawn; pictures of a validation are drawn all the same."""
+    trainer = run(data(tmp_path, (1, 4, 3)), tmp_path)
+    with pytest.raises(ValueError, match=r"measures nothing .*; set --metrics.features \w+"):
+        SampleMetrics().setup(trainer, None, "test")
+    SampleMetrics().setup(trainer, None, "fit")
+    assert not capsys.readouterr().err
+    SampleMetrics().setup(trainer, None, "validate")
+    assert "no distance is measured" in capsys.readouterr().err
+
+
 def test_channels_are_below_each_other_and_frames_side_by_side():
     """A video of two channels of 2 x 1 pixels in three frames: all six in their places."""
     values = torch.tensor([[0, 1, 2], [3, 4, 5]]) / 5

@@ -7,6 +7,7 @@ from gaussian import PATH, ExactStudent, ExactTeacher, velocity
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import (
+    TangentBound,
     TangentWarmup,
     clip_tangent,
     expand_time,
@@ -120,6 +121,8 @@ def test_bad_options_are_refused(randn):
     g = randn(5, 3)
     with pytest.raises(ValueError, match=r"warmup\.steps must be at least 0 .* got -1"):
         TangentWarmup(-1)
+    with pytest.raises(ValueError, match="bounded by none has no constant"):
+        TangentBound("none", 0.2)
     with pytest.raises(ValueError, match=r"r must be in \[0, 1\], got 1.5"):
         g_of(ExactTeacher(), randn(9, 3), TIMES, r=1.5)
     with pytest.raises(ValueError, match="must not be negative"):

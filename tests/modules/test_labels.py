@@ -5,7 +5,7 @@ import pytest
 import torch
 from gaussian import PATH
 from lightning.pytorch import LightningDataModule
-from tiny import mlp, trainer
+from tiny import loader, mlp, trainer
 from torch.utils.data import DataLoader
 
 from scm_lightning import ConsistencyModule, DiffusionModule
@@ -56,6 +56,18 @@ def test_numbers_of_classes_are_compared_where_both_are_known(stage):
         getattr(run, stage)(module, datamodule=Known())
     assert run.global_step == 0
     assert module.batch_checks.first_samples == []
+
+
+def test_classes_that_no_label_is_of_are_refused():
+    """A network with classes on data that have none; without a word from the data, it may be."""
+    without = Known()
+    without.num_classes = 0
+    without.train_dataloader = lambda: loader()
+    with pytest.raises(ValueError, match="has 4 classes, but the data hand on no labels; set num"):
+        trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), datamodule=without)
+    trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), loader())
+    with pytest.raises(ValueError, match="hides labels from a network, but this one has none"):
+        trainer(3).fit(DiffusionModule(mlp(), PATH, label_dropout=0.1), loader())
 
 
 def test_every_network_is_looked_at():

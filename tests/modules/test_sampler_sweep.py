@@ -6,13 +6,13 @@ import torch
 from gaussian import PATH
 from tiny import mlp, wake
 
-from scm_lightning import ConsistencyModule
+from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.callbacks.sweep import sampling_options
 from scm_lightning.core import GuidanceProposal
 from scm_lightning.data import SampleRequest
 from scm_lightning.modules import HalfLife, PowerFunction
 from scm_lightning.objectives import MeanFlow, TeacherVelocity
-from scm_lightning.sampling import FewStepSampling, SamplerSweep, SweepPoint
+from scm_lightning.sampling import DiffusionSampling, FewStepSampling, SamplerSweep, SweepPoint
 
 REQUEST = SampleRequest(torch.arange(5), None, (3,), 7)
 PROFILES = [PowerFunction(0.05), HalfLife(500_000)]
@@ -59,6 +59,34 @@ def test_only_test_sweeps():
     rows = ["1_step", "2_step", "2_step t_mid=0.8", "3_step t_mid=0.8"]
     assert list(module.test_step(REQUEST, 0)) == rows
     assert list(student(None).test_step(REQUEST, 0)) == ["1_step", "2_step"]
+
+
+def test_every_number_of_steps_has_its_own_scale():
+    """As the paper's students: 1.5 in one step, 1.4 in two, and the last in more."""
+    drawn = {}
+    for guidance in ((1.5, 1.4), 1.5, 1.4):
+        sampling = FewStepSampling((1, 2, 3), (1.1, 0.6), guidance=guidance)
+        module = ConsistencyModule(
+            mlp(guided=True),
+            TeacherVelocity(),
+            path=PATH,
+            guidance=GuidanceProposal(),
+            sampling=sampling,
+        )
+        wake(module.ema.network)
+        drawn[guidance] = {n: each.x0 for n, each in module.validation_step(REQUEST, 0).items()}
+    both = drawn[(1.5, 1.4)]
+    for name, scale in (("1_step", 1.5), ("2_step", 1.4), ("3_step", 1.4)):
+        assert torch.equal(both[name], drawn[scale][name])
+        assert not torch.equal(drawn[1.5][name], drawn[1.4][name])
+
+
+def test_a_scale_that_nothing_is_told_is_refused():
+    with pytest.raises(ValueError, match=r"needs a guided network, got 1\.4"):
+        ConsistencyModule(mlp(), path=PATH, sampling=FewStepSampling(guidance=1.4))
+    teacher = DiffusionModule(mlp(), path=PATH, sampling=DiffusionSampling(guidance=1.4))
+    with pytest.raises(ValueError, match=r"got 1\.4 and label_dropout 0; set"):
+        teacher.setup("fit")
 
 
 def test_a_guided_student_is_swept_over_scales():

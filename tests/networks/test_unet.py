@@ -88,6 +88,8 @@ def test_attention_sees_the_right_resolutions(monkeypatch):
     network(torch.zeros(2, 1, 32, 32), torch.ones(2))
     assert seen == [(16, 16)] * 4 + [(8, 8)] + [(16, 16)]
     seen.clear()
+    with pytest.raises(ValueError, match="longer sides of the levels, 12, 6, got 7; take it out"):
+        small(attention_pixels=(6, 7))
     small(attention_pixels=())(torch.zeros(2, *SHAPE), torch.ones(2))
     assert seen == [(4, 6)]
     seen.clear()

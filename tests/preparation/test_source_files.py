@@ -123,6 +123,8 @@ def test_a_table_of_labels_goes_before_folders(tmp_path, pack):
         (["a.png,1", "b.png,1", "a.png,2"], "file,label", "twice: 1, first a.png"),
         (["a.png,1", "b.png,"], "file,label", "empty label"),
         (["a.png,1", "b.png,1,2"], "file,label", "line 3"),
+        (["a.png,0", "b.png,-1"], "file,label", "whole numbers from 0, got -1"),
+        (["a.png,1", "b.png,2.0"], "file,label", r"whole numbers from 0, got 2\.0"),
         (["a.png,1", "b.png,1"], "name,class", "file,label, got name,class"),
         (["a.png,1", "b.png," + "9" * 1_000_000], "file,label", "field larger"),
         (["a.png,1", "b.png," + "9" * 10_000], "file,label", "below 100000"),

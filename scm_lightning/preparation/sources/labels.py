@@ -12,6 +12,7 @@ Names are numbered in the order of the alphabet. A single class is no classes.
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from scm_lightning.data.index import MAX_CLASSES
 from scm_lightning.given_files import read_regular
 
+NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+", re.ASCII)
+"""A label that was meant as a number: as a name, it would stand elsewhere in the alphabet."""
 MAX_TABLE_BYTES = 1 << 27
 """Largest table: twice the size of ImageNet's."""
 HELDOUT_NAMES = ("val", "valid", "validation", "test")
@@ -37,7 +40,7 @@ def number_labels(labels: Sequence[str], where: str) -> Classes:
         where: what holds them, for errors.
 
     Raises:
-        ValueError: if a number is too large, or a label is empty.
+        ValueError: if a number is too large or none from 0, or a label is empty.
     """
     if "" in labels:
         raise ValueError(f"{where} has an empty label; give every image one")
@@ -50,6 +53,12 @@ def number_labels(labels: Sequence[str], where: str) -> Classes:
                 "the classes from 0, or give names"
             )
         return [int(label) for label in labels], [str(n) for n in range(int(largest) + 1)]
+    if all(NUMBER.fullmatch(label) for label in labels):
+        wrong = next(label for label in labels if not label.isdigit())
+        raise ValueError(
+            f"class numbers must be whole numbers from 0, got {wrong[:20]} in {where}; number the "
+            "classes from 0, or give names"
+        )
     return _numbered(labels, set(labels))
 
 
