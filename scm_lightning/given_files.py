@@ -51,9 +51,8 @@ def meant_path(path: str | os.PathLike[str]) -> str:
     near = get_close_matches(missing.name, names, n=1, cutoff=0.75)
     if not near or missing.exists():
         return ""
-    found = missing.with_name(near[0])
-    whole = found / Path(path).relative_to(missing)
-    return f"; did you mean {whole if whole.exists() else found}?"
+    whole = missing.with_name(near[0]) / Path(path).relative_to(missing)
+    return f"; did you mean {whole}?" if whole.exists() else ""
 
 
 def given_path(path: str | os.PathLike[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scm_lightning.given_files import given_path, open_regular, read_regular
+from scm_lightning.given_files import given_path, meant, meant_path, open_regular, read_regular
 
 
 def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -43,3 +43,19 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         read_regular(file, 4)
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "missing", 5)
+
+
+def test_the_nearest_name_is_what_was_meant() -> None:
+    assert meant("max_step", ["max_time", "max_steps"]) == "; did you mean max_steps?"
+    assert meant("nonsense", ["max_time", "max_steps"]) == ""
+
+
+def test_the_nearest_path_is_there(tmp_path: Path) -> None:
+    """At any depth, and only if all of it is there."""
+    (tmp_path / "digits" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "digits" / "checkpoints" / "last.ckpt").touch()
+    found = f"; did you mean {tmp_path}/digits/checkpoints/last.ckpt?"
+    assert meant_path(tmp_path / "digit" / "checkpoints" / "last.ckpt") == found
+    assert meant_path(tmp_path / "digits" / "checkpoints" / "lst.ckpt") == found
+    assert meant_path(tmp_path / "digit" / "nowhere" / "last.ckpt") == ""
+    assert meant_path(tmp_path / "digits") == ""

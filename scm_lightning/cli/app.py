@@ -6,6 +6,7 @@ import logging
 import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 # isort: off
@@ -56,7 +57,7 @@ from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.cli.run_config import FILE, LAST_CHECKPOINT, spelled_out, typed
 from scm_lightning.cli.saved_config import SaveTrainingConfig
-from scm_lightning.cli.screens import OF_MODELS
+from scm_lightning.cli.screens import HEADINGS, OF_MODELS
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
@@ -73,20 +74,6 @@ CALLBACKS = {
 """Those of every run, by the names of their options."""
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """Stages that take a trained model: not random weights."""
-HEADINGS = {
-    "trainer": "the run, by Lightning's trainer: steps, device, precision, folder",
-    "model": "model: a student's ConsistencyModule, a teacher's DiffusionModule, or your own",
-    "data": "data: Shards, Digits or your own",
-    "metrics": "scores of drawn samples",
-    "grids": "pictures of drawn samples",
-    "diagnostics": "tangent norms and losses per time, in the log",
-    "gradient_sync": "comparison of the processes' weights",
-    "bad_numbers": "steps whose loss or gradient is not finite",
-    "stop_signals": "signals of a scheduler",
-    "lost_process": "processes that hang, die or fail",
-    "checkpoints": "checkpoints of the run",
-}
-"""Titles of groups of options, in `--help-all`."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
 """Further errors of building an object of the configuration: its options are the user's."""
 EXPECTED_WARNINGS = (
@@ -133,7 +120,8 @@ def one_sigma_data(owned: float, data: Namespace | None) -> float:
         ValueError: if the data are given another.
     """
     given = data.get("init_args.sigma_data") if data else None
-    if given not in (None, owned):
+    own = inspect.signature(resolve_name(data.class_path)).parameters if data else {}
+    if given not in (None, owned) and given != own["sigma_data"].default:
         raise ValueError(
             f"data.init_args.sigma_data must be left out, since the data take that of "
             f"model.init_args.path, {owned}, got {given}; change that of the path"

@@ -43,6 +43,20 @@ OTHER_WORDS = {
     "version": "--version",
 }
 """Names of the subcommands in other programs."""
+HEADINGS = {
+    "trainer": "the run, by Lightning's trainer: steps, device, precision, folder",
+    "model": "model: a student's ConsistencyModule, a teacher's DiffusionModule, or your own",
+    "data": "data: Shards, Digits or your own",
+    "metrics": "scores of drawn samples",
+    "grids": "pictures of drawn samples",
+    "diagnostics": "tangent norms and losses per time, in the log",
+    "gradient_sync": "comparison of the processes' weights",
+    "bad_numbers": "steps whose loss or gradient is not finite",
+    "stop_signals": "signals of a scheduler",
+    "lost_process": "processes that hang, die or fail",
+    "checkpoints": "checkpoints of the run",
+}
+"""Titles of groups of options, in `--help-all`."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...

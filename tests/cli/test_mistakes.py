@@ -93,6 +93,16 @@ VALUES = {
     "scm ablate --config null_variant.yaml": "variants must be a map, each its options by name",
 }
 
+SCT = "scm fit --config sct.yaml"
+OBJECTIVE = "model.init_args.objective"
+BUILT = {
+    f"{SCT} --{OBJECTIVE}.init_args.warmup.steps -3": f"{OBJECTIVE}.init_args.warmup: ",
+    f"{SCT} --{STUDENT}.init_args.num_blocks -4": f"{STUDENT}: num_blocks must be at least 0, got",
+    f"{SCT} --{STUDENT}.init_args.model_channels 0": f"{STUDENT}: model_channels must be at least",
+    f"{SCT} --model.init_args.path.sigma_data 100": "sigma_data is the standard deviation of the",
+}
+"""Refused by the objects, under the key of their options."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_parser():
@@ -105,6 +115,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     (folder / "base.yaml").write_text(CONFIG.read_text())
     (folder / "teacher.yaml").write_text(CONFIG.with_stem("digits_teacher").read_text())
+    (folder / "sct.yaml").write_text(CONFIG.with_stem("digits_sct_scratch").read_text())
     (folder / "no_options.yaml").write_text("data: {init_args: [1]}\n")
     (folder / "images").mkdir()
     (folder / "run" / "checkpoints").mkdir(parents=True)
@@ -117,13 +128,13 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), (COMMANDS | OPTIONS | CLASSES | FILES | VALUES).items(), ids=str
+    ("line", "said"), (COMMANDS | OPTIONS | CLASSES | FILES | VALUES | BUILT).items(), ids=str
 )
 def test_a_mistake_is_answered_with_what_was_meant(line, said, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     with pytest.raises(SystemExit) as caught:
         main(shlex.split(line)[1:])
-    lines = capsys.readouterr().err.splitlines()
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("scm: error: ")]
     assert caught.value.code == 2
     assert len(lines) == 1
     assert said in lines[0]

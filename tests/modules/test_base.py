@@ -154,3 +154,22 @@ def test_a_network_that_was_built_for_another_path_is_refused():
     network = MLP((3,), 16, 1, 8, time_embedding=TimeEmbedding("log", sigma_data=2 * SIGMA))
     with pytest.raises(ValueError, match=r"sigma_data must be that of the path, 0.7, got 1.4"):
         DiffusionModule(network, PATH)
+
+
+def test_a_loader_of_tuples_is_refused():
+    """DataLoader makes a list of what a data set of tuples gives: no `Batch`."""
+    tuples = DataLoader([(torch.zeros(3), 1)] * 4, batch_size=2)
+    with pytest.raises(ValueError, match=r"Batch\(x0, labels, indices\), got a list; return that"):
+        trainer(1).fit(DiffusionModule(mlp(), path=PATH), tuples)
+
+
+def test_a_checkpoint_is_loaded_with_the_arguments_of_its_run(tmp_path):
+    model = DiffusionModule(mlp(), path=PATH)
+    run = trainer(1)
+    run.fit(model, loader())
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match="pass those of the run by name, such as its network"):
+        DiffusionModule.load_from_checkpoint(tmp_path / "run.ckpt")
+    loaded = DiffusionModule.load_from_checkpoint(tmp_path / "run.ckpt", network=mlp(), path=PATH)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
