@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths and files that a user gives: taken for what they say, and read within bounds."""
+"""Paths and files that a user gives: taken for what they say, and read within bounds.
+
+A name that does not exist is answered with the nearest one that does.
+"""
 
 import os
 import re
 import stat
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
 from typing import BinaryIO
 
 PLACE = re.compile(r"[a-z0-9]+:")
@@ -16,6 +22,38 @@ KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def meant(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
+    """Name what was meant, to be said behind what came: `; did you mean NAME?`.
+
+    Args:
+        name: as it was typed.
+        known: names that there are.
+        likeness: share of the letters that must agree.
+
+    Returns:
+        The end of a message; empty if no name is near.
+    """
+    near = get_close_matches(name, list(known), n=1, cutoff=likeness)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def meant_path(path: str | os.PathLike[str]) -> str:
+    """Name the path that was meant by one that does not exist; see `meant`."""
+    missing = Path(path)
+    while not missing.parent.is_dir() and missing != missing.parent:
+        missing = missing.parent
+    try:
+        names = [each.name for each in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    near = get_close_matches(missing.name, names, n=1, cutoff=0.75)
+    if not near or missing.exists():
+        return ""
+    found = missing.with_name(near[0])
+    whole = found / Path(path).relative_to(missing)
+    return f"; did you mean {whole if whole.exists() else found}?"
 
 
 def given_path(path: str | os.PathLike[str]) -> str:

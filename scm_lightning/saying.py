@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user is told: what happens on standard output, what is amiss on standard error.
+"""Messages to the user: what happens on standard output, what is amiss on standard error.
 
 Everything is printed as it is: no text is markup, so that brackets in names and paths stay. On a
 terminal long work has a bar; in a file, a pipe or a job's log it has a plain line now and then.
@@ -84,7 +84,7 @@ def show(
 
 
 class Pace:
-    """When the next line about long work is due, and how long the rest of the work will take.
+    """Pace of long work: when its next line is due, and how long the rest of it will take.
 
     A line is due every so many steps, and besides by time: after 10 seconds, 20, 40, ..., and then
     every ten minutes.
@@ -107,7 +107,7 @@ class Pace:
         self._start = self._last = (clock(), done)
 
     def is_due(self, done: int) -> bool:
-        """Whether a line is due after so many steps; then it is taken as printed."""
+        """Tell whether a line is due after so many steps; then it is taken as printed."""
         now, (then, before) = self.clock(), self._last
         by_time = now - then >= min(max(then - self._start[0], SOONEST), LATEST)
         if not by_time and (self.every is None or done // self.every == before // self.every):

@@ -44,6 +44,10 @@ def written_whole(file: Path) -> Iterator[Path]:
         flush_file(beside)
         os.replace(beside, file)
         flush_folder(file.parent)
+    except OSError as error:
+        if str(beside) in map(str, (error.filename, error.filename2)):
+            error.filename, error.filename2 = str(file), None  # the one that the user knows
+        raise
     finally:
         beside.unlink(missing_ok=True)
         _unfinished.discard(beside)
@@ -60,7 +64,11 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     Yields:
         The folder; whoever makes it whole moves it to its place.
     """
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        error.filename = str(parent)
+        raise
     _unfinished.add(folder)
     try:
         yield folder

@@ -20,7 +20,7 @@ _DICTS = (dict, OrderedDict, defaultdict, Counter)
 
 
 class Attributes:
-    """Keeps the attributes of all modules of a network.
+    """Copies of the attributes of all modules of a network, to put back.
 
     Args:
         network: the network; what is scripted in it holds no attributes of Python.

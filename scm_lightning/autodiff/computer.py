@@ -29,7 +29,7 @@ from scm_lightning.core import Bound, at_least_float32
 
 
 class TangentComputer:
-    """Computes F and cos(t) sin(t) dF/dt of any network.
+    """Computer of F and cos(t) sin(t) dF/dt of any network.
 
     Args:
         method: the method, or its short name. "dual", `DualArithmetic()`, is fastest, at the memory

@@ -124,7 +124,7 @@ def read_whole(f: Any, split: Split, readings: Readings) -> Callable[[Tensor, Te
 
 
 class Untouched:
-    """Keeps a network's state, and the random numbers', as they are.
+    """State of a network and of the random numbers, kept as they are.
 
     Its parameters are exchanged for copies, in which gradients gather and into which a forward may
     write: what listens to the network's own, such as DDP, hears nothing. Of those that are all

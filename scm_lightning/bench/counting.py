@@ -57,7 +57,7 @@ FORMULAS = {
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of operations and the storages that they make, less those let go.
+    """Counter of the FLOPs of operations and the storages that they make, less those let go.
 
     Torch's own counter of FLOPs has hooks that keep it from recomputation. Of memory, what an
     operation allocates and frees inside itself is not seen.

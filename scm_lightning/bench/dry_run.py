@@ -49,8 +49,8 @@ def dry_run(trainer: Trainer, model: GenerativeModule, global_batch: int) -> Pla
         raise ValueError(f"global_batch must be at least 1, got {global_batch}")
     if not model.automatic_optimization:
         raise ValueError(
-            f"a dry run counts modules that Lightning optimizes, {type(model).__name__} does so "
-            "itself; measure a step of it with `scm fit`"
+            f"a dry run counts modules that Lightning optimizes, but {type(model).__name__} "
+            "optimizes itself; measure a step of it with `scm fit`"
         )
     model.trainer = trainer  # knows how long the run is
     model.setup("fit")

@@ -13,12 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL.Image import Image
 from torch import Tensor
 
+from scm_lightning.callbacks.logged_pictures import write_and_log
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.saying import say
-from scm_lightning.whole_files import write_picture, written_whole
+from scm_lightning.whole_files import written_whole
 
 MAX_LOOKED_AT = 5000
 """Held-out data that are read to find classes."""
@@ -56,7 +57,8 @@ class SampleGrids(Callback):
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
             file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
-            write_picture(file, lambda: captioned_rows(self._rows(trainer, shown)))
+            draw = partial(self._captioned, trainer, shown)
+            write_and_log(trainer, "val/samples", file, draw)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
@@ -89,12 +91,12 @@ class SampleGrids(Callback):
         _write_samples(folder / "samples.npz", joined, self._seed)
         labels = joined.get("labels")
         samples = {name: x0 for name, x0 in joined.items() if name not in ("indices", "labels")}
+        pictures = {name: partial(self._grid, trainer, x0) for name, x0 in samples.items()}
+        pictures["comparison"] = partial(self._comparison, trainer, samples, labels)
         drawn = [
-            write_picture(folder / f"{name}.png", partial(self._grid, trainer, x0))
-            for name, x0 in samples.items()
+            write_and_log(trainer, f"predict/{name}", folder / f"{name}.png", draw)
+            for name, draw in pictures.items()
         ]
-        compare = partial(self._comparison, trainer, samples, labels)
-        drawn.append(write_picture(folder / "comparison.png", compare))
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
         say(f"{what} in {folder}{look}")
@@ -109,17 +111,15 @@ class SampleGrids(Callback):
         num = len(next(iter(shown.values())))
         asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
         real = heldout_of(shards_of(trainer), asked_for)
-        return captioned_rows(self._rows(trainer, {"floor": real} | shown))
+        return self._captioned(trainer, {"floor": real} | shown)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"
 
-    def _rows(self, trainer: Trainer, samples: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _captioned(self, trainer: Trainer, samples: dict[str, Tensor]) -> Image:
         datamodule = shards_of(trainer)
-        return {
-            SAMPLER_NAMES.get(name, name): datamodule.to_pictures(x0)
-            for name, x0 in samples.items()
-        }
+        named = {SAMPLER_NAMES.get(name, name): x0 for name, x0 in samples.items()}
+        return captioned_rows({name: datamodule.to_pictures(x0) for name, x0 in named.items()})
 
 
 def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:

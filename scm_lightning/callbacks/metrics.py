@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scm_lightning.callbacks.logged_pictures import log_numbers, log_picture
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
@@ -152,11 +153,22 @@ class SampleMetrics(Callback):
         console().print(table, soft_wrap=False)
         say(f"written to {file}")
         distance = reference.extractor.distance_key
-        for line in report_sweep(file.parent, pl_module, scores, self._nfe, distance):
+        log_numbers(
+            trainer,
+            {
+                f"test/{kind}_{row}": score.value
+                for row, of_row in scores.items()
+                for kind, score in of_row.items()
+            },
+        )
+        lines = report_sweep(file.parent, pl_module, scores, self._nfe, distance)
+        for line in lines:
             say(line)
+        if lines and (sweep := file.with_name("sweep.png")).is_file():
+            log_picture(trainer, "test/sweep", sweep)
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
-        """What `scm test` measures of a set beside one distance."""
+        """Scores that `scm test` measures of a set beside one distance."""
         block_size = compared.index.splits["heldout"].num_samples
         return block_size, self.kid, self.precision_recall, True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm test` prints and writes."""
+"""Report of `scm test`, as it is printed and written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ OTHER_COLUMNS = {
 }
 """Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
 KID_UNIT = 1e-3
-"""Of the table; `metrics.json` has the number itself."""
+"""Unit of KID in the table; `metrics.json` has the number itself."""
 
 
 def metrics_content(
@@ -57,7 +57,7 @@ def protocol(
     nfe: Mapping[str, int],
     checkpoint: str,
 ) -> dict[str, str]:
-    """How the numbers were measured, in words.
+    """Describe in words how the numbers were measured.
 
     Args:
         datamodule: owner of the data that samples are compared with.
@@ -97,7 +97,7 @@ def protocol(
 
 
 def caption(scoring: SampleScores) -> str:
-    """What stands below the table.
+    """Text below the table.
 
     Args:
         scoring: what was measured.
@@ -155,7 +155,7 @@ def score_table(
 
 
 def _distance_in(extractor: FeatureExtractor) -> str:
-    """What the distance is: FID, or a Frechet distance that is none."""
+    """Name of the distance: FID, or a Frechet distance that is not one."""
     if extractor.is_inception:
         return f"{extractor.distance_name} in {extractor.description}"
     name = extractor.distance_name
@@ -164,7 +164,7 @@ def _distance_in(extractor: FeatureExtractor) -> str:
 
 
 def _left_out(scoring: SampleScores) -> list[str]:
-    """Which scores are missing, and why."""
+    """Scores that are missing, and why."""
     words = []
     if not fidelity.is_installed() and (scoring.kid or scoring.precision_recall):
         words.append(

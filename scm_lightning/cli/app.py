@@ -13,8 +13,7 @@ import scm_lightning.torchvision_guard  # before lightning
 
 # isort: on
 import torch
-from jsonargparse import ActionYesNo, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -38,6 +37,8 @@ from scm_lightning.callbacks import (
     Summary,
 )
 from scm_lightning.cli.bench import BenchTrainer, prepare
+from scm_lightning.cli.built import option_of
+from scm_lightning.cli.failures import said_first
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.next_steps import (
@@ -51,9 +52,11 @@ from scm_lightning.cli.next_steps import (
     student_of,
 )
 from scm_lightning.cli.option_checks import check_options, check_writable
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
-from scm_lightning.cli.run_config import FILE, SaveTrainingConfig, spelled_out, typed
+from scm_lightning.cli.run_config import FILE, LAST_CHECKPOINT, spelled_out, typed
+from scm_lightning.cli.saved_config import SaveTrainingConfig
+from scm_lightning.cli.screens import OF_MODELS
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
@@ -68,13 +71,24 @@ CALLBACKS = {
     "checkpoints": Checkpoints,
 }
 """Those of every run, by the names of their options."""
-LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
-"""What is done with a trained model: not on random weights."""
-USER_ERRORS = (ValueError, OSError, MisconfigurationException)
-"""What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
+"""Stages that take a trained model: not random weights."""
+HEADINGS = {
+    "trainer": "the run, by Lightning's trainer: steps, device, precision, folder",
+    "model": "model: a student's ConsistencyModule, a teacher's DiffusionModule, or your own",
+    "data": "data: Shards, Digits or your own",
+    "metrics": "scores of drawn samples",
+    "grids": "pictures of drawn samples",
+    "diagnostics": "tangent norms and losses per time, in the log",
+    "gradient_sync": "comparison of the processes' weights",
+    "bad_numbers": "steps whose loss or gradient is not finite",
+    "stop_signals": "signals of a scheduler",
+    "lost_process": "processes that hang, die or fail",
+    "checkpoints": "checkpoints of the run",
+}
+"""Titles of groups of options, in `--help-all`."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
-"""What building an object of the configuration raises besides: its options are the user's."""
+"""Further errors of building an object of the configuration: its options are the user's."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the shards are in memory
     ".*is smaller than the logging interval.*",  # it counts steps over the ends of passes
@@ -100,11 +114,11 @@ NO_NEWS = (
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
 )
-"""How messages of Lightning's begin that say nothing, or what is said in other words."""
+"""Beginnings of Lightning's messages that say nothing, or what is said in other words."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of Lightning's tells something about this run."""
+    """Tell whether a message of Lightning's says something about this run."""
     return not record.getMessage().startswith(NO_NEWS)
 
 
@@ -127,6 +141,10 @@ def one_sigma_data(owned: float, data: Namespace | None) -> float:
     return owned
 
 
+class OneLineParser(CommandParser, LightningArgumentParser):
+    """Parser of the commands that have a model."""
+
+
 class SCMCommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a model and data named in a configuration."""
 
@@ -139,12 +157,13 @@ class SCMCommandLine(LightningCLI):
         """Add the callbacks of every run, and hand `sigma_data` from its owner to the data."""
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
+        for name, group in (parser.groups or {}).items():
+            group.title = HEADINGS.get(name, group.title)
         owner, target = "model.init_args.path.sigma_data", "data.init_args.sigma_data"
         parser.link_arguments((owner, "data"), target, compute_fn=one_sigma_data)
         parser.add_argument(
             "--fresh",
-            action=ActionYesNo,
-            nargs="?",
+            type=bool,
             default=False,
             help="scm fit starts anew and moves the checkpoints of this folder aside; without it "
             "the run goes on from its newest checkpoint.",
@@ -189,9 +208,13 @@ class SCMCommandLine(LightningCLI):
         with torch.device("meta") if self._is_dry_run() else nullcontext():
             try:
                 super().instantiate_classes()
-            except REFUSALS as error:  # of torch, Lightning or a class of the user's
-                raise ValueError(
-                    f"the configuration's objects cannot be built: {type(error).__name__}, "
+            except (ValueError, *REFUSALS) as raised:
+                error = said_first(raised)
+                key = option_of(error, self.config[self.subcommand])
+                if isinstance(error, ValueError):
+                    raise ValueError(f"{key}: {error}" if key else str(error)) from error
+                raise ValueError(  # of torch, Lightning or a class of the user's
+                    f"{key or 'the configuration'} cannot be built: {type(error).__name__}, "
                     f"{error}; SCM_TRACEBACK=1 in the environment shows where"
                 ) from error
         if self.subcommand in ("fit", *STAGES_OF_A_RUN):
@@ -205,9 +228,10 @@ class SCMCommandLine(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _filled_in(self, given: Namespace) -> dict[str, Any]:
-        """What a trainer is built with besides: derived from its options, not kept with them."""
+        """Further arguments of the trainer: derived from its options, not kept with them."""
         root = given.default_root_dir or "."
-        callbacks = list(given.callbacks or [])
+        callbacks = given.callbacks or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         shown = any(isinstance(each, Progress) for each in callbacks)
         if given.enable_progress_bar is not False and not shown:
             callbacks.append(Progress())
@@ -227,7 +251,7 @@ class SCMCommandLine(LightningCLI):
     def after_fit(self) -> None:
         """Say what there is now, and what to type next."""
         if not self.config.fit.trainer.fast_dev_run:
-            after_training(self.config.fit.as_dict())
+            after_training(self.config.fit.as_dict(), self.trainer.loggers)
 
     def after_validate(self) -> None:
         """Say what to type next."""
@@ -255,7 +279,7 @@ class SCMCommandLine(LightningCLI):
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not let hyper-parameters saved in a checkpoint override what the user typed."""
+        """Keep hyper-parameters saved in a checkpoint from overriding what the user typed."""
 
 
 def run(args: ArgsType) -> None:
@@ -280,6 +304,11 @@ def run(args: ArgsType) -> None:
             seed_everything_default=0,
             save_config_callback=SaveTrainingConfig,
             parser_class=OneLineParser,
+            parser_kwargs={
+                "prog": "scm",
+                **{name: {"description": does} for name, does in OF_MODELS.items()},
+            },
+            auto_configure_optimizers=False,  # the models have their own
             args=args,
         )
         if isinstance(args, list) and args[0] == "bench":

@@ -2,57 +2,27 @@
 """Entry point of `scm`."""
 
 import os
-import re
 import sys
-import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import NoReturn
 
 from scm_lightning import __version__
 from scm_lightning.cli.early_signals import CommandEnd
+from scm_lightning.cli.failures import (
+    failed_network,
+    first_failure,
+    is_out_of_memory,
+    kinds,
+    one_line,
+    reason,
+)
 from scm_lightning.cli.launcher import follow_launcher
+from scm_lightning.cli.screens import HELP, NEEDED, OF_MODELS, mistaken, screen, with_underscores
 from scm_lightning.saying import warn
 
-FUNCTIONS = ("reconstruct", "export", "prepare")
-"""Subcommands that are functions, in files of their names, of what is typed."""
-SUBCOMMANDS = ("fit", "validate", "test", "predict", "bench", "ablate", *FUNCTIONS)
-CLEANING_UP = {"_interrupt", "_teardown"}
-"""Functions of Lightning's that clean up when a run has failed."""
-MAX_LINE = 2000
-"""Letters of a message; of a longer one, both ends."""
-PLAINER = (
-    (r'Parser key "([^"]*)":?', r"\1:"),
-    (r'in "<unicode string>", ', "at "),
-    (r" To accept subclasses use set_parsing_settings\(.*?\)\.", ""),
-)
-"""What the parser says where its own words pass, and what it means."""
-HELP = f"""\
-usage: scm [-h] [--version]
-           {{{",".join(SUBCOMMANDS)}}} ...
-
-scm_lightning {__version__}: continuous-time consistency models, from training to samples.
-
-  scm prepare  --source PATH --out FOLDER
-                               shards of a set of images: folders, archives, ImageNet, CIFAR-10
-  scm fit      --config FILE   train a teacher or a student; writes checkpoints and logs
-  scm validate --config FILE   draw a few samples and log their distance
-  scm test     --config FILE   draw samples, print the table of scores, write metrics.json
-  scm predict  --config FILE   draw samples, write pictures and samples.npz
-  scm bench    --config FILE   time, memory and FLOPs of its training step, by every method;
-                               with --dry-run, what the run would need, without a GPU
-  scm ablate   --config FILE   train and score variants over seeds; one table, one plot
-  scm reconstruct --run FOLDER --sigma_rel WIDTH --out FILE
-                               averaged weights of another width, from the snapshots of a run
-  scm export   --checkpoint FILE --out FILE.safetensors
-                               the averaged network of a checkpoint, to sample from or to teach
-
-Every key of a configuration is an option too: --trainer.max_steps 100, --data.init_args.batch_size
-64. --config can be given several times; later files and options win. scm SUBCOMMAND --help lists
-all options, scm SUBCOMMAND --config FILE --print_config shows what they come to.
-SCM_TRACEBACK=1 in the environment shows the traceback of an error.
-"""
+USER_ERRORS = {"ValueError", "OSError", "MisconfigurationException"}
+"""Errors of bad input: shown as one line. Anything else is our fault and keeps its trace."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -72,12 +42,16 @@ def main(args: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"scm_lightning {__version__}")
         return
-    if words[0] not in SUBCOMMANDS:
-        _refuse(_not_a_subcommand(words[0]))
+    if refusal := mistaken(words):
+        _refuse(refusal)
+    if words[0] in OF_MODELS and {"-h", "--help"} & {*words}:
+        print(screen(words[0]), end="")
+        return
     is_launched = follow_launcher()
     if args is not None:
         _run_in_one_line(words)
         return
+    sys.path.append(os.getcwd())  # classes of the user's, as for `python -m`; nothing is shadowed
     end = CommandEnd(is_launched)
     end.install()
     try:
@@ -90,96 +64,56 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run_in_one_line(words: list[str]) -> None:
     """Run a subcommand; what the user can mend is said in one line."""
-    from scm_lightning.cli.app import USER_ERRORS  # slow: imports torch and lightning
-    from scm_lightning.cli.parsers import ArgumentError, deny_dangerous_names
-    from scm_lightning.cli.renamed import renamed
-    from scm_lightning.cli.strict_yaml import install
-
-    install(renamed)
-    deny_dangerous_names()
     try:
         _run(words)
     except Exception as raised:
         error = first_failure(raised)
         if error is not raised:
             warn(f"cleaning up failed as well: {one_line(str(raised) or repr(raised))}")
-        is_known = isinstance(error, USER_ERRORS) or _is_out_of_memory(error)
-        if os.environ.get("SCM_TRACEBACK") or not is_known:
+        if is_out_of_memory(error):
+            advice = "lower batch sizes, or those of the network"
+            line = f"there is not enough memory: {reason(error)}; {advice}"
+        elif network := failed_network(error):
+            warn(f"error: {network}")
+            raise error  # noqa: B904  the code is the user's
+        else:
+            line = reason(error) if USER_ERRORS & kinds(error) else ""
+        if os.environ.get("SCM_TRACEBACK") or not line:
             raise error  # noqa: B904  with all that is behind it
-        line = one_line(str(_reason(error)))
-        if _is_out_of_memory(error):
-            line = f"there is not enough memory: {line}; lower batch sizes, or those of the network"
-        elif isinstance(error, ArgumentError):
-            line += "; `scm SUBCOMMAND --help` lists what can be set"
         _refuse(line)
 
 
 def _run(words: list[str]) -> None:
     """Import no more than the subcommand needs, and run it."""
-    # A flag as people type it; the parser wants the name of the argument, and a value.
-    command, *rest = ("--dry_run=true" if word == "--dry-run" else word for word in words)
-    if command in FUNCTIONS:
-        from scm_lightning.cli.parsers import call
+    command, *rest = words
+    if command == "completion":
+        from scm_lightning.cli.completion import script
 
+        print(script(rest), end="")
+        return
+    from scm_lightning.cli.parsers import call, deny_dangerous_names
+    from scm_lightning.cli.renamed import renamed
+    from scm_lightning.cli.strict_yaml import install
+
+    install(renamed)
+    deny_dangerous_names()
+    rest = ["--help" if word == "--help_all" else word for word in map(with_underscores, rest)]
+    if command in NEEDED:
         call(command, resolve_name(f"scm_lightning.cli.{command}:{command}"), rest)
     elif command == "ablate":
         from scm_lightning.cli.ablate import ablate
 
         ablate(rest)
     else:
-        from scm_lightning.cli.app import run
+        from scm_lightning.cli.app import run  # slow: imports torch and lightning
+        from scm_lightning.cli.class_help import asked_class, show_class
 
-        run([command, *rest])
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the CPU or of a GPU is what is missing; torch has types for the latter."""
-    kinds = {each.__name__ for each in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(error)
-
-
-def first_failure(error: BaseException) -> BaseException:
-    """What ended a run, where Lightning's cleaning up after it has failed as well.
-
-    Args:
-        error: what was raised at last.
-
-    Returns:
-        The first; `error` itself if that does not come from cleaning up, or is said to explain it.
-    """
-    places = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    before = error.__context__
-    if before is None or not places & CLEANING_UP:
-        return error
-    first = first_failure(before)
-    return error if error.__suppress_context__ and not isinstance(first, SystemExit) else first
+        if asked := asked_class(rest):
+            show_class(*asked)
+        else:
+            run([command, *rest])
 
 
 def _refuse(line: str) -> NoReturn:
     warn(f"error: {line}")
     raise SystemExit(2) from None
-
-
-def _not_a_subcommand(word: str) -> str:
-    if word.startswith("-"):
-        return f"the subcommand comes first, got {word!r}: scm fit {word} ..."
-    near = get_close_matches(word, SUBCOMMANDS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"invalid choice: {word!r} (choose from {', '.join(SUBCOMMANDS)}){hint}"
-
-
-def _reason(error: BaseException) -> BaseException:
-    """What the parser gathers from all types that a value may have: the first of them says why."""
-    while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def one_line(message: str) -> str:
-    """Put a message on one line that does not steer the terminal, whatever a file says."""
-    line = " ".join(message.split())
-    for said, meant in PLAINER:
-        line = re.sub(said, meant, line)
-    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
-    is_long = len(line) > MAX_LINE
-    return f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}" if is_long else line

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a value: where its key, the type it must have and the value itself are known.
+"""Faults of a value: noted where its key, the type it must have and the value itself are known.
 
 The parser reads a class's options with a parser of its own, and one that may be of several types
 as each of them in turn. So every value that does not fit is noted where it is found; the note of
@@ -10,10 +10,8 @@ import collections.abc
 import inspect
 import pkgutil
 import re
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -22,11 +20,13 @@ from jsonargparse._typehints import ActionTypeHint
 from jsonargparse._util import NestedArg
 
 from scm_lightning.cli.renamed import MOVED_CLASSES
+from scm_lightning.given_files import meant
 
 MAX_VALUE = 100
 """Letters of a value that a message repeats."""
 OPTIONS = "its options by name, {NAME: VALUE, ...}"
 SPEC = ("class_path", "init_args", "dict_kwargs")
+NUMBER = re.compile(r"[\d.]+e\+?\d+")
 WORDS = {
     int: "an int",
     float: "a float",
@@ -88,9 +88,14 @@ def install() -> None:
 def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Exception) -> Misfit:
     given = value.as_dict() if isinstance(value, Namespace) else value
     if isinstance(given, dict) and "class_path" in given and (more := given.keys() - {*SPEC}):
-        near = suggestion(min(more), SPEC)
+        near = meant(min(more), SPEC)
         return Misfit(key, f"takes {', '.join(SPEC)}, got {', '.join(sorted(more))}{near}")
     kinds = tuple(dict.fromkeys(_kinds(hint)))
+    options = given.val if isinstance(given, NestedArg) and given.key == "init_args" else {}
+    if isinstance(given, dict) and kinds and {*given} <= {*SPEC}:
+        options = given.get("init_args", {})
+    if not isinstance(options, dict | Namespace):
+        return Misfit(f"{key}.init_args", f"must be {OPTIONS}, got {shown(options)}")
     if inner:
         deepest = max(inner, key=lambda each: each.key.count("."))
         if not deepest.key:  # the parser's own words
@@ -108,13 +113,18 @@ def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Excepti
     for each in given if isinstance(given, list) else [given]:
         if problem := _of_class(each, kinds):
             return Misfit(key, problem)
-    words = _words(hint)
-    how = "; name one by class_path, beside its init_args" if words.startswith("a class") else ""
+    words, how = _words(hint), ""
+    if isinstance(given, str):
+        how = meant(given, _literals(hint), 0.6) or _near_class(given, kinds)
+    if hint is int and isinstance(given, str) and NUMBER.fullmatch(given):
+        how = "; write out all of its digits"
+    if not how and words.startswith("a class"):
+        how = "; name one by class_path, beside its init_args"
     return Misfit(key, f"must be {words}, got {shown(given)}{how}")
 
 
 def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
-    """Why a value names none of the classes that may stand here; None if it names no class."""
+    """Reason why a value names none of the classes allowed here; None if it names no class."""
     path: Any = value.get("class_path") if isinstance(value, dict) else value
     is_path = isinstance(path, str) and re.fullmatch(r"[A-Za-z_][\w.]*\w", path)
     if not kinds or not is_path or ("." not in path and path is value):
@@ -123,8 +133,7 @@ def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
     try:
         kind = pkgutil.resolve_name(path)
     except Exception as error:  # of any module of the user's
-        moved = f"; it is {MOVED_CLASSES[path]} now" if path in MOVED_CLASSES else ""
-        return f"{must}, got {path}: {error}{moved or _near_class(path, kinds)}"
+        return f"{must}, got {path}: {error}{_near_class(path, kinds)}"
     if not (inspect.isclass(kind) and issubclass(kind, kinds)):
         return f"{must}, got {path}, which is none"
     if inspect.isabstract(kind):
@@ -133,14 +142,33 @@ def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
 
 
 def _near_class(path: str, kinds: tuple[type, ...]) -> str:
+    """The class that was meant, of those in the same place, and of all that are known."""
+    if path in MOVED_CLASSES:
+        return f"; it is {MOVED_CLASSES[path]} now"
     place, _, name = path.rpartition(".")
-    with suppress(Exception):
-        names = vars(pkgutil.resolve_name(place)).items()
-        classes = [
-            each for each, kind in names if inspect.isclass(kind) and issubclass(kind, kinds)
-        ]
-        return suggestion(name, classes, 0.6)
-    return ""
+    classes: list[Any] = [each for kind in kinds for each in _subclasses(kind)]
+    likeness = 0.6
+    try:
+        classes += vars(pkgutil.resolve_name(place)).values() if place else ()
+    except Exception:  # of any module of the user's: only its name may be wrong
+        likeness = 1.0
+    names = [each.__name__ for each in filter(inspect.isclass, classes) if issubclass(each, kinds)]
+    return meant(name, (each for each in names if not each.startswith("_")), likeness)
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    known: list[type] = type.__subclasses__(kind)
+    for each in known:
+        yield each
+        yield from _subclasses(each)
+
+
+def _literals(hint: Any) -> list[str]:
+    """The words that a type takes."""
+    if get_origin(hint) is Literal:
+        return [str(each) for each in get_args(hint)]
+    parts = (each for each in get_args(hint) if not isinstance(each, list))
+    return [word for each in parts for word in _literals(each)]
 
 
 def _kinds(hint: Any) -> Iterator[type]:
@@ -158,6 +186,8 @@ def _kinds(hint: Any) -> Iterator[type]:
 def _words(hint: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(hint), [x for x in get_args(hint) if not isinstance(x, list)]
+    if origin is dict and is_dataclass(arguments[-1]):
+        return f"a map, each {_words(arguments[-1])}"
     if words := WORDS.get(origin or hint):
         return words
     if origin is collections.abc.Callable and get_origin(arguments[-1]) is tuple:
@@ -179,9 +209,3 @@ def _words(hint: Any) -> str:
 def shown(value: Any) -> str:
     """A value as a message repeats it."""
     return str(value)[:MAX_VALUE]
-
-
-def suggestion(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
-    """The name that was meant, if one has that share of its letters."""
-    near = get_close_matches(name, list(known), n=1, cutoff=likeness)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is there room for a network? Asked before its weights are.
+"""Check that there is room for a network, before its weights are made.
 
 The network is built on torch's meta device first, where a tensor has a shape and no memory; that
 takes milliseconds. Torch itself refuses a tensor that is too large. Of a U-Net whose
@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.parsers import CommandParser
 
 TRAINED = ("student", "network")
 """Options of the modules that hold the network which is trained."""
@@ -44,7 +44,7 @@ def check_network_size(config: Namespace) -> None:
         if held > memory:
             raise MemoryError
 
-    parser = OneLineParser(exit_on_error=False)
+    parser = CommandParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "network")
     hook = register_module_parameter_registration_hook(count)
     # Of any class of the user's; what is raised comes again when it is built, and is shown then.

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to type next: command lines that run as they are printed, on this machine."""
+"""Next commands to type: lines that run as they are printed, on this machine."""
 
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
+from scm_lightning.callbacks import RunLog
 from scm_lightning.cli.run_config import FILE
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.cli.templates import FEATURES, FOLDER, for_data, for_student, value_of
@@ -16,7 +19,7 @@ from scm_lightning.data.index import ShardIndex
 from scm_lightning.saying import say
 
 OF_A_RUN = ("checkpoints/last.ckpt", "metrics.csv", "samples", FILE)
-"""What a training leaves in its folder, where it has all that."""
+"""Files that a training leaves in its folder, where it has all of them."""
 
 
 def command(*words: str) -> str:
@@ -40,15 +43,19 @@ def say_next(*commands: str | None) -> None:
         begin = " " * len(begin)
 
 
-def after_training(config: Mapping[str, Any]) -> None:
+def after_training(config: Mapping[str, Any], loggers: Iterable[Logger] = ()) -> None:
     """Say what a run has left, and how to look at it.
 
     Args:
         config: its configuration.
+        loggers: those that it had.
     """
     folder = folder_of(config)
     found = [name for name in OF_A_RUN if (folder / name).exists()]
     say(f"{folder} holds {', '.join(found)}")
+    others = (each for each in loggers if not isinstance(each, RunLog))
+    for place in filter(None, (each.log_dir or each.save_dir for each in others)):
+        say(f"its log is in {place}")
     say_next(scores_of(config), pictures_of(config), student_of(config, checkpoint_of(config)))
 
 
@@ -140,7 +147,7 @@ def _stage(name: str, config: Mapping[str, Any], options: tuple[str, ...]) -> st
 
 
 def _program() -> str:
-    """How this program is called, so that a shell finds the same one again."""
+    """Name to call this program by, so that a shell finds the same one again."""
     found = shutil.which("scm")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "scm"

@@ -8,7 +8,7 @@ function, with arguments, and calls it: `class_path: torch.save` would write a f
 import inspect
 import pkgutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def check_options(config: Namespace) -> None:
             range or replaces the model's own, or a CPU is to compute in float16.
     """
     for spec in specs(config):
-        _check_class(spec["class_path"], spec.get("dict_kwargs") or {})
+        _check_class(spec["class_path"], spec.get("dict_kwargs") or {}, spec.get("init_args") or {})
     for name, own in OWN_OPTIONS.items():
         if config.get(name) is not None:
             raise ValueError(
@@ -58,6 +58,11 @@ def check_options(config: Namespace) -> None:
         value = config.trainer[name]
         if value is not None and not value >= least:
             raise ValueError(f"trainer.{name} must be at least {least}, got {value}; raise it")
+    if config.trainer.enable_checkpointing is False and not config.trainer.fast_dev_run:
+        raise ValueError(
+            "trainer.enable_checkpointing must stay true, since a run continues from its "
+            "checkpoints, got false; --trainer.fast_dev_run true tries one step and writes none"
+        )
     if config.trainer.val_check_interval == 0:
         raise ValueError(
             "trainer.val_check_interval must be above 0, got 0; give a number of steps, or "
@@ -110,12 +115,16 @@ def specs(value: Any) -> Iterator[dict[str, Any]]:
             yield from specs(each)
 
 
-def _check_class(path: str, dict_kwargs: Collection[str]) -> None:
-    """Refuse functions, and arguments that a class does not take: the parser believes both."""
+def _check_class(path: str, dict_kwargs: Collection[str], init_args: Mapping[str, Any]) -> None:
+    """Refuse functions, and arguments that a class does not take: the parser believes all three."""
     kind = pkgutil.resolve_name(path)
     if not inspect.isclass(kind):
         raise ValueError(f"class_path must name a class, got {path}; write one around it")
-    parameters = inspect.signature(kind).parameters.values() if dict_kwargs else ()
+    parameters = inspect.signature(kind).parameters.values()
+    for each in parameters:
+        takes_null = each.default in (None, each.empty) or "None" in str(each.annotation)
+        if not takes_null and init_args.get(each.name, each.default) is None:
+            raise ValueError(f"{each.name} of {path} must not be null; leave it out instead")
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return
     for name in dict_kwargs:

@@ -4,22 +4,6 @@
 import os
 from typing import Literal
 
-from scm_lightning.cli.next_steps import say_next, training_on
-from scm_lightning.cli.prepare_report import (
-    SHEET_FILE,
-    contact_sheet,
-    summary,
-)
-from scm_lightning.data.index import INDEX_FILE
-from scm_lightning.data.latents import Autoencoder
-from scm_lightning.data.location import folder_to_write
-from scm_lightning.preparation import engine
-from scm_lightning.preparation.content import Pixels
-from scm_lightning.preparation.latent_content import EncodedLatents
-from scm_lightning.preparation.plan import Recipe
-from scm_lightning.preparation.probe import fit_transform
-from scm_lightning.preparation.sources import open_source
-from scm_lightning.preparation.transform import WHITE, ImageTransform
 from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture
 
@@ -34,7 +18,7 @@ def prepare(
     size: int | None = None,
     crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
-    background: tuple[int, int, int] = WHITE,
+    background: tuple[int, int, int] = (255, 255, 255),
     upscale: bool = False,
     heldout: float | None = None,
     samples_per_shard: int = 1000,
@@ -92,11 +76,17 @@ def prepare(
     Raises:
         ValueError: if the source, the folder or the options do not fit.
     """
-    workers = num_cores() if workers is None else workers
-    if workers < 0 or max_unreadable < 0:
-        raise ValueError(
-            f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
-        )
+    # Here, since `scm prepare --help` should not wait for torch.
+    from scm_lightning.cli.next_steps import say_next, training_on
+    from scm_lightning.cli.prepare_report import SHEET_FILE, contact_sheet, summary
+    from scm_lightning.data.index import INDEX_FILE
+    from scm_lightning.data.latents import Autoencoder
+    from scm_lightning.data.location import folder_to_write
+    from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
+    from scm_lightning.preparation.probe import fit_transform
+    from scm_lightning.preparation.sources import open_source
+
+    workers = _checked(workers, max_unreadable)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
@@ -127,6 +117,16 @@ def prepare(
     if is_drawn:
         say(f"what the network will see: {sheet}")
     say_next(training_on(str(folder), done.index))
+
+
+def _checked(workers: int | None, max_unreadable: int) -> int:
+    """The number of workers, if that and the other number can be."""
+    workers = num_cores() if workers is None else workers
+    if workers < 0 or max_unreadable < 0:
+        raise ValueError(
+            f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
+        )
+    return workers
 
 
 def num_cores() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm prepare` shows: a table, a sheet of images, the command that comes next."""
+"""Output of `scm prepare`: a table, a sheet of images, the command that comes next."""
 
 from collections import Counter
 from itertools import islice
@@ -21,7 +21,7 @@ from scm_lightning.saying import show
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000
-"""Of the images on a sheet. Screen pixels, about."""
+"""Width of the images on a sheet, about. Screen pixels."""
 MAX_COLUMNS, MAX_ROWS = 16, 12
 MAX_LOOKED_AT = 5000
 """Images that are read to fill a sheet."""

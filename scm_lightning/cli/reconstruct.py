@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scm_lightning.cli.app import LAST_CHECKPOINT
 from scm_lightning.cli.next_steps import pictures_of, run_in, say_next, scores_of, student_of
+from scm_lightning.cli.run_config import LAST_CHECKPOINT
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import counted, say, warn

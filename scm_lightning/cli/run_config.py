@@ -10,45 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from scm_lightning.cli.strict_yaml import text_of
 from scm_lightning.given_files import given_path
 from scm_lightning.saying import say
-from scm_lightning.storage.side_files import say_unwritten, write_result
 
 FILE = "config.yaml"
 HEADER = "# The run in this folder: its trainer.default_root_dir is where this file lies.\n"
 ROOT = "trainer.default_root_dir"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OF_A_START = {"ckpt_path": None, "fresh": False}
-"""What says how one process starts, and nothing of the run, as it is kept."""
-
-
-class SaveTrainingConfig(SaveConfigCallback):
-    """Writes the run's `config.yaml` when it is trained, and leaves it alone in later stages.
-
-    Args:
-        parser: what the configuration was parsed with.
-        config: the configuration that the objects were built from.
-        kept: the one that is written.
-    """
-
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, kept: Namespace) -> None:
-        super().__init__(parser, kept)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait: a configuration that does not fit the run's checkpoint must not replace its own."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, now that the checkpoint has been read."""
-        if trainer.is_global_zero:
-            content = HEADER + self.parser.dump(self.config, skip_none=False)
-            file = Path(trainer.default_root_dir) / FILE
-            try:
-                write_result(file, content)
-            except OSError as error:
-                say_unwritten(file, error, "with the options that are on the screen")
+"""Options of how one process starts, not of the run, with the values that are kept."""
 
 
 def typed(config: Namespace) -> Namespace:
@@ -86,7 +58,7 @@ def of_its_folder(config: Namespace, file: Path) -> None:
 
 
 def _has_derived_paths(config: Namespace, root: str) -> bool:
-    """Whether version 0.3.0 kept it, which wrote down derived paths too; these are taken out."""
+    """Tell whether version 0.3.0 kept it, with derived paths; take these out."""
     if config.get("checkpoints.dirpath") != str(Path(root) / "checkpoints"):
         return False
     config["checkpoints.dirpath"] = None

@@ -17,7 +17,7 @@ from scm_lightning.data.shards import Array
 
 @dataclass(frozen=True)
 class Collate:
-    """Normalises arrays; an object, not a closure, so that spawned workers can pickle it.
+    """Normalisation of arrays; an object, not a closure, so that spawned workers can pickle it.
 
     Args:
         index: index of the shards.

@@ -191,7 +191,8 @@ class ShardIndex:
             file = Path(place_of(str(root), shard.name))
             size = file.stat().st_size if file.is_file() else None
             if size != shard.num_bytes:
-                what = "is missing" if size is None else f"has {size} bytes"
+                other = "is not a regular file" if file.exists() else "is missing"
+                what = other if size is None else f"has {size} bytes"
                 found.append(f"shard {file} {what}, of {shard.num_bytes} listed in {INDEX_FILE}")
         return found
 

@@ -62,6 +62,20 @@ def place_of(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}" if is_remote(root) else os.path.join(root, name)
 
 
+def reason_of(error: Exception) -> str:
+    """Say in words why a file could not be read: webdataset names its arguments and an exit code.
+
+    Args:
+        error: what was raised.
+    """
+    ended = re.search(r"(\['curl')?.* exit (\d+)", str(error))
+    if not ended:
+        return str(error)
+    if ended[1]:
+        return REASONS.get(ended[2], f"curl ends with code {ended[2]}")
+    return f"the command ends with code {ended[2]}"
+
+
 def read_file(place: str, max_bytes: int) -> bytes:
     """Content of a file.
 
@@ -81,9 +95,7 @@ def read_file(place: str, max_bytes: int) -> bytes:
     except ValueError as error:  # no such scheme, or a command where WDS_SECURE=1 forbids it
         raise OSError(str(error)) from error
     except OSError as error:
-        ended = re.search(r"\['curl'.* exit (\d+)", str(error))
-        reason = REASONS.get(ended[1], f"curl ends with code {ended[1]}") if ended else str(error)
-        raise OSError(reason) from error
+        raise OSError(reason_of(error)) from error
     if len(content) > max_bytes:
         raise ValueError(f"{place} must have at most {max_bytes:,} bytes, got more")
     return content

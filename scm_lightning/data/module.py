@@ -32,7 +32,7 @@ from scm_lightning.given_files import given_path
 
 
 class ShardDataModule(LightningDataModule, ABC):
-    """Streams the shards of one folder, or of a place that webdataset can read from.
+    """Data module over the shards of one folder, or of a place that webdataset can read from.
 
     Args:
         sigma_data: standard deviation that the data are scaled to. The path of the model owns the

@@ -6,6 +6,7 @@ from pathlib import Path
 from scm_lightning.data.index import INDEX_FILE
 from scm_lightning.data.location import is_remote, place_of
 from scm_lightning.data.module import ShardDataModule
+from scm_lightning.given_files import meant_path
 
 
 class Shards(ShardDataModule):
@@ -18,7 +19,7 @@ class Shards(ShardDataModule):
             ValueError: if they are not.
         """
         if not is_remote(self.root) and not Path(place_of(self.root, INDEX_FILE)).is_file():
-            raise ValueError(
-                f"there are no shards in {self.root}: it has no {INDEX_FILE}; write them with "
-                f"`{self.prepared_by}`, or give another root"
+            advice = meant_path(self.root) or (
+                f"; write them with `{self.prepared_by}`, or give another root"
             )
+            raise ValueError(f"there are no shards in {self.root}: it has no {INDEX_FILE}{advice}")

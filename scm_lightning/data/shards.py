@@ -23,7 +23,7 @@ import numpy as np
 import webdataset
 
 from scm_lightning.data.index import Shard
-from scm_lightning.data.location import is_remote
+from scm_lightning.data.location import is_remote, reason_of
 from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
@@ -105,7 +105,7 @@ def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         after = f" after sample {key}" if key else ""
-        raise damaged(place, f"it breaks off{after}: {error}") from error
+        raise damaged(place, f"it breaks off{after}: {reason_of(error)}") from error
 
 
 def damaged(place: str, reason: str, key: str = "") -> DamagedError:

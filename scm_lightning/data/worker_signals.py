@@ -56,7 +56,7 @@ def _obey(parent: int | None) -> None:
 
 
 class ErrorsAsItems(Dataset[Any]):
-    """Hands errors over as items: torch adds a traceback to them, and then waits for its workers.
+    """Items, or errors as items: torch adds a traceback to raised ones, then waits for workers.
 
     Args:
         items: the items by number.

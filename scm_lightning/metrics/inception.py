@@ -29,7 +29,8 @@ class InceptionFeatures(FeatureExtractor):
             A file of other weights is named so in the description.
 
     Raises:
-        ValueError: if torch-fidelity is not installed, or the weights do not fit or download.
+        ValueError: if torch-fidelity is not installed, or the weights do not fit or cannot be
+            downloaded.
     """
 
     num_features = 2048

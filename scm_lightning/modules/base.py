@@ -201,6 +201,7 @@ class GenerativeModule(LightningModule, ABC):
             ValueError: if their scale is another, or they are of classes that a network does not
                 know.
         """
+        self.batch_checks.check_kind(batch, Batch)
         self.batch_checks.check_classes(self, batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         self.batch_checks.check_scale(self, batch.x0)
@@ -237,6 +238,7 @@ class GenerativeModule(LightningModule, ABC):
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Refuse to draw samples of classes that a network does not know."""
+        self.batch_checks.check_kind(batch, SampleRequest)
         self.batch_checks.check_classes(self, batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
@@ -277,6 +279,21 @@ class GenerativeModule(LightningModule, ABC):
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
             **self.parts_of_run(),
         }
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """Build the model from its arguments and load its weights; see Lightning.
+
+        Raises:
+            ValueError: if arguments are missing: a checkpoint holds none of them.
+        """
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"a checkpoint holds weights and no options; pass those of the run by name, such "
+                f"as its network and path, since {error}"
+            ) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.

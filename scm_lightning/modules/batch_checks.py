@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks.classes import check_labels, num_known_classes
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchChecks:
-    """Refuses batches that a module cannot be trained on or sampled by.
+    """Checks that refuse batches a module cannot be trained on or sampled by.
 
     Args:
         sigma_data: standard deviation that the data should have. Data units.
@@ -29,6 +30,24 @@ class BatchChecks:
         self.sigma_data = sigma_data
         self.first_samples: list[Tensor] | None = []
         self._num_known_classes: int | None = None
+
+    @staticmethod
+    def check_kind(batch: Any, kind: type[Batch] | type[SampleRequest]) -> None:
+        """Refuse a batch of another kind, such as the list that a loader makes of tuples.
+
+        Args:
+            batch: what the loader hands over.
+            kind: what it must be, or be alike.
+
+        Raises:
+            ValueError: if it has not the first attribute of that kind.
+        """
+        names = list(kind.__annotations__)
+        if not hasattr(batch, names[0]):
+            raise ValueError(
+                f"batches must be scm_lightning.data.{kind.__name__}({', '.join(names)}), got a "
+                f"{type(batch).__name__}; return that from the loader's collate_fn"
+            )
 
     def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:
         """Refuse classes that a network does not know: by their number, or label by label.

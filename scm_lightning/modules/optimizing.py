@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes an optimizer and its schedule, and what the optimizer is made of."""
+"""Factories of an optimizer and its schedule, and the optimizer's groups of parameters."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the learning rate and an objective's schedule will come to, said as training begins.
+"""Outlook on the learning rate and an objective's schedule, printed as training begins.
 
-A warm-up or a schedule of another length than the run is the commonest reason for a run that comes
-to nothing; here it costs a line, and not the run.
+A warm-up or a schedule of another length than the run is the commonest reason for a run that fails;
+here it costs a line, and not the run.
 """
 
 from bisect import bisect_left
@@ -16,13 +16,13 @@ from scm_lightning.modules.schedules import FlatCosine
 from scm_lightning.saying import say
 
 MAX_LOOKED_AT = 1000
-"""Steps that the largest rate is looked for at, over the run."""
+"""Steps of the run at which the largest rate is looked for."""
 WHOLE_WARMUP = "set objective.init_args.warmup.steps to null for a warm-up as long as the run"
 WHOLE_SCHEDULE = "set total_steps to null for a schedule as long as the run"
 
 
 def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]]) -> None:
-    """Say what a run will come to; nothing, if it has no number of steps.
+    """Print what a run will come to; nothing if it has no number of steps.
 
     Args:
         trainer: of the run, as training begins.

@@ -14,7 +14,7 @@ from scm_lightning.networks.classes import ClassConditioning
 
 
 class _GivenTime(nn.Module):
-    """Projects the time it was given instead of the one it is called with."""
+    """Projection of the time it was given instead of the one it is called with."""
 
     def __init__(self, project: nn.Module) -> None:
         super().__init__()

@@ -114,7 +114,7 @@ class DiT(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = checked_shape(data_shape, model_channels)
+        self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
         self.patch_size = patch_size
         if len(self.data_shape) != 3 or any(size % patch_size for size in self.data_shape[1:]):
             raise ValueError(

@@ -28,7 +28,7 @@ ImageNet 512 (arXiv 2410.11081, Table 5)."""
 
 
 ATTENTION_PIXELS = (16, 8)
-"""Of the paper's networks."""
+"""Sides of the paper's levels with attention."""
 
 
 class EDM2UNet(nn.Module):
@@ -74,7 +74,7 @@ class EDM2UNet(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = checked_shape(data_shape, model_channels)
+        self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
         _check_levels(self.data_shape, len(channel_mult))
         widths = [model_channels * mult for mult in channel_mult]
         emb = max(widths)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from scm_lightning.core import at_least_float32
 
 EPS = 1e-4
-"""Below this root mean square, `normalize` fades to zero."""
+"""Root mean square below which `normalize` fades to zero."""
 
 
 def normalize(x: Tensor, dim: int = 1) -> Tensor:

@@ -65,7 +65,7 @@ class MLP(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = checked_shape(data_shape, model_channels)
+        self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
         num_elements = math.prod(self.data_shape)
         self.conditioning = Conditioning(
             emb_channels, num_classes, guided, two_times, time_embedding

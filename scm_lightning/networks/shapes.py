@@ -7,21 +7,28 @@ from inspect import signature
 from torch import Tensor, nn
 
 
-def checked_shape(data_shape: Sequence[int], model_channels: int) -> tuple[int, ...]:
+def checked_shape(
+    data_shape: Sequence[int], model_channels: int, num_blocks: int
+) -> tuple[int, ...]:
     """The shape of one sample, refused if no sample or no network can have such sizes.
 
     Args:
         data_shape: shape of one sample.
         model_channels: channels of the network.
+        num_blocks: its blocks, or those of a level.
 
     Raises:
-        ValueError: if a size is less than 1, or there is none.
+        ValueError: if a size is less than 1, or there is none; or if the blocks are less than none.
     """
-    if not data_shape or min(data_shape) < 1 or model_channels < 1:
+    if num_blocks < 0:
+        raise ValueError(f"num_blocks must be at least 0, got {num_blocks}; raise it")
+    if not data_shape or min(data_shape) < 1:
         raise ValueError(
-            f"data_shape and model_channels must be sizes of at least 1, got {list(data_shape)} "
-            f"and {model_channels}; set data_shape to the shape of your data"
+            f"data_shape must have sizes of at least 1, got {list(data_shape)}; set it to the "
+            "shape of your data"
         )
+    if model_channels < 1:
+        raise ValueError(f"model_channels must be at least 1, got {model_channels}; raise it")
     return tuple(data_shape)
 
 

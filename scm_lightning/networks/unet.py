@@ -29,7 +29,7 @@ from scm_lightning.networks.unet_blocks import (
 )
 
 ATTENTION_PIXELS = (16,)
-"""Of the paper's networks."""
+"""Sides of the paper's levels with attention."""
 
 
 class UNet(nn.Module):
@@ -69,7 +69,7 @@ class UNet(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
     ) -> None:
         super().__init__()
-        self.data_shape = checked_shape(data_shape, model_channels)
+        self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
         factor = 2 ** (len(channel_mult) - 1)
         if len(self.data_shape) != 3 or any(size % factor for size in self.data_shape[1:]):
             raise ValueError(

@@ -112,7 +112,7 @@ class Objective(nn.Module, ABC):
         """
 
     def at_step(self, step: int) -> dict[str, float]:
-        """What of the loss changes with the step, by name: columns of the log.
+        """Parts of the loss that change with the step, by name: columns of the log.
 
         Args:
             step: optimizer steps taken so far.

@@ -46,7 +46,7 @@ class Moments(NamedTuple):
 
 
 def merged(moments: Sequence[Moments]) -> Moments:
-    """Sums over all, correctly rounded and so in any order the same."""
+    """Sums over all, correctly rounded and so the same in any order."""
     sums, squares = (
         [math.fsum(channel) for channel in zip(*parts, strict=True)]
         for parts in ([each.sums for each in moments], [each.squares for each in moments])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""From a source of images to a folder of shards: the engine of `scm prepare`.
+r"""Writing of a folder of shards from a source of images: the engine of `scm prepare`.
 
     source --workers--> images --content--> arrays --one process--> shards, records, index
 

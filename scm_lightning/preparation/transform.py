@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""From an image of any size to a sample.
+r"""Transform of an image of any size to a sample.
 
     center    the central square, resized by Lanczos (as for EDM's data sets)
     adm       halved by means of 2x2 while the short side is twice the size or more, then bicubic
@@ -31,7 +31,7 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Makes samples of one shape.
+    """Transform of images to samples of one shape.
 
     Args:
         size: side of the samples. Pixels. None leaves images as they are, which then must all be

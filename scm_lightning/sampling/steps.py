@@ -6,6 +6,7 @@ MeanFlow jump from time to time without fresh noise.
 Axes: B batch, ... data axes. Times in radians.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class FreshNoise(Steps):
     tells_end: bool = False
 
     def own_numbers(self, given: Sequence[int] | None, intermediate: Sequence[float]) -> list[int]:
-        """One step, and one more for every intermediate time."""
+        """The given numbers, or one step and one more for every intermediate time."""
         return list(given or range(1, len(intermediate) + 2))
 
     def times(
@@ -108,6 +109,12 @@ class FreshNoise(Steps):
             raise ValueError(
                 f"{num_steps} steps need {num_steps - 1} intermediate_times, got "
                 f"{list(intermediate)}; set t_mid of the sweep, or more times"
+            )
+        if any(start <= time <= math.pi / 2 for time in times[1:]):
+            raise ValueError(
+                f"sampling starts at t_max = atan(80 / sigma_data), {start:.3g} at sigma_data "
+                f"{path.sigma_data:g}, and later times must be below it, got {times[1:]}; "
+                "sigma_data is the standard deviation of the data, mostly about 0.5"
             )
         check_times(times, last=1e-6)
         return times
@@ -186,7 +193,7 @@ class EqualJumps(Jumps):
         super().__init__(AVERAGE_VELOCITY)
 
     def own_numbers(self, given: Sequence[int] | None, intermediate: Sequence[float]) -> list[int]:
-        """One and two."""
+        """The given numbers, or one and two steps."""
         return list(given or [1, 2])
 
     def times(

@@ -11,9 +11,9 @@ from scm_lightning.core import TrigFlow, check_num_steps, edm_levels
 from scm_lightning.core.times import MAX_TIME
 
 OnStep = Callable[[float, Tensor], object]
-"""Called after every step with the time reached, in radians, and the state there, (B, ...) in data
-units: a new tensor at every step, so it may be kept, but not changed in place. For trajectories and
-progress."""
+"""Function called after every step with the time reached, in radians, and the state there, (B, ...)
+in data units: a new tensor at every step, so it may be kept, but not changed in place. For
+trajectories and progress."""
 
 ROUNDING = 1e-5
 """Times of pi/2 may lie so far above it, in radians: diffusers' SCMScheduler writes 1.57080."""

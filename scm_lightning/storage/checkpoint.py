@@ -37,8 +37,9 @@ class Checkpoint:
         return self.path.is_file() or are_parts(self.path)
 
     def siblings(self) -> str:
-        """Names of the checkpoints in its folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
-        return ", ".join(sorted(each.name for each in self.path.parent.glob("*.ckpt"))) or "none"
+        """Names of the others in its folder, for messages: `a.ckpt, b.ckpt`, or `none`."""
+        others = {each.name for each in self.path.parent.glob("*.ckpt")} - {self.path.name}
+        return ", ".join(sorted(others)) or "none"
 
     @property
     def step(self) -> int | None:
@@ -116,8 +117,9 @@ class Checkpoint:
         try:
             yield
         except DamagedError as error:
-            others = f"{self.siblings()} in {self.path.parent}"
-            raise ValueError(f"{self.path} {error}; give another one: {others}") from error
+            others = self.siblings()
+            advice = "there is no other" if others == "none" else f"give another one: {others}"
+            raise ValueError(f"{self.path} {error}; {advice} in {self.path.parent}") from error
 
 
 @cache

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from scm_lightning.given_files import meant_path
 from scm_lightning.storage.checkpoint import Checkpoint
 from scm_lightning.storage.export import SUFFIX, Export
+from scm_lightning.storage.history import LAST
 
 METADATA_KEY = "scm_lightning"
 """Entry of a checkpoint that says what it holds; written by the modules, read here."""
@@ -47,13 +49,7 @@ class SavedRun:
         path = Path(path)
         checkpoint = Checkpoint(path)
         if not checkpoint.exists():
-            others = checkpoint.siblings()
-            advice = (
-                "train first with `scm fit`, or give another path"
-                if others == "none"
-                else f"give one of those that are there: {others}"
-            )
-            raise ValueError(f"there is no checkpoint {path}; {advice}")
+            raise ValueError(f"there is no checkpoint {path}{_instead_of(path)}")
         if path.suffix == SUFFIX:
             raise ValueError(
                 f"{path} has only weights and is not a checkpoint of a run; give the .ckpt file, "
@@ -135,6 +131,15 @@ class SavedRun:
             )
         module, sigma_data = self.metadata["module"], self.metadata["sigma_data"]
         return Export(module, sigma_data, step, weights, profile, tensors)
+
+
+def _instead_of(path: Path) -> str:
+    """Advice on what to give in place of a checkpoint that does not exist."""
+    if (last := path / "checkpoints" / LAST).exists():
+        return f", which is the folder of a run; did you mean {last}?"
+    others = Checkpoint(path).siblings()
+    listed = f"; {path.parent} has {others}" if others != "none" else ""
+    return listed or meant_path(path) or "; train first with `scm fit`, or give another path"
 
 
 def _is_of_a_run(checkpoint: Any) -> bool:

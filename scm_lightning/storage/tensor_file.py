@@ -30,7 +30,8 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             save_file(dict(tensors), beside, dict(metadata))
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{file} could not be written: {error}; make room, or give another place"
+            f"{file} could not be written: {str(error).partition(' at path ')[0]}; make room, or "
+            "give another place"
         ) from error
 
 

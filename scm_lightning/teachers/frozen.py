@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class FrozenTeacher(nn.Module):
-    """Wraps a network so that it stays as it is.
+    """Wrapper that keeps a network as it is.
 
     It has no gradients, stays in eval mode whatever the trainer does, and is in no checkpoint:
     the student's file would double in size for weights that have a file of their own.

@@ -22,7 +22,7 @@ from typing import Any
 
 from fuzz_mutations import Mutate
 
-from scm_lightning.cli.main import one_line
+from scm_lightning.cli.failures import one_line
 
 MAX_BYTES = 1 << 30
 MAX_SECONDS = 5.0

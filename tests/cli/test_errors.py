@@ -52,11 +52,11 @@ def refused(capsys, *args):
         ),
         (
             [f"--{OBJECTIVE}.bound", "l2"],
-            "bound must be its options by name, {NAME: VALUE, ...}, got l2;",
+            "bound must be its options by name, {NAME: VALUE, ...}, got l2",
         ),
         (
             [*SCT, f"--{OBJECTIVE}.warmup", "1000"],
-            "warmup must be its options by name, {NAME: VALUE, ...}, got 1000;",
+            "warmup must be its options by name, {NAME: VALUE, ...}, got 1000",
         ),
         (
             ["--model.init_args.objective", "scm_lightning.objectives.ConsistencyObjective"],
@@ -133,8 +133,8 @@ def test_fit_refuses(args, message, capsys, tmp_path):
             "warmup: 1000",
             "objective.init_args.warmup must be its options by name, {NAME: VALUE, ...}, got 1000",
         ),
-        ("bound: l2", "bound must be its options by name, {NAME: VALUE, ...}, got l2;"),
-        ("bound: {kind: l1}", "bound.kind must be one of l2, rms, clip, none, got l1;"),
+        ("bound: l2", "bound must be its options by name, {NAME: VALUE, ...}, got l2"),
+        ("bound: {kind: l1}", "bound.kind must be one of l2, rms, clip, none, got l1"),
     ],
 )
 def test_a_file_whose_objective_has_a_bare_value(options, message, capsys, tmp_path):
@@ -160,7 +160,7 @@ STUDENT = "model.init_args.student"
         ("data=3", "got 3; name one by class_path, beside its init_args"),
         ("metrics.kid=often", "metrics.kid must be true or false, got often"),
         ("metrics=often", "metrics must be its options by name, {NAME: VALUE, ...}, got often"),
-        ("model=null", "model must be its options by name, {NAME: VALUE, ...}, got none; give --"),
+        ("model=null", "model must be given; add --config FILE"),
         ("model.init_args.optimizer.init_args.betas=[0.9]", "must be a list of 2, each a float"),
         ("model.init_args.sampling.swep.steps=3", "swep.steps is no option; there are"),
     ],
@@ -183,7 +183,7 @@ def test_a_missing_configuration_is_named(capsys):
 
 
 def test_an_unknown_command_is_named(capsys):
-    assert "invalid choice: 'train'" in refused(capsys, "train")
+    assert "there is no subcommand nonsense, only fit, " in refused(capsys, "nonsense")
 
 
 def test_broken_yaml_is_refused_with_its_place(capsys, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from scm_lightning.callbacks.stop_signals import Stopped
 from scm_lightning.cli import main
-from scm_lightning.cli.main import first_failure
+from scm_lightning.cli.failures import first_failure
 
 
 def _interrupt(error, explained):

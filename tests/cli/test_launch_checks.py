@@ -22,6 +22,7 @@ def alone(monkeypatch):
 
 def options(**trainer):
     fixed = {"num_nodes": 1, "strategy": "auto", "accelerator": "cpu", "plugins": None}
+    fixed["devices"] = 1
     return Namespace(trainer=Namespace(**{**fixed, **trainer}))
 
 

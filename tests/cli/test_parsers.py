@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from scm_lightning.autodiff import FiniteDifference, TangentComputer, TwoPasses
-from scm_lightning.cli.parsers import OneLineParser
+from scm_lightning.cli.app import OneLineParser
 from scm_lightning.networks import MLP
 
 SPEC = "class_path: scm_lightning.networks.MLP\ninit_args: {data_shape: [3], model_channels: 4}\n"

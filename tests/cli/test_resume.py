@@ -201,7 +201,7 @@ def test_a_named_file(run, tmp_path, capsys):
     """Is gone on from, later ones being moved; a missing one is refused with those there are."""
     folder = tmp_path / "run" / "checkpoints"
     line = refused(capsys, lambda: run(20, ckpt_path=folder / "0000006.ckpt"))
-    assert "those that are there: 0000005.ckpt, 0000010.ckpt, last.ckpt" in line
+    assert "has 0000005.ckpt, 0000010.ckpt, last.ckpt" in line
     line = refused(capsys, lambda: run(20, "--fresh", ckpt_path=folder / "0000005.ckpt"))
     assert "give one of the two" in line
     run(6, ckpt_path=folder / "0000005.ckpt")

@@ -129,9 +129,7 @@ def test_what_can_be_decoded_is_compared_all_the_same(folder, mapped, num_worker
 @pytest.mark.parametrize(("mapped", "num_workers"), MODES)
 def test_shards_in_the_place_of_each_other_are_noticed(folder, mapped, num_workers):
     swap(folder)
-    with pytest.raises(
-        ValueError, match=r"train-00000[12]\.tar is damaged: its content does not have"
-    ):
+    with pytest.raises(ValueError, match=r"train-00000[12]\.tar is damaged: its content does"):
         train(data_of(folder, mapped, num_workers), [])
 
 
@@ -157,9 +155,7 @@ def test_reference_and_held_out_data_are_compared(folder, damage):
     with pytest.raises(ValueError, match="does not have the listed SHA-256"):
         list(data.reference_batches())
     flip(folder / "heldout-000000.tar", offsets(folder / "heldout-000000.tar")["array"][3])
-    with pytest.raises(
-        ValueError, match=r"heldout-000000\.tar is damaged: its content does not have"
-    ):
+    with pytest.raises(ValueError, match=r"heldout-000000\.tar is damaged: its content does"):
         list(data.heldout_batches())
 
 

@@ -19,7 +19,7 @@ Rule = Callable[..., tuple[Any, Any]]
 
 
 class Unfit(Exception):  # noqa: N818  no error: the form of a call that a rule leaves to forward mode
-    """Raised by a rule, before it does anything, for a call that it does not cover."""
+    """Refusal by a rule, before it does anything, of a call that it does not cover."""
 
 
 class Entry(NamedTuple):

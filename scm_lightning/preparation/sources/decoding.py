@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""From the bytes of an image file to pixels, without trust in the bytes.
+r"""Decoding of the bytes of an image file to pixels, without trust in the bytes.
 
     16 bits grey      p = round(v 255 / 65535)
     16 bits colour    the upper byte; Pillow reads no more

@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from scm_lightning.data.index import INDEX_FILE
-from scm_lightning.given_files import given_path
+from scm_lightning.given_files import given_path, meant_path
 from scm_lightning.preparation.sources.cifar10 import BATCHES, FOLDER, open_cifar10
 from scm_lightning.preparation.sources.fashion import FILE_PREFIXES, open_fashion
 from scm_lightning.preparation.sources.files import Folder, Zip, open_files
@@ -54,7 +54,8 @@ def open_source(path: str, kind: str = "auto", labels: str | None = None) -> Ima
     if kind == "webdataset":
         return WebDatasetSource(path)
     if not place.exists():
-        raise ValueError(f"there is nothing at {path}; correct the path")
+        advice = meant_path(path) or "; correct the path"
+        raise ValueError(f"there is nothing at {path}{advice}")
     if kind in ("folder", "zip"):
         return open_files(kind, Zip(place) if kind == "zip" else Folder(place), table)
     if kind == "imagenet":
