@@ -240,7 +240,7 @@ class Checkpoints(Checkpoint):
         failure, step, history = None, trainer.global_step, self.history(trainer)
         file = history.place(step, self._is_numbered(step))
         for logger in trainer.loggers:
-            logger.save()
+            logger.save_before(step - 1) if isinstance(logger, RunLog) else logger.save()
         try:
             trainer.save_checkpoint(file, weights_only=False)
         except (OSError, ValueError) as error:

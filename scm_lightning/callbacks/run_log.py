@@ -68,6 +68,14 @@ class RunLog(CSVLogger):
             self.save()
 
     @rank_zero_only
+    def save_before(self, step: int) -> None:
+        """Write the rows of earlier steps; that of a step which has just been made is not whole."""
+        waiting = self.experiment.metrics
+        self.experiment.metrics = [row for row in waiting if row["step"] < step]
+        self.save()
+        self.experiment.metrics += [row for row in waiting if row["step"] >= step]
+
+    @rank_zero_only
     def start_from(self, step: int) -> None:
         """Keep the rows up to a step, and those written since this training began; move the rest.
 

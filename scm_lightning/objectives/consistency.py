@@ -28,7 +28,6 @@ from scm_lightning.core import (
     tangent_norm,
 )
 from scm_lightning.networks import WeightingHead
-from scm_lightning.networks.weighting import check_head
 from scm_lightning.objectives.objective import Losses, Objective, Point, Times
 from scm_lightning.sampling import FreshNoise, Steps
 
@@ -62,7 +61,6 @@ class ConsistencyObjective(Objective, ABC):
         steps: Steps = FreshNoise(),
     ) -> None:
         super().__init__()
-        check_head(weighting, weighting_lr)
         self.steps = steps
         self.times = times
         self.bound = bound

@@ -77,7 +77,8 @@ def test_every_step_is_one_row_whatever_is_accumulated(tmp_path):
             logger=RunLog(str(tmp_path)),
             log_every_n_steps=1,
             accumulate_grad_batches=3,
-            callbacks=[Diagnostics(every_n_steps=2)],
+            enable_checkpointing=True,
+            callbacks=[Diagnostics(every_n_steps=2), Checkpoints(str(tmp_path / "c"), 4)],
         )
         fit.fit(module, loader(5), ckpt_path=start, weights_only=True)
         fit.save_checkpoint(checkpoint)

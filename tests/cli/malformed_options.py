@@ -238,7 +238,6 @@ CONTRADICTIONS = {
     "M.sampling.teacher.solver=dpmpp_2m": "solver",
     "M.sampling.guidance=1.4": "guidance of sampling needs a guided network, got 1.4",
     "O.bound.kind=clip O.bound.c=0.5": "bounded by clip has no constant, got c 0.5",
-    "O.weighting=none O.weighting_lr=0.1": "is the rate of a learned weighting, got 0.1",
     "D.autoencoder={d}": "autoencoder decodes latents, but",
     "optimizer=torch.optim.SGD": "give --model.init_args.optimizer",
     "lr_scheduler=torch.optim.lr_scheduler.StepLR": "give --model.init_args.lr_schedule",

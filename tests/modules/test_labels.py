@@ -66,6 +66,8 @@ def test_classes_that_no_label_is_of_are_refused():
     with pytest.raises(ValueError, match="has 4 classes, but the data hand on no labels; set num"):
         trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), datamodule=without)
     trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), loader())
+    with pytest.raises(ValueError, match="is the rate of a learned weighting"):
+        DiffusionModule(mlp(), PATH, weighting_lr=0.1)
     with pytest.raises(ValueError, match="hides labels from a network, but this one has none"):
         trainer(3).fit(DiffusionModule(mlp(), PATH, label_dropout=0.1), loader())
 
