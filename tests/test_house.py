@@ -47,6 +47,10 @@ AT_THE_DOOR = {
     "pyproject.toml",
 }
 TORCH_ONLY = {"core", "autodiff", "networks"}
+NO_BEGINNINGS = {
+    *("How", "What", "Where", "Whether", "Which", "When", "Who", "Whose", "Why"),
+    *("Are", "Does", "Is", "Was", "As", "If", "Of", "So", "That"),
+}
 
 
 def imported(file: Path) -> list[str]:
@@ -105,6 +109,15 @@ def test_functions_are_short(file):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert lines <= 40, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_docstrings_begin_with_what_they_describe(file):
+    """With an imperative or a noun, those below a constant too: no question, no part of one."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            beginning = str(node.value.value).split(maxsplit=1)[0].rstrip(",.:")
+            assert beginning not in NO_BEGINNINGS, f"line {node.lineno} begins with {beginning}"
 
 
 def test_public_names_are_those_promised():

@@ -29,10 +29,10 @@ def report_costs(
     title: str,
     steps: Mapping[str, Cost],
     attention: Mapping[int, Mapping[str, Cost]],
-    folder: Path,
+    file: Path,
     device: torch.device,
 ) -> None:
-    """Print what was measured; write `bench.json`."""
+    """Print the costs; write them as JSON."""
     # A plain step is three forwards: forward, and backward to activations and to weights.
     ratios = {name: cost.relative_to(steps[PLAIN]) for name, cost in steps.items()}
     costs = {name: (*ratio, 3 * ratio.flops) for name, ratio in ratios.items()}
@@ -62,7 +62,7 @@ def report_costs(
             for tokens, costs in attention.items()
         },
     }
-    _write(folder / "bench.json", content)
+    _write(file, content)
 
 
 def report_plan(plan: Plan, gpu: GPU, file: str | None) -> None:

@@ -37,7 +37,7 @@ from scm_lightning.storage.side_files import make_way, say_unwritten
 
 FILE = "bad_numbers.jsonl"
 PRINTED_STEPS = 10
-"""So many bad steps are printed; from then on every hundredth, the others are in the file."""
+"""Bad steps that are printed; of later ones every hundredth is, the others are in the file."""
 
 
 class BadNumbers(Callback):
@@ -66,7 +66,7 @@ class BadNumbers(Callback):
         return {"bad_steps": self.bad_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue counting."""
         self.bad_steps = state_dict["bad_steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,7 +163,7 @@ class BadNumbers(Callback):
 
 
 def _of_all_processes(is_bad: Tensor, trainer: Any) -> bool:
-    """Whether a step is bad anywhere; by the way the processes agree whether to stop after it.
+    """Tell whether a step is bad anywhere; agree on the way whether to stop after it.
 
     One reduction for both, since each costs a small network more than a percent of its step.
     """

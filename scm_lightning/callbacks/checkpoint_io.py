@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Lightning reads and writes checkpoints here: whole, checked, and without running code."""
+"""Reading and writing of checkpoints for Lightning: whole, checked, and without running code."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from scm_lightning.callbacks.checkpoint_io import WholeFiles
-from scm_lightning.callbacks.folder_lock import lock_folder
+from scm_lightning.callbacks.folder_lock import empty_folders, lock_folder, remove_unused
 from scm_lightning.callbacks.random_state import (
     Numbers,
     as_state,
@@ -64,6 +64,7 @@ class Checkpoints(Checkpoint):
         self._own_numbers: Numbers | None = None  # after the last training step
         self._disturbed = False
         self._lock: BinaryIO | None = None
+        self._empty: list[Path] = []
 
     @property
     def folder(self) -> Path:
@@ -209,6 +210,7 @@ class Checkpoints(Checkpoint):
         failure = None
         if trainer.is_global_zero:
             try:
+                self._empty = empty_folders(self.folder)
                 self._lock = lock_folder(self.folder)
                 self.history(trainer).sweep()
             except (OSError, ValueError) as error:
@@ -219,6 +221,7 @@ class Checkpoints(Checkpoint):
 
     def _leave_folder(self) -> None:
         if self._lock is not None:
+            remove_unused(self.folder, self._empty)
             self._lock.close()
             self._lock = None
 

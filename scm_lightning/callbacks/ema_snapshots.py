@@ -143,7 +143,7 @@ def _averages(module: LightningModule) -> tuple[GenerativeModule, dict[float, EM
 
 
 def _is_until(file: Path, step: int) -> bool:
-    """Whether a file is a snapshot of a step, or of one before."""
+    """Tell whether a file is a snapshot of a step, or of one before."""
     try:
         return Snapshot.read(file).step <= step
     except (OSError, ValueError):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run at a time in a folder: `.lock`, which names the process that trains there.
 
-The lock is `lock_file`'s on that file, not the file, which stays.
+The lock is `lock_file`'s on that file, not the file, which stays beside what a run has saved.
 """
 
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -56,3 +58,23 @@ def lock_folder(folder: Path) -> BinaryIO | None:
         warn(f"{folder} cannot be locked against a second run in it: {error.strerror}")
         return None
     return opened
+
+
+def empty_folders(folder: Path) -> list[Path]:
+    """A folder and the run's, above it, as far as they are empty or missing."""
+    both = (folder, folder.parent)
+    return [each for each in both if not each.is_dir() or not any(each.iterdir())]
+
+
+def remove_unused(folder: Path, empty: Sequence[Path]) -> None:
+    """Remove a locked folder in which nothing was saved: a run that was refused leaves none.
+
+    Args:
+        folder: the folder.
+        empty: what `empty_folders` found before it was locked.
+    """
+    with suppress(OSError):
+        if folder in empty and [each.name for each in folder.iterdir()] == [NAME]:
+            (folder / NAME).unlink()
+            for each in empty:
+                each.rmdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How noisy the training signal of a trained network is: measured when a run ends.
+"""Noise of the training signal of a trained network: measured when a run ends.
 
 The quantities: `modules/gradient_noise.py`.
 """

@@ -110,7 +110,7 @@ class GradientSync(Callback):
             )
 
     def _is_due(self, trainer: Trainer) -> bool:
-        """Whether the step under way is checked."""
+        """Tell whether the step under way is checked."""
         is_due = self._steps_to_check > 0
         if self.every_n_steps > 0:
             is_due |= (trainer.global_step + 1) % self.every_n_steps == 0
@@ -158,7 +158,7 @@ def _refuse(wrongly_reduced: list[str], step: int) -> None:
 
 
 def _checksums(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
-    """What must agree between processes, by name: int64 scalars, the same number in all."""
+    """Checksums that must agree between processes, by name: int64 scalars, as many in all."""
     if all(each.grad is None for each in module.parameters()):
         raise ValueError(
             "a step must have gradients, got none for any parameter; leave the strategy's "

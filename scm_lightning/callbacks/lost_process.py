@@ -33,15 +33,15 @@ from scm_lightning.ending import kill_launcher
 
 TIMED_OUT = ("Timed out waiting", "timeout")
 CLOSED = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo says of a partner that has ended."""
+"""Messages of gloo about a partner that has ended."""
 ROLL_CALL_SECONDS = 4.0
-"""How long the living have to answer; they notice a lost process at nearly the same time."""
+"""Time for the living to answer; they notice a lost process at nearly the same time."""
 FAILURE = "scm/failure"
 """Key of the store: the first failure of a process, as JSON."""
 GRACE_SECONDS = 3.0
 """Time for those that a failing process has launched to end by themselves."""
 LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-"""What torch says of a worker that does not end by itself."""
+"""Message of torch about a worker that does not end by itself."""
 
 
 class LostProcess(Callback):

@@ -68,8 +68,8 @@ class SampleMetrics(Callback):
                     "--metrics.features scm_lightning.metrics.DINOv2Features or InceptionFeatures, "
                     "or draw pictures with `scm predict`"
                 )
-            if stage == "validate" and trainer.is_global_zero:
-                warn(
+            if stage == "validate":
+                say(
                     "metrics.features is null, so that no distance is measured; `scm validate` "
                     "draws pictures alone"
                 )
@@ -168,7 +168,7 @@ class SampleMetrics(Callback):
             log_picture(trainer, "test/sweep", sweep)
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
-        """What `scm test` measures of a set beside one distance."""
+        """Scores that `scm test` measures of a set beside one distance."""
         block_size = compared.index.splits["heldout"].num_samples
         return block_size, self.kid, self.precision_recall, True
 

@@ -55,7 +55,7 @@ def captioned_rows(rows: Mapping[str, Tensor]) -> Image.Image:
 
 
 def _tiles(images: Tensor) -> Any:
-    """What is shown of every sample, with a gap below and to the right. (N, height, width, 3)."""
+    """Tiles of every sample, with a gap below and to the right. (N, height, width, 3)."""
     num, channels = images.shape[:2]
     pixels = (images.detach().float().cpu().nan_to_num(1.0).clamp(0, 1) * 255).round().byte()
     if pixels.ndim < 4:  # a vector or sequence, which may be drawn out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a run is: a bar on a terminal, a plain line now and then anywhere else."""
+"""Progress of a run: a bar on a terminal, a plain line now and then anywhere else."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from scm_lightning.callbacks.watch import Watch, peak_memory
 from scm_lightning.saying import LITERAL, Pace, console, say
 
 MOST_LINES = 50
-"""Of a run, as far as its steps ask for them."""
+"""Most lines of a run, as far as its steps ask for them."""
 SHOWN_EVERY = 0.5
-"""The loss on the bar, read from its device. Seconds."""
+"""Time between two readings of the loss on the bar from its device. Seconds."""
 
 
 class Progress(RichProgressBar):

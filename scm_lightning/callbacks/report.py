@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm test` prints and writes."""
+"""Report of `scm test`, as it is printed and written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ OTHER_COLUMNS = {
 }
 """Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
 KID_UNIT = 1e-3
-"""Of the table; `metrics.json` has the number itself."""
+"""Unit of KID in the table; `metrics.json` has the number itself."""
 
 
 def metrics_content(
@@ -57,7 +57,7 @@ def protocol(
     nfe: Mapping[str, int],
     checkpoint: str,
 ) -> dict[str, str]:
-    """How the numbers were measured, in words.
+    """Describe in words how the numbers were measured.
 
     Args:
         datamodule: owner of the data that samples are compared with.
@@ -97,13 +97,13 @@ def protocol(
 
 
 def caption(scoring: SampleScores) -> str:
-    """What stands below the table.
+    """Text below the table.
 
     Args:
         scoring: what was measured.
     """
     name = scoring.reference.extractor.distance_name
-    words = [f"{name}, N: over N samples; compare the floor with the second only."]
+    words = [f"{name}, N: over N samples; compare rows within a column only."]
     if fidelity.is_installed() and scoring.kid:
         words.append(f"KID: in {KID_UNIT:g}, subsets of at most {fidelity.KID_SUBSET_SIZE:,}.")
     if fidelity.is_installed() and scoring.precision_recall:
@@ -130,21 +130,22 @@ def score_table(
         caption: what stands below.
     """
     name, key = extractor.distance_name, extractor.distance_key
-    sizes = dict.fromkeys((key, f"{key}_block"), 0)
-    for of_row in scores.values():
-        for kind in sizes:
-            sizes[kind] = max(sizes[kind], of_row[kind].num_samples if kind in of_row else 0)
+    kinds = (f"{key}_block", key)
+    distances = {
+        row: {of_row[kind].num_samples: of_row[kind] for kind in kinds if kind in of_row}
+        for row, of_row in scores.items()
+    }
+    sizes = sorted({size for by_size in distances.values() for size in by_size}, reverse=True)
     others = [kind for kind in OTHER_COLUMNS if any(kind in of_row for of_row in scores.values())]
     title = f"{_distance_in(extractor)}; lower is better"
     table = Table(title=title, caption=Text(caption), box=SIMPLE_HEAD, padding=0)  # for 80 columns
     table.add_column("samples")
-    heads = (f"{name}, {size:,}" for size in sizes.values())
+    heads = (f"{name}, {size:,}" for size in sizes)
     for head in ("NFE", *heads, *(OTHER_COLUMNS[kind] for kind in others)):
         table.add_column(head, justify="right", no_wrap=True)
     for row, of_row in scores.items():
-        whole = of_row[key] if of_row[key].num_samples == sizes[key] else None
-        cells = [whole, of_row.get(f"{key}_block"), *(of_row.get(kind) for kind in others)]
-        units = [1.0, 1.0, *(KID_UNIT if kind == "kid" else 1.0 for kind in others)]
+        cells = [*map(distances[row].get, sizes), *map(of_row.get, others)]
+        units = [*(1.0 for _ in sizes), *(KID_UNIT if kind == "kid" else 1.0 for kind in others)]
         numbers = [
             f"{cell.value / unit:.3f}" if cell else "-"
             for cell, unit in zip(cells, units, strict=True)
@@ -154,7 +155,7 @@ def score_table(
 
 
 def _distance_in(extractor: FeatureExtractor) -> str:
-    """What the distance is: FID, or a Frechet distance that is none."""
+    """Name of the distance: FID, or a Frechet distance that is not one."""
     if extractor.is_inception:
         return f"{extractor.distance_name} in {extractor.description}"
     name = extractor.distance_name
@@ -163,7 +164,7 @@ def _distance_in(extractor: FeatureExtractor) -> str:
 
 
 def _left_out(scoring: SampleScores) -> list[str]:
-    """Which scores are missing, and why."""
+    """Scores that are missing, and why."""
     words = []
     if not fidelity.is_installed() and (scoring.kid or scoring.precision_recall):
         words.append(

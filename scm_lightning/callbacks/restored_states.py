@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 
 PLACES = {"dirpath"}
-"""What a state says to tell whether a run has moved, and no option of the callback's to be."""
+"""Entries of a state that tell whether a run has moved, and are not the callback's options."""
 
 
 def keep_given_options(callbacks: Iterable[Callback], states: dict[str, Any]) -> None:

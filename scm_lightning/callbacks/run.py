@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the callbacks know of a run."""
+"""Facts about a run that callbacks share."""
 
 from lightning.pytorch import Trainer
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run, `metrics.csv`, which goes on when the run does.
+"""The log of a run, `metrics.csv`, which continues when the run does.
 
 A row is written behind those that are there, by the columns that the file itself names; a row with
 further columns has the file written anew. Rows of steps that are trained once more are moved to
@@ -51,7 +51,7 @@ class RunLog(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """What writes the rows."""
+        """Writer of the rows."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _KeptRows(self.log_dir)
@@ -188,7 +188,7 @@ def _rows(file: Path) -> Iterator[Row]:
 
 
 def _is_cut_off(file: Path) -> bool:
-    """Whether a crash has left half a row at the end."""
+    """Tell whether a crash has left half a row at the end."""
     with file.open("rb") as opened:
         opened.seek(-1, os.SEEK_END)
         return opened.read() != b"\n"
@@ -202,6 +202,6 @@ def _write(file: Path, columns: list[str], rows: Iterable[Row]) -> None:
 
 
 def _is_before(row: Row, step: int) -> bool:
-    """Whether a row is of the first steps. Lightning's row of step s + 1 says s, ours s + 1."""
+    """Tell whether a row is of the first steps. Lightning's row of step s + 1 has s, ours s + 1."""
     said = int(row["step"])
     return said < step or (said == step > 0 and not row.get("epoch"))

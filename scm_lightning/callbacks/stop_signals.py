@@ -42,7 +42,7 @@ EXIT_PREEMPTED = 75
 FORCING_INTERRUPTS = 3
 """Ctrl-C this often quits at once."""
 CHILD_SECONDS = 20.0
-"""How long the launching process waits for the others' end before it kills them."""
+"""Time that the launching process waits for the others' end before it kills them."""
 
 
 class Stopped(SystemExit):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run trains, in a table."""
+"""Table of what a run trains."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.model_summary.model_summary import get_human_re
 from scm_lightning.saying import say, show
 
 COLUMNS = {"Name": "part", "Type": "class", "Params": "parameters"}
-"""Of Lightning's, with their headings here. It counts FLOPs of an example input, which a generator
-does not have: `scm bench --dry-run` does."""
+"""Lightning's columns, with their headings here. It counts FLOPs of an example input, which a
+generator does not have: `scm bench --dry-run` does."""
 
 
 class Summary(RichModelSummary):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm test` makes of a sweep over samplers: `sweep.png`, `sweep.json` and the best row.
+"""Results of a sweep over samplers in `scm test`: `sweep.png`, `sweep.json` and the best row.
 
 The distance is drawn against the first of t_mid, guidance and number of steps that takes several
 values, with a line for every combination of the others. Trap: the best of many rows is flattered by
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = {"t_mid": "t_mid, radians", "guidance": "guidance scale", "num_steps": "steps"}
-"""What the distance is drawn against, first choice first, in words."""
+"""Dimensions that the distance is drawn against, first choice first, in words."""
 FILE = "sweep.json"
 FLOOR = "floor"
 STYLES = ("-", ":", "-.")
-"""Of ten lines each; the floor is dashed."""
+"""Styles of ten lines each; the floor is dashed."""
 Scores = Mapping[str, Mapping[str, Score]]
 
 

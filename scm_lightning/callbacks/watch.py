@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is seen of a training between two readings."""
+"""Observation of a training between two readings."""
 
 import resource
 import sys

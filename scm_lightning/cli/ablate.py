@@ -142,7 +142,7 @@ def _failure(run: Run, jobs: int, received: Sequence[int]) -> str | None:
 
 
 def _last_line(log: Path, code: int) -> str:
-    """What a failed process said last."""
+    """Last words of a failed process."""
     if code < 0:
         return f"killed by signal {-code}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -25,7 +25,7 @@ RECORD = "made_from.json"
 UNFINISHED = {"finished": False}
 """Stands in the record from the start of a run to its end."""
 MAX_BYTES = 2**24
-"""Of a record, or of a run's scores."""
+"""Largest record, or file of a run's scores."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Run:
         return [stage, "--config", self.config, *pairs, *anew]
 
     def made_from(self) -> dict[str, Any]:
-        """What decides the outcome: configuration, options, teacher, version."""
+        """Everything that decides the outcome: configuration, options, teacher, version."""
         content = {
             "config": read_yaml(Path(self.config)),
             "options": dict(self.options),
@@ -143,7 +143,7 @@ class Run:
         return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
 
     def is_recorded(self, *, finished: bool) -> bool:
-        """Whether the run was done before from the same options, or begun, and so goes on.
+        """Tell whether the run was done before from the same options, or begun, and so continues.
 
         Raises:
             OSError: if a configuration is not there.
@@ -214,7 +214,7 @@ def trials(ablation: Ablation) -> list[Trial]:
 
 
 def _options(kind: str, common: Overrides, own: Overrides, seed: int) -> dict[str, Any]:
-    """Of a teacher or student: its own win over the shared ones, a variant's over the common."""
+    """Options of a teacher or student: its own win over the shared, a variant's over the common."""
     of_kind = [part for each in (common, own) for part in (each.shared, getattr(each, kind))]
     return {key: value for part in of_kind for key, value in part.items()} | {SEED: seed}
 

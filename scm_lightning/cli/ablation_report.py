@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm ablate` prints, writes and draws: mean and spread over seeds, and every seed's value.
+"""Report of `scm ablate`: mean and spread over seeds, and every seed's value.
 
 The spread is the standard deviation of the seeds (N - 1), not that of their mean. In the panels
 over time a line is the median of the seeds, its band reaches from the lowest to the highest.
@@ -111,7 +111,7 @@ def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """What failed, a line each."""
+    """Failures, a line each."""
     return [
         f"{name}, seed {seed}: {line}"
         for name, variant in results["variants"].items()
@@ -120,7 +120,7 @@ def failures(results: Mapping[str, Any]) -> list[str]:
 
 
 def legend(results: Mapping[str, Any]) -> str:
-    """What the numbers of the table are."""
+    """Legend of the numbers in the table."""
     seeds = ", ".join(map(str, results["seeds"]))
     return f"Mean +- standard deviation over seeds (seeds {seeds}); keys of metrics.json."
 

@@ -73,9 +73,9 @@ CALLBACKS = {
 }
 """Those of every run, by the names of their options."""
 STAGES_OF_A_RUN = ("validate", "test", "predict")
-"""What is done with a trained model: not on random weights."""
+"""Stages that take a trained model: not random weights."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
-"""What building an object of the configuration raises besides: its options are the user's."""
+"""Further errors of building an object of the configuration: its options are the user's."""
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the shards are in memory
     ".*is smaller than the logging interval.*",  # it counts steps over the ends of passes
@@ -101,11 +101,11 @@ NO_NEWS = (
     "Restored all states from the checkpoint",
     "Loaded model weights from the checkpoint",
 )
-"""How messages of Lightning's begin that say nothing, or what is said in other words."""
+"""Beginnings of Lightning's messages that say nothing, or what is said in other words."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message of Lightning's tells something about this run."""
+    """Tell whether a message of Lightning's says something about this run."""
     return not record.getMessage().startswith(NO_NEWS)
 
 
@@ -216,7 +216,7 @@ class SCMCommandLine(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _filled_in(self, given: Namespace) -> dict[str, Any]:
-        """What a trainer is built with besides: derived from its options, not kept with them."""
+        """Further arguments of the trainer: derived from its options, not kept with them."""
         root = given.default_root_dir or "."
         callbacks = given.callbacks or []
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
@@ -267,7 +267,7 @@ class SCMCommandLine(LightningCLI):
         return self.subcommand == "bench" and bool(self.config[self.subcommand].dry_run)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not let hyper-parameters saved in a checkpoint override what the user typed."""
+        """Keep hyper-parameters saved in a checkpoint from overriding what the user typed."""
 
 
 def run(args: ArgsType) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scm bench`: what a training step costs by every tangent method, on a configuration's network.
+"""`scm bench`: the cost of a training step by every tangent method, on a configuration's network.
 
 All figures are ratios to one plain diffusion step of the same network on the same batch, in one
 process, medians over interleaved rounds: absolute times depend on the machine and its load. With
@@ -29,12 +29,13 @@ from scm_lightning.bench import dry_run as count
 from scm_lightning.bench.tables import network_title
 from scm_lightning.core import NULL_LABEL
 from scm_lightning.data import Batch
+from scm_lightning.given_files import given_path
 from scm_lightning.modules import GenerativeModule
 from scm_lightning.networks.classes import check_labels, num_known_classes
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 ONE_PROCESS = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
-"""Where a dry run itself runs, whatever the configuration says."""
+"""Trainer options that a dry run itself runs with, whatever the configuration says."""
 NO_DATA = "lightning.pytorch.LightningDataModule"
 """A data module without data: the command line insists on one."""
 NOTHING_WRITTEN = {"logger": False, "callbacks": None, "enable_progress_bar": False}
@@ -69,7 +70,8 @@ class BenchTrainer(Trainer):
             global_batch: images per optimizer step that a dry run plans with; None for batch size
                 times devices, nodes and accumulated batches of the configuration.
             gpu: the GPU that a dry run plans with.
-            json: file that a dry run is written to, besides its tables; None for none.
+            json: file that the numbers are written to; None for `bench.json` in the run's folder,
+                and for no file in a dry run.
 
         Raises:
             ValueError: if there are no rounds, or the model is none of this package's.
@@ -97,7 +99,8 @@ class BenchTrainer(Trainer):
         }
         parameters = sum(parameter.numel() for parameter in network.parameters())
         title = f"{network_title(type(network).__name__, parameters)}, batch {len(batch.x0)}"
-        report_costs(title, costs, attention, Path(self.default_root_dir), device)
+        file = Path(given_path(json or f"{self.default_root_dir}/bench.json"))
+        report_costs(title, costs, attention, file, device)
 
 
 def _first_batch(

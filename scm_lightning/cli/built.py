@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of which option an object was built that refuses its values."""
+"""Option from which an object was built that refuses its values."""
 
 import dataclasses
 import pkgutil
@@ -30,7 +30,7 @@ def option_of(error: BaseException, config: Namespace) -> str:
 
 
 def _is_of(value: Namespace, kind: type) -> bool:
-    """Whether a part of a configuration is of a class: by its name, or by all of its options."""
+    """Tell whether a part of a configuration is of a class: by its name, or all of its options."""
     path: Any = value.get("class_path")
     if isinstance(path, str):
         return pkgutil.resolve_name(path) is kind

@@ -26,7 +26,7 @@ PLACES = (
     "torch.optim.lr_scheduler",
     *(f"lightning.pytorch.{room}" for room in ("callbacks", "loggers", "strategies")),
 )
-"""Where classes are known by their names alone; of equal names the first is meant."""
+"""Modules whose classes are known by their names alone; of equal names the first is meant."""
 HANDED_OVER = {"params", "optimizer"}
 """Arguments that are no options: an optimizer gets the weights, and a schedule the optimizer."""
 

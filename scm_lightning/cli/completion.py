@@ -27,7 +27,7 @@ _scm() {{
 }}
 complete -o bashdefault -o default -F _scm scm
 """
-"""Where it completes nothing, the shell completes files."""
+"""Completion in bash; the shell completes files where it completes nothing."""
 ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 

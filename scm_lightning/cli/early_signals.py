@@ -31,7 +31,7 @@ from scm_lightning.ending import end_at_once, end_children
 
 EXIT_CODES = {int(signal.SIGINT): 130, int(signal.SIGTERM): 143, int(signal.SIGUSR1): 75}
 EXIT_PREEMPTED = 75
-"""Of any other signal that a scheduler is said to send."""
+"""Exit code for any other signal that a scheduler is said to send."""
 WAITING_SECONDS = 0.5
 """A handler that has not run for so long does not, before what the process waits for is there."""
 END_OF_BAR = b"\n\x1b[?25h"

@@ -10,6 +10,7 @@ a configuration, and for any program that knows the network
 Checkpoints of any strategy and number of processes, files and folders, are exported alike.
 """
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +53,11 @@ def export(
     run = SavedRun.read(checkpoint)
     found = run.trained() if weights == "trained" else run.average(ema)
     found.write(file)
-    use = f"in Python: network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
+    use = (
+        f"give it as a student's teacher: --model.init_args.teacher {shlex.quote(str(file))}"
+        if found.module == "diffusion"
+        else f"in Python: network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
+    )
     count = sum(weight.numel() for weight in found.tensors.values())
     kind = f"{found.weights} {found.profile}" if found.profile else found.weights
     say(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What failed, in one line: which error of several, in whose words, and of whose network."""
+"""Failures in one line: which error of several, in whose words, and of whose network."""
 
 import re
 import traceback
@@ -18,11 +18,11 @@ PLAINER = (
     (r'in "<unicode string>", ', "at "),
     (r" To accept subclasses use set_parsing_settings\(.*?\)\.", ""),
 )
-"""What the parser says where its own words pass, and what it means."""
+"""Phrases in the parser's messages, and what to say in their place."""
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line, for the user to mend it.
+    """Message of an error, in one line, for the user to mend it.
 
     Args:
         error: what ended a command.
@@ -35,14 +35,14 @@ def reason(error: BaseException) -> str:
 
 
 def said_first(error: BaseException) -> BaseException:
-    """Of what the parser gathers from all types that a value may have, the first: it says why."""
+    """First of the errors that the parser gathers from all types of a value: it says why."""
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the CPU or of a GPU is what is missing; torch has types for the latter."""
+    """Tell whether memory of the CPU or a GPU is missing; torch has types for the latter."""
     return bool(kinds(error) & {"MemoryError", "OutOfMemoryError"}) or "can't allocate" in str(
         error
     )
@@ -54,7 +54,7 @@ def kinds(error: BaseException) -> set[str]:
 
 
 def first_failure(error: BaseException) -> BaseException:
-    """What ended a run, where Lightning's cleaning up after it has failed as well.
+    """Find what ended a run, where Lightning's cleaning up after it has failed as well.
 
     Args:
         error: what was raised at last.
@@ -71,7 +71,7 @@ def first_failure(error: BaseException) -> BaseException:
 
 
 def failed_network(error: BaseException) -> str | None:
-    """Which network of the user's raised an error, and what it was given.
+    """Name the user's network that raised an error, and what it was given.
 
     Args:
         error: what was raised.

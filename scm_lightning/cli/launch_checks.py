@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from scm_lightning.cli.option_checks import specs
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
-"""What Lightning looks for: it compares the number of machines that they announce itself."""
+"""Launchers that Lightning looks for: it compares the number of machines they announce itself."""
 BY_HAND = ({"NODE_RANK", "GROUP_RANK"}, {"MASTER_ADDR"}, {"MASTER_PORT"})
 """Variables of processes that are started by hand on every machine: one of each set is needed."""
 INHERITING = {"spawn", "fork", "forkserver", "notebook"}
@@ -70,7 +70,7 @@ def check_launch(config: Namespace) -> None:
 
 
 def _are_nodes_announced(trainer: Namespace) -> bool:
-    """Whether somebody says that there are more machines: a launcher, a user, or a plugin."""
+    """Tell whether more machines are announced: by a launcher, a user, or a plugin."""
     plugins = (pkgutil.resolve_name(each["class_path"]) for each in specs(trainer.plugins))
     return (
         any(each.detect() for each in LAUNCHERS)
@@ -80,7 +80,7 @@ def _are_nodes_announced(trainer: Namespace) -> bool:
 
 
 def _start_method(strategy: str | Namespace) -> str:
-    """What says how a strategy starts its processes: its name, or an argument."""
+    """Way in which a strategy starts its processes: its name, or an argument."""
     if isinstance(strategy, str):
         return strategy
     return str(strategy.get("init_args", Namespace()).get("start_method"))  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from scm_lightning.cli.screens import HELP, NEEDED, OF_MODELS, mistaken, screen,
 from scm_lightning.saying import warn
 
 USER_ERRORS = {"ValueError", "OSError", "MisconfigurationException"}
-"""What bad input raises: shown as one line. Anything else is our fault and keeps its trace."""
+"""Errors of bad input: shown as one line. Anything else is our fault and keeps its trace."""
 
 
 def main(args: Sequence[str] | None = None) -> None:

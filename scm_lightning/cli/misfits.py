@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a value: where its key, the type it must have and the value itself are known.
+"""Faults of a value: noted where its key, the type it must have and the value itself are known.
 
 The parser reads a class's options with a parser of its own, and one that may be of several types
 as each of them in turn. So every value that does not fit is noted where it is found; the note of
@@ -124,7 +124,7 @@ def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Excepti
 
 
 def _of_class(value: Any, kinds: tuple[type, ...]) -> str | None:
-    """Why a value names none of the classes that may stand here; None if it names no class."""
+    """Reason why a value names none of the classes allowed here; None if it names no class."""
     path: Any = value.get("class_path") if isinstance(value, dict) else value
     is_path = isinstance(path, str) and re.fullmatch(r"[A-Za-z_][\w.]*\w", path)
     if not kinds or not is_path or ("." not in path and path is value):

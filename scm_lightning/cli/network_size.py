@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is there room for a network? Asked before its weights are.
+"""Check that there is room for a network, before its weights are made.
 
 The network is built on torch's meta device first, where a tensor has a shape and no memory; that
 takes milliseconds. Torch itself refuses a tensor that is too large. Of a U-Net whose

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to type next: command lines that run as they are printed, on this machine."""
+"""Next commands to type: lines that run as they are printed, on this machine."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ from scm_lightning.data.index import ShardIndex
 from scm_lightning.saying import say
 
 OF_A_RUN = ("checkpoints/last.ckpt", "metrics.csv", "samples", FILE)
-"""What a training leaves in its folder, where it has all that."""
+"""Files that a training leaves in its folder, where it has all of them."""
 
 
 def command(*words: str) -> str:
@@ -147,7 +147,7 @@ def _stage(name: str, config: Mapping[str, Any], options: tuple[str, ...]) -> st
 
 
 def _program() -> str:
-    """How this program is called, so that a shell finds the same one again."""
+    """Name to call this program by, so that a shell finds the same one again."""
     found = shutil.which("scm")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "scm"

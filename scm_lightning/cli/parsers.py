@@ -31,15 +31,15 @@ NO_VALUE = re.compile(r"argument ([^:]+): expected .*argument")
 NO_FILE = re.compile(r"(?:File does not exist|Path is not a file): '(.*)'")
 STRAY = re.compile(r"unrecognized arguments: (-?[^-].*)")
 TEXT_FOR_GROUP = re.compile(r"([\w.]+)\"?:\s+Unable to load config ['\"](.*?)['\"]")
-"""What the parser says of an option that it does not know or that lacks a value, of a missing file
-and of a text for a group of options."""
+"""Messages of the parser about an option that it does not know or that lacks a value, a missing
+file and a text for a group of options."""
 
 OF_A_PARSER = re.compile(r"help|config|print_|.*\.")
 """Options that are no class's own."""
 MANY = 20
 """Options from which on they are not listed."""
 LINK = re.compile(r"Call to compute_fn of link .* failed: ", re.DOTALL)
-"""What the parser says before a message of `link_arguments`: all options of the linked objects."""
+"""Start of the parser's messages from `link_arguments`: all options of the linked objects."""
 
 
 def deny_dangerous_names() -> None:
@@ -95,7 +95,7 @@ class CommandParser(ArgumentParser):
         raise ArgumentError(f"{found.key} {found.problem}".strip()) from ex
 
     def _misfit(self, message: str) -> Misfit:
-        """What the parser itself says, in the words here where they are about an option."""
+        """The parser's own message, in the words here where it is about an option."""
         if stray := STRAY.search(message):
             return Misfit("", f"an option begins with two dashes, --NAME VALUE, got {stray[1]}")
         if unknown := UNKNOWN.search(message):
@@ -133,7 +133,7 @@ class CommandParser(ArgumentParser):
             raise ArgumentError(f"{path}: {error}") from error
 
     def _meant(self, name: str) -> str:
-        """What an unknown option is now, or which was meant."""
+        """Present place of an unknown option, or the option that was meant."""
         option = name.removeprefix("model.init_args.").partition(".")[0]
         own = self.option_names()
         if "ema" in own and option not in own and (place := place_of_old(option)):
@@ -165,7 +165,7 @@ def _near_option(name: str, known: set[str]) -> str:
 
 
 def _no_file(path: str) -> str:
-    """Why a path names no configuration."""
+    """Reason why a path names no configuration."""
     if (kept := Path(path) / FILE).is_file():
         return f"{path} is a folder; did you mean {kept}?"
     if Path(path).exists():
@@ -174,7 +174,7 @@ def _no_file(path: str) -> str:
 
 
 def _takes_text(kind: Any) -> bool:
-    """Whether a type is text or a word, or has one among its alternatives or elements."""
+    """Tell whether a type is text or a word, or has one among its alternatives or elements."""
     return kind is str or isinstance(kind, str) or any(_takes_text(each) for each in get_args(kind))
 
 

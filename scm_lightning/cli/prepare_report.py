@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm prepare` shows: a table, a sheet of images, the command that comes next."""
+"""Output of `scm prepare`: a table, a sheet of images, the command that comes next."""
 
 from collections import Counter
 from itertools import islice
@@ -21,7 +21,7 @@ from scm_lightning.saying import show
 
 SHEET_FILE = "contact_sheet.png"
 SHEET_WIDTH = 1000
-"""Of the images on a sheet. Screen pixels, about."""
+"""Width of the images on a sheet, about. Screen pixels."""
 MAX_COLUMNS, MAX_ROWS = 16, 12
 MAX_LOOKED_AT = 5000
 """Images that are read to fill a sheet."""
@@ -34,7 +34,7 @@ def summary(recipe: Recipe, done: Preparation | None = None) -> None:
         recipe: what is made of which source.
         done: what came of it; None if nothing is written yet.
     """
-    content, classes = recipe.content, _classes(recipe)
+    content, classes = recipe.content, _classes(recipe, [] if done is None else done.unreadable)
     sample = f"{' x '.join(map(str, content.stored_shape))} {content.dtype}"
     if done is None:
         plan = recipe.plan()
@@ -103,12 +103,18 @@ def _names(index: ShardIndex) -> list[str]:
     return index.class_names or [str(label) for label in range(index.num_classes)]
 
 
-def _classes(recipe: Recipe) -> str:
-    """Number of classes, and of the images in each if they are few."""
+def _classes(recipe: Recipe, unreadable: list[str]) -> str:
+    """Number of classes, and of the readable images in each if they are few."""
     names = recipe.source.class_names
     if not names:
         return "none"
-    counts = Counter(item.label for item in recipe.source.items)
+    items = {item.name: item for item in recipe.source.items}
+    counts = Counter(item.label for item in items.values())
+    for line in unreadable:
+        own = line.partition(": ")[0]
+        of_line = [own] if own in items else [name for name in items if name in line]
+        if of_line:
+            counts[items[max(of_line, key=len)].label] -= 1
     if len(names) <= MAX_ROWS:
         listed = ", ".join(f"{name} {counts[label]:,}" for label, name in enumerate(names))
         return f"{len(names)}: {listed}"

@@ -19,7 +19,7 @@ OBJECTIVES = "scm_lightning.objectives."
 MEAN_FLOW = "MeanFlowModule"
 
 FASHION = "scm_lightning.data.FashionMNIST"
-"""Was a data module of its own; its shards are read as any."""
+"""Former data module; its shards are read as any."""
 SHARDS = "scm_lightning.data.Shards"
 MOVED_CLASSES = {
     f"scm_lightning.modules.{name}": f"{OBJECTIVES}{name}"
@@ -31,7 +31,7 @@ MOVED_CLASSES = {
     FASHION: SHARDS,
 }
 NO_DAMAGE = ("max_damaged", 0)
-"""Of `reading`: all that there is now; another number is refused."""
+"""Option of `reading` in 0.3.0, and the only number of it that is still accepted."""
 GONE = {
     "max_damaged": "since 0.4.0 a damaged sample ends the run; take the option out",
     "optimizer": "each model has its own; set model.init_args.optimizer",
@@ -39,7 +39,7 @@ GONE = {
 }
 """Options of older versions, and what to do without them."""
 UNUSED = ("optimizer", "lr_scheduler")
-"""Of Lightning's command line, where older versions kept them in `config.yaml`, at null."""
+"""Options of Lightning's command line that older versions kept in `config.yaml`, at null."""
 
 RENAMED = {
     "times": "objective.init_args.times",
@@ -79,12 +79,12 @@ ADAM_OF_MEAN_FLOW = {
     "class_path": "torch.optim.Adam",
     "init_args": {"lr": 1e-4, "betas": [0.9, 0.95]},
 }
-"""What a MeanFlow run of 0.3.0 had where none was given."""
+"""Optimizer of a MeanFlow run of 0.3.0 where none was given."""
 
 DEFAULT_TANGENTS = {"method": "dual", "check": True, "compile": False}
-"""Of 0.3.0, which wrote them down; now they are `dual`."""
+"""Default tangents of 0.3.0, which wrote them down; now they are `dual`."""
 UNWRITTEN = "Unable to serialize instance <function "
-"""How 0.3.0 kept a function that nobody had given, such as the default optimizer."""
+"""Start of what 0.3.0 kept for a function that nobody had given, such as the optimizer."""
 
 
 def renamed(config: Any) -> Any:
@@ -124,7 +124,7 @@ def renamed(config: Any) -> Any:
 
 
 def place_of_old(option: str) -> str | None:
-    """Where an option of 0.3.0 is now; None for any other.
+    """Present place of an option of 0.3.0; None for any other.
 
     Args:
         option: its name, with all or none of what stands before it.
@@ -135,7 +135,7 @@ def place_of_old(option: str) -> str | None:
 
 
 def _names(model: Mapping[str, Any], options: Mapping[str, Any]) -> Mapping[str, str]:
-    """Which table a model's options are of: an overlay may name no class."""
+    """Table that a model's options belong to: an overlay may name no class."""
     if "objective" in options:
         return {}
     path = str(model.get("class_path", ""))
@@ -199,7 +199,7 @@ def _put(tree: dict[str, Any], place: list[str], value: Any) -> None:
 
 
 def _are_default(tangents: Any) -> bool:
-    """Whether tangents are given, and as they are without."""
+    """Tell whether tangents are given, and equal the default."""
     given = tangents.get("init_args", tangents) if isinstance(tangents, Mapping) else {}
     return bool(given) and given.items() <= DEFAULT_TANGENTS.items()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where `scm fit` starts: from the newest checkpoint of the run's folder, or from nothing.
+"""Start of `scm fit`: from the newest checkpoint of the run's folder, or from nothing.
 
 The same command, given again, goes on with the run; what makes it another run has to be said. So a
 run that is finished is left alone, and `--fresh` sets the old checkpoints aside and starts anew.
@@ -34,7 +34,7 @@ DERIVED_BY_0_3_0 = (
     "trainer.callbacks",
     "trainer.check_val_every_n_epoch",
 )
-"""What version 0.3.0 wrote into `config.yaml` though nobody had given it."""
+"""Options that version 0.3.0 wrote into `config.yaml` though nobody had given them."""
 LENGTHS = ("steps", "total_steps", "ramp_steps", "ref_steps", "start", "end")
 """Options of the model that steps, a share and null can say alike."""
 MOST_ROWS = 20
@@ -45,7 +45,7 @@ class AlreadyTrained(Exception):  # noqa: N818  nothing is wrong
 
 
 def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
-    """Choose the checkpoint that a training goes on from; say which, and what has changed.
+    """Choose the checkpoint that a training continues from; say which, and what has changed.
 
     Args:
         config: options of `scm fit`.
@@ -120,7 +120,7 @@ def differences(saved: Path, current: str) -> dict[str, tuple[str, str]]:
 
 
 def _are_same_length(before: Any, now: Any, ends: Iterable[Any]) -> bool:
-    """Whether steps, a share or null come to the same number in runs of these numbers of steps."""
+    """Tell whether steps, a share or null come to the same number in runs of these lengths."""
     try:
         pairs = zip((before, now), ends, strict=True)
         return len({steps_of(length, "", end) for length, end in pairs}) == 1

@@ -20,7 +20,7 @@ HEADER = "# The run in this folder: its trainer.default_root_dir is where this f
 ROOT = "trainer.default_root_dir"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 OF_A_START = {"ckpt_path": None, "fresh": False}
-"""What says how one process starts, and nothing of the run, as it is kept."""
+"""Options of how one process starts, not of the run, with the values that are kept."""
 
 
 def typed(config: Namespace) -> Namespace:
@@ -58,7 +58,7 @@ def of_its_folder(config: Namespace, file: Path) -> None:
 
 
 def _has_derived_paths(config: Namespace, root: str) -> bool:
-    """Whether version 0.3.0 kept it, which wrote down derived paths too; these are taken out."""
+    """Tell whether version 0.3.0 kept it, with derived paths; take these out."""
     if config.get("checkpoints.dirpath") != str(Path(root) / "checkpoints"):
         return False
     config["checkpoints.dirpath"] = None

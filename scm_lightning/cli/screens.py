@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scm --help` and `scm fit --help` show, and what a command was meant to be; without torch.
+"""Screens of `scm --help` and `scm fit --help`, and the command that was meant; without torch.
 
 `scm fit --help-all` shows what the parser says of every option.
 """
@@ -42,7 +42,7 @@ OTHER_WORDS = {
     "help": "--help",
     "version": "--version",
 }
-"""What other programs call a subcommand."""
+"""Names of the subcommands in other programs."""
 HEADINGS = {
     "trainer": "the run, by Lightning's trainer: steps, device, precision, folder",
     "model": "model: a student's ConsistencyModule, a teacher's DiffusionModule, or your own",
@@ -56,7 +56,7 @@ HEADINGS = {
     "lost_process": "processes that hang, die or fail",
     "checkpoints": "checkpoints of the run",
 }
-"""Of groups of options, in `--help-all`."""
+"""Titles of groups of options, in `--help-all`."""
 HELP = f"""\
 usage: scm [-h] [--version]
            {{{",".join(SUBCOMMANDS)}}} ...
@@ -121,12 +121,12 @@ OF_BENCH = """\
 bench
   --dry-run                         count what the run would need, without a GPU
   --rounds N                        rounds to take the median over
-  --json FILE                       where a dry run is written to
+  --json FILE                       where the numbers are written to
 """
 
 
 def screen(command: str) -> str:
-    """What `scm COMMAND --help` shows.
+    """Screen of `scm COMMAND --help`.
 
     Args:
         command: one of `OF_MODELS`.

@@ -33,10 +33,10 @@ DEFAULTS = {
     "trainer.num_nodes": 1,
     "trainer.strategy": "auto",
 }
-"""Of options that a configuration may leave out."""
+"""Defaults of options that a configuration may leave out."""
 MACHINE = [key for key in DEFAULTS if key.startswith("trainer.")]
 MOST_PIXELS = 64 * 64
-"""Of an image that the small networks here are for."""
+"""Largest image that the small networks here are for."""
 SAYS_NOTHING = {"data", "shards", "runs", "/", ".."}
 """Parts of a path that are no name of a set of images."""
 Options = dict[str, Any]
@@ -76,7 +76,7 @@ class Template(NamedTuple):
         return int(self.get("trainer.devices")) * int(self.get("trainer.num_nodes"))
 
     def words(self, wanted: Options) -> list[str]:
-        """What follows `scm fit`: the file, and the options that it does not say already."""
+        """Words after `scm fit`: the file, and the options that it does not set already."""
         words = ["--config", str(self.file)]
         for key, value in wanted.items():
             if (self.get(key) or None) != (value or None):  # no classes are 0, or not said
@@ -95,7 +95,7 @@ def value_of(content: Any, key: str, default: Any = None) -> Any:
 
 
 def for_data(folder: str, index: ShardIndex) -> list[str] | None:
-    """What follows `scm fit` to train on shards, on this machine.
+    """Words after `scm fit` to train on shards, on this machine.
 
     Args:
         folder: folder of the shards.
@@ -130,7 +130,7 @@ def for_data(folder: str, index: ShardIndex) -> list[str] | None:
 
 
 def for_student(teacher: Mapping[str, Any], weights: str) -> list[str] | None:
-    """What follows `scm fit` to distil a teacher.
+    """Words after `scm fit` to distil a teacher.
 
     Args:
         teacher: its configuration.

@@ -29,7 +29,6 @@ from scm_lightning.objectives import (
     Velocity,
 )
 from scm_lightning.sampling import (
-    DiffusionSampling,
     Draw,
     FewStepSampling,
     Samples,
@@ -119,11 +118,6 @@ class ConsistencyModule(GenerativeModule):
         for term in terms:
             term.follow(student)
         self.sampling = sampling
-        if teacher is None and sampling.teacher != DiffusionSampling():
-            raise ValueError(
-                "sampling.teacher says how a teacher is sampled, but there is none; set teacher, "
-                "or take it out"
-            )
         self.draws(), self.reference_draws(), self.swept_draws()  # refuse what cannot be sampled
 
     def training_step(

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from scm_lightning.modules.schedules import FlatCosine
-from scm_lightning.saying import say, warn
+from scm_lightning.saying import say
 
 MAX_LOOKED_AT = 1000
 """Steps of the run at which the largest rate is looked for."""
@@ -52,7 +52,7 @@ def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]])
         words.append(f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:.2g} throughout")
     if words:
         at = f"step {here:,} of {end:,}" if here else f"{end:,} steps"
-        (warn if hints else say)("; ".join([f"{at}: {words[0]}", *words[1:], *hints]))
+        say("; ".join([f"{at}: {words[0]}", *words[1:], *hints]))
 
 
 def _number(at_step: Callable[[int], Mapping[str, float]], name: str, step: int) -> float:

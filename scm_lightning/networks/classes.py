@@ -21,7 +21,7 @@ def num_known_classes(module: nn.Module) -> int:
 
 
 def reads_no_labels(module: nn.Module) -> bool:
-    """Whether all networks in a module say that they know no class; one of others may know some."""
+    """Tell whether all networks in a module say that they know no class; others may know some."""
     parts = [each for each in module.modules() if isinstance(each, ClassConditioning)]
     return bool(parts) and not any(part.num_classes for part in parts)
 

@@ -28,7 +28,7 @@ ImageNet 512 (arXiv 2410.11081, Table 5)."""
 
 
 ATTENTION_PIXELS = (16, 8)
-"""Of the paper's networks."""
+"""Sides of the paper's levels with attention."""
 
 
 class EDM2UNet(nn.Module):

@@ -29,7 +29,7 @@ from scm_lightning.networks.unet_blocks import (
 )
 
 ATTENTION_PIXELS = (16,)
-"""Of the paper's networks."""
+"""Sides of the paper's levels with attention."""
 
 
 class UNet(nn.Module):

@@ -95,8 +95,8 @@ def prepare(
             records[number] = record
         done = [record for record in records if record is not None]
         unreadable = [line for record in done for line in record.unreadable]
+        index = _index(recipe, plan, done)  # refuses first what no max_unreadable would mend
         _refuse_unreadable(unreadable, max_unreadable)
-        index = _index(recipe, plan, done)
         work.finish(index, unreadable)
     num_images = sum(len(planned.items) for planned in shards)
     return Preparation(index, unreadable, num_images, time.monotonic() - started)
@@ -164,9 +164,12 @@ def _index(recipe: Recipe, plan: Plan, records: Sequence[Record]) -> ShardIndex:
     splits = {name: Split([shard for shard, _ in found]) for name, found in written.items()}
     num_train, num_heldout = splits[TRAIN].num_samples, splits[HELDOUT].num_samples
     if num_train < 1 or num_heldout < MIN_HELDOUT:
+        lines = [line for each in records for line in each.unreadable]
+        left_out = f"; {len(lines)} are not: {_named(lines)}" if lines else ""
         raise ValueError(
             f"at least 1 image to train on and {MIN_HELDOUT} held out must be readable, got "
             f"{num_train} and {num_heldout} of {recipe.source.description}; give more images"
+            f"{left_out}"
         )
     source = recipe.source
     means, stds = _statistics(recipe, merged([moments for _, moments in written[TRAIN]]))
@@ -204,10 +207,15 @@ def _statistics(recipe: Recipe, total: Moments) -> tuple[list[float], list[float
 
 def _refuse_unreadable(unreadable: Sequence[str], most: int) -> None:
     if len(unreadable) > most:
-        named = "; ".join(unreadable[:NAMED])
-        others = f"; and {len(unreadable) - NAMED} others" if len(unreadable) > NAMED else ""
         raise ValueError(
-            f"at most {most} images may be unreadable, got {len(unreadable)}: {named}{others}. "
+            f"at most {most} images may be unreadable, got {len(unreadable)}: "
+            f"{_named(unreadable)}. "
             f"With max_unreadable {len(unreadable)} the same command leaves them out and finishes "
             "at once; to replace them instead, remove the folder and prepare it again"
         )
+
+
+def _named(unreadable: Sequence[str]) -> str:
+    """The first of them, with their reasons, and how many others."""
+    others = f"; and {len(unreadable) - NAMED} others" if len(unreadable) > NAMED else ""
+    return "; ".join(unreadable[:NAMED]) + others

@@ -134,7 +134,7 @@ class SavedRun:
 
 
 def _instead_of(path: Path) -> str:
-    """What to give in the place of a checkpoint that does not exist."""
+    """Advice on what to give in place of a checkpoint that does not exist."""
     if (last := path / "checkpoints" / LAST).exists():
         return f", which is the folder of a run; did you mean {last}?"
     others = Checkpoint(path).siblings()

@@ -56,9 +56,11 @@ def test_a_benchmark_runs_and_dual_numbers_take_four_forwards(tmp_path, monkeypa
         "model.init_args.network.init_args.attention_pixels": "[]",
         "data.init_args.batch_size": 2,
         "rounds": 1,
+        "json": tmp_path / "numbers.json",
     }
     main(["bench", *(f"--{key}={value}" for key, value in options.items())])
-    result = json.loads((tmp_path / "bench.json").read_text())
+    result = json.loads((tmp_path / "numbers.json").read_text())
+    assert not (tmp_path / "bench.json").exists()
     plain = result["steps"]["diffusion"]["flops"]
     forwards = {name: 3 * cost["flops"] / plain for name, cost in result["steps"].items()}
     assert forwards["sCT, dual"] == pytest.approx(4.0, abs=0.1)

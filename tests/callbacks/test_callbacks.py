@@ -171,6 +171,20 @@ def test_report_names_values_counts_and_seed():
     assert "acc." not in columns
 
 
+def test_fewer_samples_than_held_out_images_have_a_column():
+    """Of their own; with as many, one column is enough."""
+    scores = {
+        "floor": {"fd": Score(0.1, 360), "fd_block": Score(0.1, 360)},
+        "1_step": {"fd": Score(0.3, 50)},
+    }
+    table = score_table(scores, {}, Pixels(), "caption")
+    columns = {column.header: list(column.cells) for column in table.columns[2:]}
+    assert columns == {"FD, 360": ["0.100", "-"], "FD, 50": ["-", "0.300"]}
+    scores["1_step"] = {"fd": Score(0.3, 360), "fd_block": Score(0.3, 360)}
+    table = score_table(scores, {}, Pixels(), "caption")
+    assert [column.header for column in table.columns] == ["samples", "NFE", "FD, 360"]
+
+
 def test_a_table_of_fid_says_so():
     """Only Inception's extractor has the name; Reference refuses it to others."""
     extractor = Pixels()

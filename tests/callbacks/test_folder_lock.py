@@ -57,6 +57,21 @@ def test_a_training_that_fails_leaves_the_folder(tmp_path):
     assert forked(lambda: fit(tmp_path, 3))[0] == 0
 
 
+def test_a_training_that_is_refused_leaves_no_folder(tmp_path):
+    """What else is in the run's folder stays."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").touch()
+    for folder in (tmp_path / "new", tmp_path / "there"):
+        with pytest.raises(KeyError):
+            fit(folder, 3, callbacks=[Refuses()])
+    assert [each.name for each in tmp_path.rglob("*")] == ["there", "notes.txt"]
+
+
+class Refuses(Callback):
+    def on_fit_start(self, *args):
+        raise KeyError("before anything was trained")
+
+
 def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):
     def refuses(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -40,6 +40,7 @@ def run(datamodule, tmp_path, testing=True):
         default_root_dir=str(tmp_path),
         is_global_zero=True,
         ckpt_path="last.ckpt",
+        loggers=[],
     )
 
 

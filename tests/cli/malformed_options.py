@@ -237,7 +237,6 @@ CONTRADICTIONS = {
     f"M.objective={OBJECTIVES}.MeanFlow": "two_times=False got a second time",
     "M.sampling.teacher.solver=dpmpp_2m": "solver",
     "M.sampling.guidance=1.4": "guidance of sampling needs a guided network, got 1.4",
-    "M.sampling.teacher.num_steps=7": "says how a teacher is sampled, but there is none",
     "O.bound.kind=clip O.bound.c=0.5": "bounded by clip has no constant, got c 0.5",
     "O.weighting=none O.weighting_lr=0.1": "is the rate of a learned weighting, got 0.1",
     "D.autoencoder={d}": "autoencoder decodes latents, but",

@@ -23,13 +23,13 @@ from scm_lightning.storage import SavedRun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORKS = {
-    "UNet": {"model_channels": 8, "num_blocks": 1, "attention_pixels": "[4]"},
+    "UNet": {"model_channels": 8, "num_blocks": 1, "attention_pixels": "[8]"},
     "EDM2UNet": {
         "model_channels": 8,
         "channel_mult": "[1,2]",
         "num_blocks": 1,
         "channels_per_head": 8,
-        "attention_pixels": "[4]",
+        "attention_pixels": "[8]",
     },
     "MLP": {"model_channels": 16, "num_blocks": 1},
     "DiT": {"model_channels": 16, "num_blocks": 1, "num_heads": 2},

@@ -14,6 +14,7 @@ from PIL import Image
 from scm_lightning.cli import main
 from scm_lightning.cli.next_steps import training_on
 from scm_lightning.data.index import Shard, ShardIndex, Split
+from scm_lightning.metrics import fidelity
 
 PROGRAM = [sys.executable, "-m", "scm_lightning"]
 STEPS = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
@@ -37,16 +38,19 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_from_a_run_to_its_scores_and_pictures_by_copying_lines(here, capsys):
-    """Of a small network that no student's configuration has."""
+def test_from_a_run_to_its_scores_and_pictures_by_copying_lines(here, capsys, monkeypatch):
+    """Of a small network that no student's configuration has; without torch-fidelity."""
+    monkeypatch.setattr(fidelity, "is_installed", lambda: False)
     fit(Path(RUN), 5, shards=DATA, trainer__enable_progress_bar="true")
     lines, out = next_lines(capsys)
     assert [each[0] for each in lines] == ["test", "predict"]
     assert f"{RUN} holds checkpoints/last.ckpt, metrics.csv, samples, config.yaml\n" in out
     for words in lines:
-        main([*words, *FEW, "--metrics.precision_recall=false"])
+        main([*words, *FEW])
+        is_test = words[0] == "test"
         (words,), out = next_lines(capsys)
         assert RUN in out
+        assert ('".[fid]")' in out) == is_test
     main(words)
     assert (here / RUN / "network.safetensors").is_file()
 

@@ -2,6 +2,7 @@
 """`scm prepare`: what a user types, sees and gets."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -116,8 +117,23 @@ def test_damaged_files_are_named_and_left_out_on_request(pictures, tmp_path, cap
     line = refused(capsys, *words(pictures))
     assert "at most 0 images may be unreadable, got 1: red/2.png" in line
     main(words(pictures, "--max_unreadable", "1"))
-    assert "1, left out:" in capsys.readouterr().out
-    assert ShardIndex.read(tmp_path / "out").num_unreadable == 1
+    shown = capsys.readouterr().out
+    assert "1, left out:" in shown
+    assert re.search(r"2: blue \d, red \d", shown)
+    counts = {name: int(num) for name, num in re.findall(r"(blue|red) (\d)", shown)}
+    index = ShardIndex.read(tmp_path / "out")
+    assert sum(counts.values()) == sum(split.num_samples for split in index.splits.values())
+    assert counts["red"] == counts["blue"] - 1
+    assert index.num_unreadable == 1
+
+
+def test_no_number_of_unreadable_images_is_named_that_would_not_do(pictures, capsys):
+    for file in [*pictures.rglob("*.png")][1:]:
+        file.write_bytes(b"\x89PNG and then nothing")
+    line = refused(capsys, *words(pictures))
+    assert "at least 1 image to train on and 2 held out must be readable, got" in line
+    assert "11 are not: " in line
+    assert "max_unreadable" not in line
 
 
 def test_another_plan_is_refused(pictures, capsys):

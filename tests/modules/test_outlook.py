@@ -55,9 +55,9 @@ def test_what_a_run_comes_to_is_said(module, said, capsys):
         ),
     ],
 )
-def test_a_schedule_of_another_length_is_warned_of(module, said, capfd):
+def test_how_to_mend_a_schedule_of_another_length_is_said(module, said, capsys):
     trainer(8).fit(module, loader())
-    assert re.search(f"(?m)^scm: 8 steps: .*{said}", capfd.readouterr().err)
+    assert re.search(f"(?m)^8 steps: .*{said}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
