@@ -117,8 +117,9 @@ class CommandParser(ArgumentParser):
         for key in sorted({*(self.groups or ())}, reverse=True):  # model first
             if key in namespace and not isinstance(value := namespace[key], Namespace):
                 needed = "must be given; add --config FILE, which says what it is"
-                other = f"must be {OPTIONS}, got {shown(value)}"
-                raise MisfitError(Misfit(key, needed if value is None else other))
+                other = f"must be {OPTIONS}, got {'null' if value is None else shown(value)}"
+                is_left_out = value is None and key in ("model", "data")
+                raise MisfitError(Misfit(key, needed if is_left_out else other))
         super().validate(namespace, *args, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from scm_lightning.cli.next_steps import pictures_of, run_in, say_next, scores_of, student_of
 from scm_lightning.cli.run_config import LAST_CHECKPOINT
 from scm_lightning.core import gamma_from_sigma_rel, post_hoc_coefficients, post_hoc_residual
-from scm_lightning.given_files import given_path
+from scm_lightning.given_files import given_path, meant_path
 from scm_lightning.saying import counted, say, warn
 from scm_lightning.storage import Checkpoint, SavedRun, Snapshot
 from scm_lightning.storage.history import OWN_NAME
@@ -100,7 +100,8 @@ def _each(terms: Iterable[Term], advance: Callable[[int], None]) -> Iterator[Ter
 def _snapshots_until(run: Path, step: int | None) -> list[Snapshot]:
     """The run's snapshots, of steps up to the one asked for."""
     if not run.is_dir():
-        raise ValueError(f"there is no run {run}; give the folder that `scm fit` wrote to")
+        advice = meant_path(run) or "; give the folder that `scm fit` wrote to"
+        raise ValueError(f"there is no run {run}{advice}")
     snapshots = read_snapshots(run / SNAPSHOT_FOLDER)
     if not snapshots:
         raise ValueError(

@@ -86,6 +86,7 @@ VALUES = {
     f"{FIT} --model.init_args [1]": "model.init_args must be its options by name, {NAME: VALUE,",
     f"{FIT} --model.init_args null": "model.init_args must be its options by name, {NAME: VALUE,",
     f"{FIT} --config no_options.yaml": "data.init_args must be its options by name",
+    f"{FIT} --model.init_args.sampling null": "sampling must be its options by name, {NAME: VALUE,",
     f"{FIT} --model.init_args.terms null": "terms of scm_lightning.modules.ConsistencyModule must",
     f"{FIT} --fresh maybe": "fresh must be true or false, got maybe",
     f"{FIT} --trainer.enable_checkpointing false": "enable_checkpointing must stay true",

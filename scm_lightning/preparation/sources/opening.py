@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from scm_lightning.data.index import INDEX_FILE
-from scm_lightning.given_files import given_path, meant_path
+from scm_lightning.given_files import given_path, meant, meant_path
 from scm_lightning.preparation.sources.cifar10 import BATCHES, FOLDER, open_cifar10
 from scm_lightning.preparation.sources.fashion import FILE_PREFIXES, open_fashion
 from scm_lightning.preparation.sources.files import Folder, Zip, open_files
@@ -42,7 +42,8 @@ def open_source(path: str, kind: str = "auto", labels: str | None = None) -> Ima
         ValueError: if nothing is there, or it is not of the kind, or labels and images do not fit.
     """
     if kind not in ("auto", *KINDS):
-        raise ValueError(f"kind must be auto or one of {', '.join(KINDS)}, got {kind}; choose one")
+        near = meant(kind, KINDS) or "; choose one"
+        raise ValueError(f"kind must be auto or one of {', '.join(KINDS)}, got {kind}{near}")
     place = Path(path := given_path(path))
     kind = detect_kind(path) if kind == "auto" else kind
     if labels is not None and kind not in LABELLED_KINDS:
