@@ -41,6 +41,9 @@ def command(stage, folder):
         "trainer.log_every_n_steps": 1,
         "data.init_args.num_workers": 2,
         "checkpoints.every_n_train_steps": 5,
+        # Whatever max_steps is: `begin` is the first half of the same run.
+        "model.init_args.lr_schedule.init_args.total_steps": STEPS,
+        "model.init_args.lr_schedule.init_args.ramp_steps": 2,
     }
     name = "fit" if stage in ("begin", "resume", "ranks") else stage
     found = words(name, "digits_teacher", "cpu", folder, **(of_fit if name == "fit" else {}))
