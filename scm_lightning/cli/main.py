@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"scm_lightning {__version__}")
         return
     if refusal := mistaken(words):
-        _refuse(refusal)
+        _refuse(" ".join(refusal.split()))
     if words[0] in OF_MODELS and {"-h", "--help"} & {*words}:
         print(screen(words[0]), end="")
         return

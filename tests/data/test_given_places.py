@@ -49,11 +49,12 @@ def home(tmp_path, monkeypatch):
 
 
 def test_home_is_meant_by_a_tilde(home):
-    data = Shards(0.7, "~/shards", 4, autoencoder="~/autoencoder")
+    data = Shards(0.7, "~/shards", 4)
     data.prepare_data()
     data.setup("fit")
     assert len(next(iter(data.train_dataloader())).x0) == 4
-    assert data.autoencoder == f"{home}/autoencoder"
+    of_latents = Shards(0.7, "~/shards", 4, autoencoder="~/autoencoder")
+    assert of_latents.autoencoder == f"{home}/autoencoder"
     source = open_source("~/pictures", labels="~/labels.csv")
     assert source.description == f"folder {home}/pictures"
     Digits(0.7, "~/digits").prepare_data()
