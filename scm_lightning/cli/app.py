@@ -154,7 +154,7 @@ class SCMCommandLine(LightningCLI):
             type=bool,
             default=False,
             help="scm fit starts anew and moves the checkpoints of this folder aside; without it "
-            "the run goes on from its newest checkpoint.",
+            "the run continues from its newest checkpoint.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

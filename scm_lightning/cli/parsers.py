@@ -73,6 +73,8 @@ class CommandParser(ArgumentParser):
         for action in self._actions:
             if isinstance(action, ActionTypeHint) and _takes_text(action._typehint):
                 action._enable_path = False
+            if action.dest == "trainer.logger":  # Lightning's text names its own default
+                action.help = "logger, or several; null for metrics.csv in the run's folder"
         return added
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,7 +36,7 @@ def prepare(
 ) -> None:
     """Write shards of a set of images, which a run reads with scm_lightning.data.Shards.
 
-    Ended at any moment, the same command goes on where it was.
+    Run the same command again if it was interrupted; it continues.
 
     Args:
         source: folder of images (its folders are classes), zip archive, webdataset shards

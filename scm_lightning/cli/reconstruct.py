@@ -64,7 +64,7 @@ def reconstruct(
         raise ValueError(f"out must be another file than the checkpoint {file}; give a new name")
     if OWN_NAME.fullmatch(Path(out).name):
         raise ValueError(
-            f"out must have another name than those that a run goes on from, got {out}; rename it"
+            f"out must have another name than those that a run continues from, got {out}; rename it"
         )
     saved = SavedRun.read(file)
     _check_origin(saved, snapshots)

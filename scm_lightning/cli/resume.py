@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start of `scm fit`: from the newest checkpoint of the run's folder, or from nothing.
 
-The same command, given again, goes on with the run; what makes it another run has to be said. So a
+The same command, given again, continues the run; what makes it another run has to be said. So a
 run that is finished is left alone, and `--fresh` sets the old checkpoints aside and starts anew.
 """
 
@@ -75,14 +75,14 @@ def starting_point(config: Namespace, current: str, saved: Path) -> str | None:
     if file is None:
         if damaged:
             raise ValueError(
-                f"all checkpoints in {folder} are damaged; put a whole one there, or begin anew "
-                "with --fresh, which moves these aside"
+                f"all checkpoints in {folder} are damaged; put a whole one there, or start "
+                "anew with --fresh, which moves these aside"
             )
         return None
     _refuse_reconstructed(file)
     changes = differences(saved, current)
     _check_is_same_run(config, step, file, changes)
-    say(f"going on from {file}, step {step}")
+    say(f"continuing from {file}, step {step}")
     if changes:
         _show(changes)
     return str(file)
@@ -131,7 +131,7 @@ def _are_same_length(before: Any, now: Any, ends: Iterable[Any]) -> bool:
 def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[str]]:
     """The run's `config.yaml`, None if there is none; and which of its options nobody has given.
 
-    It is written anew, so one that cannot be read is moved out of the way, and the run goes on.
+    It is written anew, so one that cannot be read is moved out of the way, and the run continues.
     """
     if not os.path.lexists(saved):
         return None, ()
@@ -147,13 +147,13 @@ def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[s
 
 
 def _refuse_reconstructed(file: Path) -> None:
-    """Refuse what `scm reconstruct` wrote, without all that a run goes on with."""
+    """Refuse what `scm reconstruct` wrote, which lacks what a run continues with."""
     if file.is_dir():
         return  # a reconstruction is a file; to read a folder would load all of its weights
     if "reconstructed" in Checkpoint(file).read(mmap=True).get(METADATA_KEY, {}):
         raise ValueError(
-            f"a run cannot go on from {file}, which `scm reconstruct` wrote to sample from; give a "
-            "checkpoint of the run itself"
+            f"a run cannot continue from {file}, which `scm reconstruct` wrote to sample from; "
+            "give a checkpoint of the run itself"
         )
 
 
@@ -161,11 +161,11 @@ def _check_is_same_run(
     config: Namespace, step: int, file: Path, changes: Mapping[str, tuple[str, str]]
 ) -> None:
     """Refuse another run in the folder of this one; stop if there is nothing to train."""
-    anew = "begin anew with --fresh, or give another trainer.default_root_dir"
+    anew = "start anew with --fresh, or give another trainer.default_root_dir"
     if SEED in changes:
         old, new = changes[SEED]
         raise ValueError(
-            f"the run of {file} has {SEED} {old}, got {new}: go on with {old}, or {anew}"
+            f"the run of {file} has {SEED} {old}, got {new}: continue with {old}, or {anew}"
         )
     max_steps = config.trainer.max_steps
     if max_steps < 0 or step < max_steps:

@@ -186,7 +186,7 @@ def test_the_output_is_tested_but_not_trained_on(run, tmp_path, capsys):
     main(["test", config, f"--ckpt_path={out}", samples, *elsewhere])
     assert str(out) in (tmp_path / "metrics.json").read_text()
     line = refused(capsys, lambda: main(["fit", config, f"--ckpt_path={out}", *elsewhere]))
-    assert "a run cannot go on from" in line
+    assert "a run cannot continue from" in line
 
 
 def refused(capsys, call):
@@ -231,7 +231,7 @@ def test_missing_and_foreign_files_are_refused(two, tmp_path, capsys):
     assert f"there are no snapshots of averages in {tmp_path}" in line(tmp_path)
     assert "out must be another file than the checkpoint" in line(out=last)
     for own in ("0000010.ckpt", "0000090.ckpt"):  # a run would take it for one of its own
-        assert "another name than those that a run goes on from" in line(out=last.with_name(own))
+        assert "another name than those that a run continues from" in line(out=last.with_name(own))
     weights = load_file(ema / "0000020-0.05.safetensors")
     facts = {"step": "20", "sigma_rel": "0.05", "buffers": "[]", "module": "diffusion"}
     foreign = ema / "foreign.safetensors"

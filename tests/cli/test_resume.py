@@ -62,7 +62,7 @@ def test_the_same_command_goes_on(unbroken, tmp_path, capsys):
     fit(folder, 7, shards=shards)
     fit(folder, 12, shards=shards)
     printed = said(capsys)
-    assert "going on from" in printed
+    assert "continuing from" in printed
     assert "checkpoints/last.ckpt, step 7" in printed
     assert "trainer.max_steps │ 7 │ 12" in printed
     found, expected = content(folder), content(unbroken)
@@ -81,7 +81,7 @@ def test_a_finished_run_is_left_alone(run, tmp_path, capsys):
     run(12)
     printed = said(capsys)
     assert "already at step 12 of 12" in printed
-    assert "begin anew with --fresh" in printed
+    assert "start anew with --fresh" in printed
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     assert not (tmp_path / "run" / "checkpoints.old-1").exists()
 
@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_taken_for_another(run, capsys):
     line = refused(capsys, lambda: run(12, **{f"{NETWORK}.model_channels": 24}))
     assert f"is at step 12 of 12, trained with another {NETWORK}.model_channels" in line
     line = refused(capsys, lambda: run(20, seed_everything=5))
-    assert "has seed_everything 0, got 5: go on with 0, or begin anew with --fresh" in line
+    assert "has seed_everything 0, got 5: continue with 0, or start anew with --fresh" in line
 
 
 def test_differences_are_shown_whoever_has_the_option(tmp_path):
@@ -229,7 +229,7 @@ def test_a_checkpoint_for_samples_alone_is_refused_under_a_name_of_the_runs(run,
 
 def test_last_is_a_word_for_the_newest(run, capsys):
     run(13, ckpt_path="last")
-    assert "going on from" in said(capsys)
+    assert "continuing from" in said(capsys)
 
 
 def test_a_full_disk_is_one_line(run, tmp_path):
