@@ -238,7 +238,6 @@ class GenerativeModule(LightningModule, ABC):
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Refuse to draw samples of classes that a network does not know."""
-        self.batch_checks.check_kind(batch, SampleRequest)
         self.batch_checks.check_classes(self, batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
@@ -265,7 +264,11 @@ class GenerativeModule(LightningModule, ABC):
 
         Returns:
             Samples by name, (B, *request.shape) each.
+
+        Raises:
+            ValueError: if it is no request.
         """
+        self.batch_checks.check_kind(request, SampleRequest)
         return draw_samples(self, request, draws, self.path.sigma_data, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
