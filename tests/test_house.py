@@ -159,6 +159,23 @@ def test_the_oldest_versions_promised_are_those_tested():
     assert bounds.items() <= tested.items()
 
 
+def test_a_broken_torchvision_is_mended_before_it_is_imported():
+    """Each file alone, as a process of `scm` may begin with it; or the room, before its files."""
+    guard, breaking = "scm_lightning.torchvision_guard", {"lightning", "torchmetrics", "diffusers"}
+    for file in FILES:
+        names = []
+        for path in {file.parent / "__init__.py", file} if file.parent != PACKAGE else {file}:
+            found = [
+                alias.name if isinstance(node, ast.Import) else node.module
+                for node in ast.parse(path.read_text()).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for alias in (node.names if isinstance(node, ast.Import) else [node])
+            ]
+            names = [*found, *names] if path.name == "__init__.py" else [*names, *found]
+        first = next((n for n, name in enumerate(names) if name.split(".")[0] in breaking), None)
+        assert first is None or guard in names[:first], file
+
+
 AT_WORK = """
 import importlib, sys, traceback
 import scm_lightning.torchvision_guard

@@ -4,7 +4,7 @@
     python data/emoji/get.py                 by npm, 74 MB
     python data/emoji/get.py PACKAGE.tgz     from a package that is here already
 
-Writes `images/*.png` (64x64, colour with alpha) and `labels.csv` (file, label) beside this script.
+Writes `images/*.png` (64x64, color with alpha) and `labels.csv` (file, label) beside this script.
 The classes are the nine categories of Unicode's emoji; variations of skin tone are in the category
 of what they vary. The five patches of bare skin tone, which have none, are left out.
 

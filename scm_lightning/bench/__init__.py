@@ -9,6 +9,10 @@ plan        the run that is made of such steps, over GPUs
 tables      both as they are printed and written
 """
 
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 from scm_lightning.bench.compared import attention_steps, training_steps
 from scm_lightning.bench.dry_run import dry_run
 from scm_lightning.bench.measuring import Cost, measure

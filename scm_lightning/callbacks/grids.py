@@ -56,9 +56,12 @@ class SampleGrids(Callback):
         """Write the first samples of a validation."""
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
-            file = self._folder(trainer) / f"step_{trainer.global_step:07d}.png"
+            is_alone = trainer.state.fn == "validate"  # which knows of no step
+            name = "validation" if is_alone else f"step_{trainer.global_step:07d}"
+            file = self._folder(trainer) / f"{name}.png"
             draw = partial(self._captioned, trainer, shown)
-            write_and_log(trainer, "val/samples", file, draw)
+            if write_and_log(trainer, "val/samples", file, draw) and is_alone:
+                say(f"samples are drawn in {file}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""

@@ -176,7 +176,8 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """The loss, read seldom since that waits for its device, and what a module asks for."""
-        if not self._loss or self._watch.seconds > SHOWN_EVERY:
+        is_last = trainer.global_step == trainer.max_steps
+        if not self._loss or is_last or self._watch.seconds > SHOWN_EVERY:
             loss, _ = self._watch.read()
             self._loss = self._loss if loss is None else _number(loss)
         metrics = {"loss": self._loss, **super().get_metrics(trainer, pl_module)}

@@ -68,13 +68,27 @@ def report_sweep(
     is_drawn = write_picture(folder / "sweep.png", lambda: sweep_plot(points, scores, distance))
     drawn = f"drawn in {folder / 'sweep.png'}, " if is_drawn else ""
     score = scores[best][distance]
-    words = [f"--model.init_args.sampling.{key}={json.dumps(x)}" for key, x in options.items()]
     return [
         f"best: {best}, {distance} {score.value:.3f} over {score.num_samples:,} samples; "
         "confirm it with another --data.init_args.sample_seed",
-        f"to sample so: {shlex.join(word.replace(' ', '') for word in words)}",
+        f"to sample so: {shlex.join(_words(options))}",
         f"sweep {drawn}written to {folder / FILE}",
     ]
+
+
+def words_of_best(folder: Path) -> list[str]:
+    """Options of the command line that sample as the best row of the last sweep.
+
+    Args:
+        folder: folder of the run; without a `sweep.json` there are none.
+    """
+    file = folder / FILE
+    return _words(json.loads(file.read_text())["options"]) if file.is_file() else []
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    pairs = ((key, json.dumps(x).replace(" ", "")) for key, x in options.items())
+    return [f"--model.init_args.sampling.{key}={value}" for key, value in pairs]
 
 
 def sampling_options(module: ConsistencyModule, point: SweepPoint) -> dict[str, Any]:

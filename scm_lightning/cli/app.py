@@ -37,6 +37,7 @@ from scm_lightning.callbacks import (
     StopSignals,
     Summary,
 )
+from scm_lightning.callbacks.sweep import words_of_best
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.built import option_of
 from scm_lightning.cli.failures import said_first
@@ -47,6 +48,7 @@ from scm_lightning.cli.next_steps import (
     checkpoint_of,
     export_of,
     fit_instead,
+    folder_of,
     pictures_of,
     say_next,
     scores_of,
@@ -58,6 +60,7 @@ from scm_lightning.cli.resume import LAST, AlreadyTrained, starting_point
 from scm_lightning.cli.run_config import FILE, LAST_CHECKPOINT, spelled_out, typed
 from scm_lightning.cli.saved_config import SaveTrainingConfig
 from scm_lightning.cli.screens import HEADINGS, OF_MODELS
+from scm_lightning.cli.templates import value_of
 from scm_lightning.saying import say
 from scm_lightning.storage import SavedRun
 
@@ -72,6 +75,7 @@ CALLBACKS = {
     "checkpoints": Checkpoints,
 }
 """Those of every run, by the names of their options."""
+SWEEP = "model.init_args.sampling.sweep"
 STAGES_OF_A_RUN = ("validate", "test", "predict")
 """Stages that take a trained model: not random weights."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
@@ -189,7 +193,9 @@ class SCMCommandLine(LightningCLI):
         elif self.subcommand in STAGES_OF_A_RUN:
             is_given = config.ckpt_path not in (None, LAST)
             self._start = config.ckpt_path if is_given else str(root / LAST_CHECKPOINT)
-            SavedRun.read(self._start)  # refuses a missing or foreign file before the work
+            # A missing or foreign file is refused before the work.
+            step = SavedRun.read(self._start).content["global_step"]
+            say(f"weights of {self._start}, step {step}")
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""
@@ -249,7 +255,8 @@ class SCMCommandLine(LightningCLI):
     def after_test(self) -> None:
         """Say what to type next."""
         config, again = self._again()
-        say_next(pictures_of(config, *again))
+        best = words_of_best(folder_of(config)) if value_of(config, SWEEP) else []
+        say_next(pictures_of(config, *again, *best))
 
     def after_predict(self) -> None:
         """Say what to type next."""

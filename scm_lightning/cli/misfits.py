@@ -49,6 +49,10 @@ class Misfit(NamedTuple):
     problem: str
 
 
+class _Null(str):
+    """The word null, which the parser reads in the inner option alone: else it hands on `None`."""
+
+
 class MisfitError(TypeError):
     """The parser's own refusal of a value; `args` holds the misfit."""
 
@@ -73,8 +77,10 @@ def install() -> None:
     def checked(action: ActionTypeHint, value: Any, *args: Any, **kwargs: Any) -> Any:
         inner: list[Misfit] = []
         _noted.append(inner)
+        if isinstance(value, NestedArg) and value.val in (None, "null"):
+            value = value._replace(val=_Null("null"))
         try:
-            return check(action, value, *args, **kwargs)
+            return _without_word(check(action, value, *args, **kwargs))
         except (TypeError, ValueError) as error:
             found = _misfit(action.dest, action._typehint, value, inner, error)
         finally:
@@ -83,6 +89,15 @@ def install() -> None:
         raise MisfitError(found)
 
     ActionTypeHint._check_type = checked  # type: ignore[method-assign,assignment]
+
+
+def _without_word(found: Any) -> Any:
+    """A value as it is, with null in the place of the word, where an option would take a text."""
+    if isinstance(found, Namespace):
+        for key, each in list(found.items()):
+            if isinstance(each, _Null):
+                found[key] = None
+    return None if isinstance(found, _Null) else found
 
 
 def _misfit(key: str, hint: Any, value: Any, inner: list[Misfit], error: Exception) -> Misfit:

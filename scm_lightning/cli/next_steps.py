@@ -7,9 +7,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.loggers import Logger
+from typing import TYPE_CHECKING, Any
 
 from scm_lightning.callbacks import RunLog
 from scm_lightning.cli.run_config import FILE
@@ -17,6 +15,9 @@ from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.cli.templates import FEATURES, FOLDER, for_data, for_student, value_of
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.saying import say
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 OF_A_RUN = ("checkpoints/last.ckpt", "metrics.csv", "samples", FILE)
 """Files that a training leaves in its folder, where it has all of them."""
@@ -43,7 +44,7 @@ def say_next(*commands: str | None) -> None:
         begin = " " * len(begin)
 
 
-def after_training(config: Mapping[str, Any], loggers: Iterable[Logger] = ()) -> None:
+def after_training(config: Mapping[str, Any], loggers: Iterable["Logger"] = ()) -> None:
     """Say what a run has left, and how to look at it.
 
     Args:
@@ -51,6 +52,9 @@ def after_training(config: Mapping[str, Any], loggers: Iterable[Logger] = ()) ->
         loggers: those that it had.
     """
     folder = folder_of(config)
+    if not Path(checkpoint_of(config)).exists():
+        say(f"nothing was trained, so {folder} has no checkpoint")
+        return
     found = [name for name in OF_A_RUN if (folder / name).exists()]
     say(f"{folder} holds {', '.join(found)}")
     others = (each for each in loggers if not isinstance(each, RunLog))

@@ -100,7 +100,7 @@ model
   --model.init_args.optimizer.init_args.lr RATE
 steps
   --trainer.max_steps N             optimizer steps of the run
-  --trainer.val_check_interval N    steps between validations
+  --trainer.val_check_interval N    batches between validations
 device
   --trainer.accelerator NAME        auto, cpu or gpu
   --trainer.devices N               processes on this machine, one per device

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shards that were prepared before."""
 
+import shlex
 from pathlib import Path
 
 from scm_lightning.data.index import INDEX_FILE
@@ -19,7 +20,8 @@ class Shards(ShardDataModule):
             ValueError: if they are not.
         """
         if not is_remote(self.root) and not Path(place_of(self.root, INDEX_FILE)).is_file():
-            advice = meant_path(self.root) or (
-                f"; write them with `{self.prepared_by}`, or give another root"
-            )
+            by = self.prepared_by
+            if self.root not in shlex.split(by):  # it writes those of another root
+                by = f"scm prepare --source IMAGES --out {shlex.quote(self.root)}"
+            advice = meant_path(self.root) or f"; write them with `{by}`, or give another root"
             raise ValueError(f"there are no shards in {self.root}: it has no {INDEX_FILE}{advice}")

@@ -2,6 +2,7 @@
 """Training of a TrigFlow diffusion model: the teacher, or a network to sample from in itself."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -83,9 +84,19 @@ class DiffusionModule(GenerativeModule):
         """Refuse options that a training would ignore.
 
         Raises:
-            ValueError: if guidance of sampling is set and no label is dropped, or labels are
-                dropped that the network does not read.
+            ValueError: if guidance of sampling is set and no label is dropped, labels are dropped
+                that the network does not read, or it is not told of an augmentation.
         """
+        parameters = signature(self.network.forward).parameters.values()
+        is_told = any(
+            each.name == "augment" or each.kind is each.VAR_KEYWORD for each in parameters
+        )
+        if stage == "fit" and self.augmentation is not None and not is_told:
+            raise ValueError(
+                f"augmentation needs a network that is told of it, got "
+                f"{type(self.network).__name__}, whose forward takes no augment; take a UNet with "
+                "augment_channels 9, or set augmentation to null"
+            )
         if stage == "fit" and self.label_dropout and reads_no_labels(self.network):
             raise ValueError(
                 f"label_dropout hides labels from a network, but this one has none, got "

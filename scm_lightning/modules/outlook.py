@@ -15,10 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from scm_lightning.modules.schedules import FlatCosine
 from scm_lightning.saying import say
 
+WHOLE_ALPHA = "set end of model.init_args.objective.init_args.schedule to a share such as 0.9"
 MAX_LOOKED_AT = 1000
 """Steps of the run at which the largest rate is looked for."""
-WHOLE_WARMUP = "set objective.init_args.warmup.steps to null for a warm-up as long as the run"
-WHOLE_SCHEDULE = "set total_steps to null for a schedule as long as the run"
+WHOLE_WARMUP = (
+    "set model.init_args.objective.init_args.warmup.steps to null for a warm-up as long as the run"
+)
+WHOLE_SCHEDULE = (
+    "set total_steps of model.init_args.lr_schedule to null for a schedule as long as the run"
+)
 
 
 def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]]) -> None:
@@ -30,13 +35,18 @@ def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]])
     """
     if trainer.max_steps < 1 or not trainer.is_global_zero:
         return
-    here, end = trainer.global_step, trainer.max_steps
+    here = trainer.global_step
+    end = min(trainer.max_steps, int(trainer.estimated_stepping_batches))
     words, hints = [], []
+    if end < trainer.max_steps:
+        hints.append(f"max_epochs ends the run before the {trainer.max_steps:,} of max_steps")
     for name, value in at_step(end).items():
         step = _reached(partial(_number, at_step, name), end)
         now = f" is {at_step(here)[name]:.2g} and" if here else ""
         words.append(f"{name}{now} reaches {value:.2g} at step {step:,}")
         hints += [WHOLE_WARMUP] if name == "r" and value < 1 else []
+        if name == "alpha" and value > 0:
+            hints.append(WHOLE_ALPHA)
     schedule = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
     if isinstance(schedule, LambdaLR):
         rate = _rate(schedule)

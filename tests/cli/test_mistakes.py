@@ -10,6 +10,7 @@ from pathlib import Path
 
 import malformed_place
 import pytest
+import yaml
 
 from scm_lightning.cli import main
 from scm_lightning.cli.completion import known_options
@@ -87,7 +88,7 @@ VALUES = {
     f"{FIT} --model.init_args null": "model.init_args must be its options by name, {NAME: VALUE,",
     f"{FIT} --config no_options.yaml": "data.init_args must be its options by name",
     f"{FIT} --model.init_args.sampling null": "sampling must be its options by name, {NAME: VALUE,",
-    f"{FIT} --model.init_args.terms null": "terms of scm_lightning.modules.ConsistencyModule must",
+    f"{FIT} --model.init_args.terms null": "model.init_args.terms must",
     f"{FIT} --fresh maybe": "fresh must be true or false, got maybe",
     f"{FIT} --trainer.enable_checkpointing false": "enable_checkpointing must stay true",
     f"{FIT} --trainer.devices -1": "trainer.devices must be the number of processes on a CPU, got",
@@ -151,6 +152,27 @@ def test_help_is_one_screen(command, capsys):
     lines = screen.splitlines()
     assert len(lines) <= 40
     assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.init_args.objective.init_args.warmup.steps",
+        "model.init_args.lr_schedule.init_args.ramp_steps",
+        "model.init_args.lr_schedule",
+        "model.init_args.teacher",
+        "model.init_args.sampling.teacher.guidance",
+        "data.init_args.reading.mapped",
+    ],
+)
+def test_null_is_no_word(key, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(CONFIG), f"--{key}", "null", "--print_config"])
+    assert caught.value.code == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    for name in key.split("."):
+        found = found[name]
+    assert found is None
 
 
 def test_all_options_are_behind_help_all(capsys):
