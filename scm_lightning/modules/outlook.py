@@ -18,12 +18,8 @@ from scm_lightning.saying import say
 WHOLE_ALPHA = "set end of model.init_args.objective.init_args.schedule to a share such as 0.9"
 MAX_LOOKED_AT = 1000
 """Steps of the run at which the largest rate is looked for."""
-WHOLE_WARMUP = (
-    "set model.init_args.objective.init_args.warmup.steps to null for a warm-up as long as the run"
-)
-WHOLE_SCHEDULE = (
-    "set total_steps of model.init_args.lr_schedule to null for a schedule as long as the run"
-)
+WHOLE_WARMUP = "set warmup.steps of model.init_args.objective to null for one as long as the run"
+WHOLE_SCHEDULE = "set total_steps of model.init_args.lr_schedule to null for one as long"
 
 
 def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]]) -> None:
