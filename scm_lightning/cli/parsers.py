@@ -148,13 +148,16 @@ class CommandParser(ArgumentParser):
         if near := _near_option(name, own | (known_options(command) if is_whole else set())):
             return near
         group = name
-        while group and not any(each.startswith(group) for each in own):
+        while group and not (group.endswith(".") and any(each.startswith(group) for each in own)):
             group = group[: group.rstrip(".").rfind(".") + 1]
         beside = (each.removeprefix(group) for each in own if each.startswith(group))
         own = {each for each in beside if not OF_A_PARSER.match(each)}
         if 0 < len(own) < MANY and (group or not is_whole):
             return f"; there are {', '.join(sorted(own))}"
-        return f"; `scm {command} --help-all` lists all of them" if is_whole else ""
+        if is_whole:
+            return f"; `scm {command} --help-all` lists all of them"
+        unnamed = "; the configuration that names the class stands before what changes its options"
+        return "" if own else unnamed
 
 
 def _near_option(name: str, known: set[str]) -> str:

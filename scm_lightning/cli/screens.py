@@ -39,7 +39,6 @@ OTHER_WORDS = {
     "generate": "predict",
     "benchmark": "bench",
     "convert": "export",
-    "help": "--help",
     "version": "--version",
 }
 """Names of the subcommands in other programs."""
@@ -171,6 +170,10 @@ def mistaken(words: Sequence[str]) -> str | None:
 
 def _not_a_subcommand(command: str, rest: Sequence[str]) -> str:
     found = next((word for word in rest if word in SUBCOMMANDS), None)
+    if not rest and (alike := get_close_matches(command.lower(), ("--help", "--version"), n=1)):
+        return f"there is no option {command}; did you mean: scm {alike[0]}"
+    if command == "help":
+        return f"there is no subcommand help; did you mean: {shlex.join(['scm', *rest, '--help'])}"
     if command.startswith("-"):
         known = [word for word in (command, *rest) if word != found]
         line = shlex.join(["scm", found or "fit", *known])
@@ -178,7 +181,7 @@ def _not_a_subcommand(command: str, rest: Sequence[str]) -> str:
     if command.endswith((".yaml", ".yml")):
         line = shlex.join(["scm", "fit", "--config", command, *rest])
         return f"there is no subcommand {command}; did you mean: {line}"
-    near = get_close_matches(command, SUBCOMMANDS, n=1)
+    near = get_close_matches(command.lower(), SUBCOMMANDS, n=1)
     if other := OTHER_WORDS.get(command, next(iter(near), None)):
         line = shlex.join(["scm", other, *rest])
         return f"there is no subcommand {command}; did you mean: {line}"

@@ -17,6 +17,7 @@ from scm_lightning.cli.completion import known_options
 from scm_lightning.cli.screens import OF_MODELS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "digits_scd.yaml"
+OVERLAY = CONFIG.parent / "overlays" / "debug.yaml"
 FIT = "scm fit --config base.yaml"
 TEACHER = "scm fit --config teacher.yaml"
 STUDENT = "model.init_args.student"
@@ -38,6 +39,11 @@ COMMANDS = {
     "scm --config base.yaml test": "did you mean: scm test --config base.yaml",
     "scm base.yaml": "did you mean: scm fit --config base.yaml",
     "scm help": "did you mean: scm --help",
+    "scm help fit": "did you mean: scm fit --help",
+    "scm --hlep": "did you mean: scm --help",
+    "scm FIT --config base.yaml": "did you mean: scm fit --config base.yaml",
+    f"{FIT} --checkpoints.every 5": "there are dirpath, every_n_train_steps",
+    f"scm fit --config {OVERLAY}": "the configuration that names the class stands before",
     "scm nonsense": "there is no subcommand nonsense, only fit, validate, test",
     "scm completion powershell": "must be one of bash, zsh, fish, got powershell",
 }
