@@ -22,11 +22,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from scm_lightning.saying import console
+
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").propagate = True  # caplog listens at the root
 
 TESTS = Path(__file__).parent
 USUAL_TIMEOUT = 300
+
+
+@pytest.fixture(autouse=True)
+def width_of_this_test():
+    """Let every test find the console as wide as its environment says."""
+    console.cache_clear()
 
 
 @pytest.fixture

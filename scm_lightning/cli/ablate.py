@@ -98,7 +98,7 @@ def ablate(words: Sequence[str]) -> None:
         say(line)
     files = "table.md, results.json and plot.png" if is_drawn else "table.md and results.json"
     say(f"written to {root}/{files}")
-    if len(failed) >= len(runs):
+    if all(run.folder in failed for run in runs):
         raise ValueError(f"no run of the ablation has finished: {next(iter(failed.values()))}")
     finished = (run.folder for run in runs if run.folder not in failed)
     say_next(*(pictures_of(config) for config in map(run_in, islice(finished, 1)) if config))

@@ -54,6 +54,7 @@ def run(datamodule, folder, **options):
         is_global_zero=True,
         sanity_checking=False,
         global_step=3,
+        state=SimpleNamespace(fn="fit"),
         loggers=[],
         **options,
     )

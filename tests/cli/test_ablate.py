@@ -171,9 +171,11 @@ def test_what_is_finished_is_kept(done, processes, capsys):
     assert "2 of 2" not in table
 
 
-def test_students_of_a_failed_teacher_are_reported(tmp_path, processes):
+def test_students_of_a_failed_teacher_are_reported(tmp_path, processes, capsys):
     broken = content(tmp_path)["common"] | {"teacher": {"trainer.max_steps": "many"}}
-    main(["ablate", *arguments(tmp_path, "--seeds", "[3]", common=broken)])
+    with pytest.raises(SystemExit):
+        main(["ablate", *arguments(tmp_path, "--seeds", "[3]", common=broken)])
+    assert "no run of the ablation has finished: trainer.max_steps" in capsys.readouterr().err
     assert [stage for _, stage in processes.stages] == ["fit"]
     table = (tmp_path / "ablation" / "table.md").read_text()
     assert table.count("no teacher: trainer.max_steps must be an int, got many") == 3

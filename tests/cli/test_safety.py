@@ -145,7 +145,7 @@ def test_hyperparameters_name_nothing_that_is_called(folder, monkeypatch, capsys
             ends[name] = _end_of(words)
     capsys.readouterr()
     # All else is as it should be, so that what can be done is done.
-    assert ends["test"] == ends["predict"] == ends["fit by itself"] == "trained"
+    assert ends["predict"] == ends["fit by itself"] == "trained"
     assert ends["export"] == "done"
 
 

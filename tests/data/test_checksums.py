@@ -136,7 +136,9 @@ def test_shards_in_the_place_of_each_other_are_noticed(folder, mapped, num_worke
 @pytest.mark.parametrize(("mapped", "num_workers"), MODES)
 def test_a_zeroed_checksum_does_not_fit(folder, mapped, num_workers):
     list_another_checksum(folder, "0" * 64)
-    assert "listed, 000000000000..., so any of its 20" in refusal(folder, mapped, num_workers)
+    assert "the listed SHA-256, 000000000000..., so any of its 20" in refusal(
+        folder, mapped, num_workers
+    )
 
 
 @pytest.mark.parametrize("mapped", [True, False])

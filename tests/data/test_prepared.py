@@ -45,8 +45,11 @@ def test_data_without_classes_or_told_to_hide_them(tmp_path, num_classes, use_la
 def test_missing_shards_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no shards in .*nowhere: it has no shards.json"):
         Shards(0.7, str(tmp_path / "nowhere")).prepare_data()
-    with pytest.raises(ValueError, match="write them with `scm prepare --out x`, or"):
-        Shards(0.7, str(tmp_path), prepared_by="scm prepare --out x").prepare_data()
+    by = f"scm prepare --source x --out {tmp_path}"
+    with pytest.raises(ValueError, match=f"write them with `{by}`, or"):
+        Shards(0.7, str(tmp_path), prepared_by=by).prepare_data()
+    with pytest.raises(ValueError, match=rf"with `scm prepare --source IMAGES --out {tmp_path}`"):
+        Shards(0.7, str(tmp_path), prepared_by="scm prepare --source x --out y").prepare_data()
 
 
 def test_half_of_the_images_are_mirrored_always_the_same_ones(tmp_path):

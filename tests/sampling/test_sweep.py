@@ -110,7 +110,7 @@ def test_a_model_of_two_times_with_fresh_noise_is_told_that_it_leads_to_0():
     ("steps", "point", "message"),
     [
         (FreshNoise(), SweepPoint(3), "3 steps need 2 intermediate_times"),
-        (FreshNoise(), SweepPoint(2, t_mid=1.5705), "times must descend"),
+        (FreshNoise(), SweepPoint(2, t_mid=1.5705), "later times must be below it"),
         (SegmentJumps(Segments(3)), SweepPoint(2), r"set num_steps to \[3\]"),
         (SegmentJumps(Segments(3)), SweepPoint(3, t_mid=0.8), "sampled at their edges"),
         (EqualJumps(), SweepPoint(2, t_mid=0.8), "sweep only num_steps"),
