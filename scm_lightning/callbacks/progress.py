@@ -205,7 +205,7 @@ class Progress(RichProgressBar):
         """Print how far a training is, if a line is due, as it is after the first step."""
         step = trainer.global_step
         if self._pace is None:
-            total = trainer.max_steps if trainer.max_steps >= 0 else _steps_of_passes(trainer)
+            total = float(trainer.estimated_stepping_batches)
             # From here, since the first step warms up, or compiles.
             self._pace = Pace(total, self.line_every_n_steps or _round(total / MOST_LINES), step)
         elif not (self._pace.is_due(step) or step == self._pace.total):
@@ -240,11 +240,6 @@ def _position(trainer: Trainer) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _steps_of_passes(trainer: Trainer) -> float:
-    """Steps of a run that has a number of passes over the data; infinite, if it has none."""
-    return float(trainer.estimated_stepping_batches)
 
 
 def _round(least: float) -> int | None:

@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from scm_lightning.modules.schedules import FlatCosine
 from scm_lightning.saying import say
 
-WHOLE_ALPHA = "set end of model.init_args.objective.init_args.schedule to a share such as 0.9"
 MAX_LOOKED_AT = 1000
 """Steps of the run at which the largest rate is looked for."""
 WHOLE_WARMUP = "set warmup.steps of model.init_args.objective to null for one as long as the run"
+WHOLE_ALPHA = "set end of model.init_args.objective.init_args.schedule to a share such as 0.9"
 WHOLE_SCHEDULE = "set total_steps of model.init_args.lr_schedule to null for one as long"
 
 
@@ -32,7 +32,7 @@ def say_outlook(trainer: Trainer, at_step: Callable[[int], Mapping[str, float]])
     if trainer.max_steps < 1 or not trainer.is_global_zero:
         return
     here = trainer.global_step
-    end = min(trainer.max_steps, int(trainer.estimated_stepping_batches))
+    end = int(trainer.estimated_stepping_batches)  # max_steps, or fewer by max_epochs
     words, hints = [], []
     if end < trainer.max_steps:
         hints.append(f"max_epochs ends the run before the {trainer.max_steps:,} of max_steps")

@@ -5,7 +5,10 @@ import math
 
 import pytest
 import torch
+from gaussian import PATH
+from tiny import loader, mlp, trainer
 
+from scm_lightning import DiffusionModule
 from scm_lightning.modules.augmentation import Augmentation, augmentation_labels, transform_images
 
 RAMP_ERROR = 0.07
@@ -172,3 +175,9 @@ def test_misfits_are_refused(randn):
         Augmentation(p=1.2)
     with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\), got samples of shape"):
         Augmentation()(randn(5, 3))
+
+
+def test_a_network_that_is_told_of_no_augmentation_is_refused():
+    module = DiffusionModule(mlp(), path=PATH, augmentation=Augmentation())
+    with pytest.raises(ValueError, match=r"told of it, got MLP, whose forward takes no augment"):
+        trainer(1).fit(module, loader())

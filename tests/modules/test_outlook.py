@@ -53,6 +53,7 @@ def test_what_a_run_comes_to_is_said(module, said, capsys):
             student(TangentWarmup(0), partial(FlatCosine, total_steps=4)),
             "r reaches 1 at step 0; .*, 2e-06 at step 4; set total_steps of",
         ),
+        (student(AlphaFlow(), two_times=True), "alpha reaches 1 at step 0; .*; set end of"),
     ],
 )
 def test_how_to_mend_a_schedule_of_another_length_is_said(module, said, capsys):
@@ -70,6 +71,15 @@ def test_how_to_mend_a_schedule_of_another_length_is_said(module, said, capsys):
 def test_a_share_of_a_run_without_steps_is_refused(module, option):
     with pytest.raises(ValueError, match=f"{option} is .*; set trainer.max_steps, or {option} to"):
         trainer(-1, max_epochs=1, limit_train_batches=2).fit(module, loader())
+
+
+def test_a_run_that_its_passes_end_is_said_to_end_there(capsys):
+    module = student(TangentWarmup(None))
+    trainer(8, max_epochs=1, limit_train_batches=5).fit(module, loader())
+    said = (
+        "5 steps: r reaches 0.62 at step 5; .*; max_epochs ends the run before the 8 of max_steps"
+    )
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_a_continued_run_follows_its_own_number_of_steps(tmp_path, capsys):
