@@ -24,11 +24,6 @@ LEAST = {
     "gradient_clip_val": 0,
 }
 """Smallest values of numbers of the trainer, which it would divide by or run without."""
-OWN_OPTIONS = {
-    "optimizer": "model.init_args.optimizer",
-    "lr_scheduler": "model.init_args.lr_schedule",
-}
-"""Options of Lightning's for models that configure no optimizers, and what the models here have."""
 FLOAT16 = ("16-mixed", "16", 16)
 """Spellings of float16 autocast with a loss scale."""
 
@@ -41,16 +36,10 @@ def check_options(config: Namespace) -> None:
 
     Raises:
         ValueError: if a class_path is no class's, or its dict_kwargs are not, an option is out of
-            range or replaces the model's own, or a CPU is to compute in float16.
+            range, or a CPU is to compute in float16.
     """
     for spec in specs(config):
         _check_class(spec["class_path"], spec.get("dict_kwargs") or {}, spec.get("init_args") or {})
-    for name, own in OWN_OPTIONS.items():
-        if config.get(name) is not None:
-            raise ValueError(
-                f"{name} of Lightning's command line would take the place of the model's own "
-                f"groups, rates and schedule; give --{own}"
-            )
     seed = config.seed_everything
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed_everything must be from 0 to {MAX_SEED}, got {seed}; give another")

@@ -21,7 +21,7 @@ class Shards(ShardDataModule):
         """
         if not is_remote(self.root) and not Path(place_of(self.root, INDEX_FILE)).is_file():
             by = self.prepared_by
-            if self.root not in shlex.split(by):  # it writes those of another root
+            if self.root not in by.split():  # it writes those of another root
                 by = f"scm prepare --source IMAGES --out {shlex.quote(self.root)}"
             advice = meant_path(self.root) or f"; write them with `{by}`, or give another root"
             raise ValueError(f"there are no shards in {self.root}: it has no {INDEX_FILE}{advice}")
