@@ -66,7 +66,7 @@ DEFAULTS = [
         {
             "times": TimeProposal(-1.2, 1.2),
             "weighting": "none",
-            "label_dropout": 0.0,
+            "condition_dropout": 0.0,
             "lr_schedule": None,
             "ema": HalfLife(500_000, 0.05),
             "sampling": DiffusionSampling(),

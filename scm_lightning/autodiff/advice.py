@@ -97,8 +97,8 @@ def _with_state(f: Bound, state: dict[str, Tensor]) -> Bound:
     """The same function, with other weights and buffers in place of its own."""
     network: Any = f.network
 
-    def call(*args: Any) -> Tensor:
-        out: Tensor = torch.func.functional_call(network, state, args)
+    def call(*args: Any, **named: Any) -> Tensor:
+        out: Tensor = torch.func.functional_call(network, state, args, named)
         return out
 
     return replace(f, network=call)

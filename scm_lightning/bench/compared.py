@@ -7,6 +7,7 @@ image of 4 heads of 64 channels, without gradient.
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.jvp_attention import attention_tangent, attention_with_lse
 from scm_lightning.autodiff.methods import BY_NAME
 from scm_lightning.bench.measuring import COMPILED
-from scm_lightning.core import Bound, diffusion_loss
+from scm_lightning.core import diffusion_loss
 from scm_lightning.data import Batch
 from scm_lightning.modules import ConsistencyModule, GenerativeModule
 from scm_lightning.objectives import Consistency, TeacherVelocity
@@ -84,11 +85,12 @@ def _kind(student: ConsistencyModule) -> str:
 
 def _plain_step(student: ConsistencyModule, network: Any, batch: Batch) -> None:
     """A diffusion step of a student's network, at its times and with its conditions."""
-    x0, labels, _ = batch
+    x0, given = batch.x0, batch.given()
     t, t_end = student.objective.sample_times(len(x0), student.path, student.device)
     x_t, z = student.path.add_noise(x0, t)
     sigma_data = student.path.sigma_data
-    F = Bound(network, labels, student.sample_guidance(len(x0)))(x_t / sigma_data, t, t_end)
+    guidance = student.sample_guidance(len(x0))
+    F = replace(student.bound(given, guidance), network=network)(x_t / sigma_data, t, t_end)
     losses = diffusion_loss(F, student.path.velocity(x0, z, t), sigma_data=sigma_data)
     losses.mean().backward()  # type: ignore[no-untyped-call]
 

@@ -91,8 +91,9 @@ class GradientNoise(Callback):
                 f"training batches must hold the {self.num_samples} samples that gradient noise is "
                 f"measured on, got {len(batch.x0)}; lower num_samples"
             )
-        x0, labels = batch.x0[: self.num_samples], batch.labels
-        self._batches.append(Batch(x0, None if labels is None else labels[: self.num_samples]))
+        labels, named, nulls = batch.given().first(self.num_samples)
+        x0 = batch.x0[: self.num_samples]
+        self._batches.append(Batch(x0, labels, conditions=named, nulls=nulls))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and write."""

@@ -15,6 +15,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 # isort: on
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from scm_lightning.bench import (
@@ -108,10 +109,11 @@ def _first_batch(
 ) -> Batch:
     datamodule.prepare_data()
     datamodule.setup("fit")
-    x0, labels, _ = next(iter(datamodule.train_dataloader()))
-    if labels is not None:
-        check_labels(labels, num_known_classes(model), NULL_LABEL)
-    return Batch(x0.to(device), None if labels is None else labels.to(device))
+    batch = next(iter(datamodule.train_dataloader()))
+    if batch.labels is not None:
+        check_labels(batch.labels, num_known_classes(model), NULL_LABEL)
+    moved: Batch = move_data_to_device(batch, device)
+    return moved
 
 
 def prepare(config: Namespace) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 1: the paper. Tensors in, tensors out; torch alone."""
 
-from scm_lightning.core.conditions import NULL_LABEL, Bound
+from scm_lightning.core.conditions import LABELS, MASK, NULL_LABEL, Bound, Conditions, owner_of
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
 from scm_lightning.core.flow_maps import (
     AVERAGE_VELOCITY,
@@ -12,7 +12,6 @@ from scm_lightning.core.flow_maps import (
 from scm_lightning.core.guidance import (
     GuidanceProposal,
     Guided,
-    drop_labels,
 )
 from scm_lightning.core.lengths import Length, check_length, in_run, steps_of
 from scm_lightning.core.losses import consistency_loss, diffusion_loss
@@ -49,9 +48,12 @@ from scm_lightning.core.trigflow import (
 
 __all__ = [
     "AVERAGE_VELOCITY",
+    "LABELS",
+    "MASK",
     "NULL_LABEL",
     "TRIGONOMETRIC",
     "Bound",
+    "Conditions",
     "EDMProcess",
     "F_from_eps",
     "FlowMap",
@@ -75,13 +77,13 @@ __all__ = [
     "consistency_loss",
     "diffusion_loss",
     "discrete_tangent",
-    "drop_labels",
     "edm_levels",
     "expand_time",
     "gamma_from_sigma_rel",
     "half_life_decay",
     "in_run",
     "normalize_tangent",
+    "owner_of",
     "post_hoc_coefficients",
     "post_hoc_residual",
     "power_function_decay",

@@ -6,14 +6,103 @@ step, so tangents, objectives and samplers see F(u, t) alone, and F(u, t, t_end)
 Axes: B batch, ... data axes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 NULL_LABEL = -1
 """Label that stands for no class; a network's embedding of it is zero."""
+MASK = "_mask"
+"""End of the name of a mask: `text_mask` says which of the tokens of `text` there are."""
+
+
+LABELS = "labels"
+"""Name of the classes among the conditions."""
+
+
+class Conditions(NamedTuple):
+    """What samples are conditioned on, and what stands for none of it.
+
+    Attributes:
+        labels: classes, NULL_LABEL for none. (B,) int64, or None.
+        named: further conditions, by the names of the network's parameters. (B, ...) each.
+        nulls: what stands for none of them, such as the embedding of an empty text, by the same
+            names; zeros where a name is missing. Shape of one sample's each.
+    """
+
+    labels: Tensor | None = None
+    named: Mapping[str, Tensor] = {}
+    nulls: Mapping[str, Tensor] = {}
+
+    def names(self) -> list[str]:
+        """Names of all that there are, the classes first."""
+        return [*([] if self.labels is None else [LABELS]), *self.named]
+
+    def first(self, num: int) -> "Conditions":
+        """The conditions of the first samples of a batch."""
+        labels = None if self.labels is None else self.labels[:num]
+        return self._replace(labels=labels, named={n: x[:num] for n, x in self.named.items()})
+
+    def without(self, names: Collection[str], where: Tensor | None = None) -> "Conditions":
+        """The conditions with what stands for none in the place of some.
+
+        Args:
+            names: which; a mask goes with what it masks.
+            where: samples whose conditions are replaced, (B,) bool; None for all.
+        """
+        labels = self.labels
+        if labels is not None and LABELS in names:
+            labels = _replaced(labels, labels.new_tensor(NULL_LABEL), where)
+        named = {
+            name: _replaced(x, self.null(name), where) if owner_of(name, self.named) in names else x
+            for name, x in self.named.items()
+        }
+        return self._replace(labels=labels, named=named)
+
+    def dropped(self, probability: float) -> "Conditions":
+        """All conditions of a sample replaced together at random, so that one network learns both.
+
+        Args:
+            probability: of dropping them; the paper's teachers have 0.1.
+
+        Source: arXiv 2410.11081, Table 5.
+        """
+        given = [x for x in (self.labels, *self.named.values()) if x is not None]
+        if not given:
+            return self
+        where = torch.rand(len(given[0]), device=given[0].device) < probability
+        return self.without(self.names(), where)
+
+    def null(self, name: str) -> Tensor:
+        """What stands for none of a condition. Shape of one sample's."""
+        x = self.named[name]
+        null = self.nulls.get(name)
+        return x.new_zeros(x.shape[1:]) if null is None else null.to(x)
+
+
+NO_CONDITIONS = Conditions()
+
+
+def joined(parts: Sequence[Conditions]) -> Conditions:
+    """The conditions of several batches as those of one."""
+    first = parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    named = {name: torch.cat([part.named[name] for part in parts]) for name in first.named}
+    return Conditions(torch.cat(labels) if labels else None, named, first.nulls)
+
+
+def owner_of(name: str, names: Collection[str]) -> str:
+    """Name of the condition that one belongs to: a mask's owner, or itself."""
+    owner = name.removesuffix(MASK)
+    return owner if owner in names else name
+
+
+def _replaced(x: Tensor, null: Tensor, where: Tensor | None) -> Tensor:
+    null = null.expand_as(x)
+    return null if where is None else torch.where(where.reshape(-1, *[1] * (x.ndim - 1)), null, x)
 
 
 @dataclass(frozen=True)
@@ -21,11 +110,12 @@ class Bound:
     """F(u, t): a network whose other arguments stay as they are.
 
     Attributes:
-        network: called as network(u, t, labels, guidance), and with t_end behind them if there is
-            one: foreign networks need not know of it.
+        network: called as network(u, t, labels, guidance), with t_end behind them if there is one,
+            and further conditions by name: foreign networks need not know of them.
         labels: classes, -1 for none. (B,) int64, or None.
         guidance: guidance scales that the network takes as an input. (B,), or None.
         t_end: times that a flow map leads to, where they are bound too. (B,), radians, or None.
+        named: further conditions, by the names of the network's parameters. (B, ...) each.
 
     Raises:
         ValueError: if a condition is no tensor.
@@ -35,9 +125,10 @@ class Bound:
     labels: Tensor | None = None
     guidance: Tensor | None = None
     t_end: Tensor | None = None
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_conditions(labels=self.labels, guidance=self.guidance, t_end=self.t_end)
+        check_conditions(labels=self.labels, guidance=self.guidance, t_end=self.t_end, **self.named)
 
     def __call__(self, u: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
         """Evaluate the network.
@@ -52,7 +143,7 @@ class Bound:
         """
         t_end = self.t_end if t_end is None else t_end
         ends = () if t_end is None else (t_end,)
-        return self.network(u, t, self.labels, self.guidance, *ends)
+        return self.network(u, t, self.labels, self.guidance, *ends, **self.named)
 
     def first(self, num: int) -> "Bound":
         """The same function of the first samples of a batch."""
@@ -63,8 +154,9 @@ class Bound:
         return self._changed(lambda x: x.to(dtype) if x.is_floating_point() else x)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Bound":
-        conditions = (self.labels, self.guidance, self.t_end)
-        return Bound(self.network, *(x if x is None else change(x) for x in conditions))
+        given = (self.labels, self.guidance, self.t_end)
+        changed = (x if x is None else change(x) for x in given)
+        return Bound(self.network, *changed, {name: change(x) for name, x in self.named.items()})
 
 
 def check_conditions(**conditions: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Classifier-free guidance: a teacher made stronger, and the scale as an input of the student.
 
-    F_s = F(u, t, no class) + s (F(u, t, class) - F(u, t, no class)),    s = 1 is the plain model
+    F_s = F(u, t, none) + s (F(u, t, class) - F(u, t, none)),    s = 1 is the plain model
 
 F is linear in the denoiser and in the velocity, so guiding F guides both. The student takes s as an
 input, drawn per sample from U[1, 2], and then needs one call where the teacher needs two.
@@ -10,14 +10,17 @@ Axes: B batch, ... data axes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scm_lightning.core.conditions import NULL_LABEL, check_conditions
+from scm_lightning.core.conditions import NO_CONDITIONS, Conditions, check_conditions, joined
 from scm_lightning.core.trigflow import at_least_float32, expand_time
+
+ALL = "all conditions"
+"""What a single scale is of."""
 
 
 @dataclass(frozen=True)
@@ -49,46 +52,49 @@ class GuidanceProposal:
         return self.low + (self.high - self.low) * torch.rand(num, device=device)
 
 
-def drop_labels(labels: Tensor, probability: float) -> Tensor:
-    """Replace labels by `NULL_LABEL` at random, so that one network learns both models.
-
-    Args:
-        labels: class labels. (B,) int64.
-        probability: probability of dropping a label; the paper's teachers have 0.1.
-
-    Returns:
-        Labels. (B,) int64.
-
-    Source: arXiv 2410.11081, Table 5.
-    """
-    dropped = torch.rand(labels.shape, device=labels.device) < probability
-    return labels.masked_fill(dropped, NULL_LABEL)
-
-
 @dataclass(frozen=True)
 class Guided:
-    """F_s(u, t): a diffusion model made stronger, both branches in one call of twice the batch.
+    """F_s(u, t): a diffusion model made stronger, all branches in one call of a larger batch.
+
+    With one scale the two branches have all conditions and none. With a scale for each of several
+    conditions, they are added one by one, in the order of their names here, to those that have no
+    scale and stay:
+
+        F_s = F_0 + sum_i s_i (F_i - F_(i-1)),    F_i has the first i of them
 
     Attributes:
-        network: F(u, t, labels), trained with dropped labels.
-        labels: classes. (B,) int64; None only without guidance.
-        guidance: guidance scales s. (B,), or None for the plain model, in one plain call.
+        network: F(u, t, labels, **named), trained with dropped conditions.
+        conditions: what is led to, and what stands for none of it.
+        guidance: guidance scales s, (B,); or scales by the names of conditions, "labels" among
+            them; or None for the plain model, in one plain call.
 
     Raises:
-        ValueError: if there are no labels to guide towards, or a condition is no tensor.
+        ValueError: if there is nothing to guide towards, or a condition is no tensor.
+
+    Source: one scale: Ho and Salimans, arXiv 2207.12598; one for each condition: Brooks et al.,
+        arXiv 2211.09800, Section 3.2.1.
     """
 
     network: Callable[..., Tensor]
-    labels: Tensor | None = None
-    guidance: Tensor | None = None
+    conditions: Conditions = NO_CONDITIONS
+    guidance: Tensor | Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        check_conditions(labels=self.labels, guidance=self.guidance)
-        if self.guidance is not None and self.labels is None:
+        labels, named, _ = self.conditions
+        check_conditions(labels=labels, **named, **self._scales())
+        names = self.conditions.names()
+        if self.guidance is not None and not names:
             raise ValueError(
-                "guidance leads towards a class, but the data have no labels; train without "
-                "guidance"
+                "guidance leads towards a class or another condition, but the data have neither "
+                "labels nor conditions; train without guidance"
             )
+        if isinstance(self.guidance, Mapping):
+            for name in self.guidance:
+                if name not in names:
+                    raise ValueError(
+                        f"guidance must be of conditions that the data have, {', '.join(names)}, "
+                        f"got {name}; correct it"
+                    )
 
     def __call__(self, u: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided model.
@@ -100,11 +106,26 @@ class Guided:
         Returns:
             F_s. (B, ...), unit variance, float32 or wider.
         """
-        labels, s = self.labels, self.guidance
-        if s is None:
-            return at_least_float32(self.network(u, t, labels))
-        assert labels is not None
-        both = torch.cat([labels, torch.full_like(labels, NULL_LABEL)])
-        F = at_least_float32(self.network(torch.cat([u, u]), torch.cat([t, t]), both))
-        F_class, F_none = F.chunk(2)
-        return F_none + expand_time(s, u).to(F.dtype) * (F_class - F_none)
+        scales = self._scales()
+        branches = self._branches([*scales])
+        num = len(branches)
+        given = joined(branches)
+        F = self.network(torch.cat([u] * num), torch.cat([t] * num), given.labels, **given.named)
+        *F_with, F_none = at_least_float32(F).chunk(num)
+        F_with = F_with[::-1]
+        F_guided = F_none
+        for s, before, F_more in zip(scales.values(), [F_none, *F_with], F_with, strict=False):
+            F_guided = F_guided + expand_time(s, u).to(F.dtype) * (F_more - before)
+        return F_guided
+
+    def _scales(self) -> dict[str, Tensor]:
+        """Scales by what they are of."""
+        if self.guidance is None:
+            return {}
+        return {**self.guidance} if isinstance(self.guidance, Mapping) else {ALL: self.guidance}
+
+    def _branches(self, guided: list[str]) -> list[Conditions]:
+        """Conditions of every branch, from all of the guided ones to none."""
+        if guided == [ALL]:
+            return [self.conditions, self.conditions.without(self.conditions.names())]
+        return [self.conditions.without(guided[num:]) for num in range(len(guided), -1, -1)]

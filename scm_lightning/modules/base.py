@@ -253,7 +253,7 @@ class GenerativeModule(LightningModule, ABC):
     def predict_step(self, request: SampleRequest, batch_idx: int) -> dict[str, Samples]:
         """Draw the requested samples with all samplers, and show the noise they start from."""
         draws = self.reference_draws() | self.draws()
-        return self.draw(request, {"noise": lambda noise, labels, generators: noise} | draws)
+        return self.draw(request, {"noise": lambda noise, given, generators: noise} | draws)
 
     def draw(self, request: SampleRequest, draws: Mapping[str, Draw]) -> dict[str, Samples]:
         """Draw the same samples, from the same noise, in several ways.

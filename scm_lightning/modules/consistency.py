@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import RAdam
 
-from scm_lightning.core import Bound, GuidanceProposal, Guided, TrigFlow
+from scm_lightning.core import Bound, Conditions, GuidanceProposal, Guided, TrigFlow
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
@@ -133,13 +133,13 @@ class ConsistencyModule(GenerativeModule):
         Returns:
             See `StepOutput`; `tangent_norm` is that of g before it is bounded.
         """
-        x0, labels, _ = batch
+        x0, given = batch.x0, batch.given()
         if times is None:
             times = self.objective.sample_times(len(x0), self.path, self.device)
         t, t_end = times
         x_t, z = self.path.add_noise(x0, t)
         guidance = self.sample_guidance(len(x0))
-        student, teacher = Bound(self.student, labels, guidance), self.guided(labels, guidance)
+        student, teacher = self.bound(given, guidance), self.guided(given, guidance)
         velocity = partial(self.velocity, x0=x0, z=z, teacher=teacher)
         at = Point(x_t, t, t_end, x0, z, velocity(x_t, t), velocity)
         found = self.objective.loss(student, at, self.path, self.steps_taken)
@@ -160,9 +160,13 @@ class ConsistencyModule(GenerativeModule):
         """Draw guidance scales. (B,), or None."""
         return None if self.guidance is None else self.guidance.sample(num, self.device)
 
-    def guided(self, labels: Tensor | None, guidance: Tensor | None) -> Guided | None:
+    def bound(self, given: Conditions, guidance: Tensor | None) -> Bound:
+        """The student with its conditions, as F(u, t)."""
+        return Bound(self.student, given.labels, guidance, named=given.named)
+
+    def guided(self, given: Conditions, guidance: Tensor | None) -> Guided | None:
         """The teacher with its conditions, as F(u, t); None if there is none."""
-        return None if self.teacher is None else Guided(self.teacher, labels, guidance)
+        return None if self.teacher is None else Guided(self.teacher, given, guidance)
 
     def velocity(
         self, x_t: Tensor, t: Tensor, x0: Tensor, z: Tensor, teacher: Guided | None

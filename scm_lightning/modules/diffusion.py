@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from scm_lightning.core import TimeProposal, TrigFlow, diffusion_loss, drop_labels
+from scm_lightning.core import TimeProposal, TrigFlow, diffusion_loss
 from scm_lightning.data.batch import Batch
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
@@ -33,7 +33,7 @@ class DiffusionModule(GenerativeModule):
         weighting: "none" is Eq. 4. "learned" is EDM2's uncertainty weighting, the paper's on
             ImageNet: e^w times the loss minus w, with a head w(t) trained by the loss.
         weighting_lr: learning rate of the weighting head; None for the network's.
-        label_dropout: probability of hiding a label, so that the model can guide itself; the
+        condition_dropout: probability of hiding a label, so that the model can guide itself; the
             paper's teachers on ImageNet 512 have 0.1.
         augmentation: changes the training data and tells the network how; None for data as they
             are.
@@ -59,16 +59,17 @@ class DiffusionModule(GenerativeModule):
         times: TimeProposal = TimeProposal(P_mean=-1.2, P_std=1.2),
         weighting: Literal["none", "learned"] = "none",
         weighting_lr: float | None = None,
-        label_dropout: float = 0.0,
+        condition_dropout: float = 0.0,
         augmentation: Augmentation | None = None,
         optimizer: OptimizerFactory = lambda groups: Adam(groups, lr=1e-3),
         lr_schedule: ScheduleFactory | None = None,
         ema: EMAProfile | list[EMAProfile] = HalfLife(),
         sampling: DiffusionSampling = DiffusionSampling(),
     ) -> None:
-        if not 0.0 <= label_dropout < 1.0:
+        if not 0.0 <= condition_dropout < 1.0:
             raise ValueError(
-                f"label_dropout must be a probability below 1, got {label_dropout}; paper: 0.1"
+                "condition_dropout must be a probability below 1, got "
+                f"{condition_dropout}; paper: 0.1"
             )
         check_head(weighting, weighting_lr)
         super().__init__(network, path, optimizer, lr_schedule, ema)
@@ -76,7 +77,7 @@ class DiffusionModule(GenerativeModule):
         self.weighting_head = WeightingHead() if weighting == "learned" else None
         self.weighting_lr = weighting_lr
         self.times = times
-        self.label_dropout = label_dropout
+        self.condition_dropout = condition_dropout
         self.augmentation = augmentation
         self.sampling = sampling
 
@@ -97,17 +98,17 @@ class DiffusionModule(GenerativeModule):
                 f"{type(self.network).__name__}, whose forward takes no augment; take a UNet with "
                 "augment_channels 9, or set augmentation to null"
             )
-        if stage == "fit" and self.label_dropout and reads_no_labels(self.network):
+        if stage == "fit" and self.condition_dropout and reads_no_labels(self.network):
             raise ValueError(
-                f"label_dropout hides labels from a network, but this one has none, got "
-                f"{self.label_dropout}; set num_classes of the network, or label_dropout to 0"
+                f"condition_dropout hides labels from a network, but this one has none, got "
+                f"{self.condition_dropout}; set num_classes of the network, or the option to 0"
             )
         guidance = self.sampling.guidance
-        if stage == "fit" and guidance not in (None, 1.0) and not self.label_dropout:
+        if stage == "fit" and guidance not in (None, 1.0) and not self.condition_dropout:
             raise ValueError(
                 f"guidance of sampling needs a network that is trained without classes too, got "
-                f"{guidance} and label_dropout 0; set label_dropout, the paper's is 0.1, or "
-                "guidance to null"
+                f"{guidance} and condition_dropout 0; set that, the paper's is 0.1, or guidance to "
+                "null"
             )
 
     def trained_network(self) -> nn.Module:
@@ -142,16 +143,14 @@ class DiffusionModule(GenerativeModule):
         Returns:
             See `StepOutput`.
         """
-        x0, labels, _ = batch
-        x0, conditions = self.augment(x0)
-        if labels is not None and self.label_dropout:
-            labels = drop_labels(labels, self.label_dropout)
+        x0, augmented = self.augment(batch.x0)
+        labels, named, _ = batch.given().dropped(self.condition_dropout)
         t = times
         if t is None:
             t = self.times.sample(len(x0), self.path, device=self.device)
         x_t, z = self.path.add_noise(x0, t)
         dx_dt = self.path.velocity(x0, z, t)
-        F = self.network(x_t / self.path.sigma_data, t, labels, **conditions)
+        F = self.network(x_t / self.path.sigma_data, t, labels, **named, **augmented)
         w = None if self.weighting_head is None else self.weighting_head(t)
         losses = diffusion_loss(F, dx_dt, sigma_data=self.path.sigma_data, log_weight=w)
         loss = losses.mean()

@@ -39,7 +39,9 @@ def draw_samples(
     if not len(request.indices):
         # Sharded weights are gathered by all processes, with samples to draw or without.
         labels = None if request.labels is None else request.labels.new_zeros(1)
-        spare = request._replace(indices=request.indices.new_zeros(1), labels=labels)
+        named = {name: x.new_zeros(1, *x.shape[1:]) for name, x in request.conditions.items()}
+        one = request.indices.new_zeros(1)
+        spare = request._replace(indices=one, labels=labels, conditions=named)
         drawn = draw_samples(module, spare, draws, sigma_data, device)
         return {name: Samples(each.x0[:0], each.nfe) for name, each in drawn.items()}
     found = {}
@@ -48,7 +50,7 @@ def draw_samples(
         shape = (len(generators), *request.shape)
         noise = sigma_data * standard_normal(shape, generators, device=device)
         with _images_seen(module) as seen:
-            x0 = draw(noise, request.labels, generators)
+            x0 = draw(noise, request.given(), generators)
         found[name] = Samples(x0, sum(seen) // len(generators))
     return found
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scm_lightning.core import Bound, widen
+from scm_lightning.core import widen
 from scm_lightning.data import Batch
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.consistency import ConsistencyModule
@@ -89,9 +89,9 @@ def _mean_squares(
     """Mean squares of dF/dt along the ODE, and of its part in t alone. (2,), per radian squared."""
     x_t, z = module.path.add_noise(batch.x0, t)
     guidance = module.sample_guidance(len(t))
-    teacher = module.guided(batch.labels, guidance)
+    teacher = module.guided(batch.given(), guidance)
     dx_dt = module.velocity(x_t, t, batch.x0, z, teacher)
-    student = Bound(module.student, batch.labels, guidance)
+    student = module.bound(batch.given(), guidance)
     factor = t.cos() * t.sin()
     squares = []
     for velocity in (dx_dt, torch.zeros_like(dx_dt)):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scm_lightning.core import Bound, Guided, TrigFlow, check_num_steps
+from scm_lightning.core import Bound, Conditions, Guided, TrigFlow, check_num_steps
 from scm_lightning.core.noise import Generators
 from scm_lightning.sampling.churn import Churn
 from scm_lightning.sampling.consistency import sample_consistency
@@ -21,8 +21,8 @@ from scm_lightning.sampling.steps import Network, Steps
 from scm_lightning.sampling.sweep import SamplerSweep
 from scm_lightning.sampling.times import check_solver_steps, time_grid
 
-Draw = Callable[[Tensor, Tensor | None, Generators], Tensor]
-"""(noise, labels, generators) to samples. Both (B, ...), data units; labels (B,), or None."""
+Draw = Callable[[Tensor, Conditions, Generators], Tensor]
+"""(noise, conditions, generators) to samples. Both (B, ...), data units."""
 
 
 class Samples(NamedTuple):
@@ -81,8 +81,8 @@ class DiffusionSampling:
         """
         times = time_grid(self.num_steps, path)
 
-        def solve(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-            F = Guided(network, labels, _scales(self.guidance, noise))
+        def solve(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
+            F = Guided(network, given, _scales(self.guidance, noise))
             return sample_ode(
                 *(F, noise, times),
                 path=path,
@@ -91,8 +91,8 @@ class DiffusionSampling:
                 generator=generator,
             )
 
-        def denoise(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-            F = Guided(network, labels, _scales(self.guidance, noise))
+        def denoise(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
+            F = Guided(network, given, _scales(self.guidance, noise))
             return sample_consistency(F, noise, (path.t_max(),), path=path)
 
         return {"teacher": solve, "denoiser": denoise}
@@ -152,8 +152,8 @@ def few_step_draw(
         guidance: scale that the network is given; None for a network without.
     """
 
-    def draw(noise: Tensor, labels: Tensor | None, generator: Generators) -> Tensor:
-        F = Bound(network, labels, _scales(guidance, noise))
+    def draw(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
+        F = Bound(network, given.labels, _scales(guidance, noise), named=given.named)
         return steps.sample(F, noise, times, path, generator)
 
     return draw

@@ -32,9 +32,10 @@ class FrozenTeacher(nn.Module):
         t: Tensor,
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
+        **named: Tensor,
     ) -> Tensor:
         """Evaluate the network; see "A network" in scm_lightning/README.md."""
-        F: Tensor = self.network(u, t, labels, guidance)
+        F: Tensor = self.network(u, t, labels, guidance, **named)
         return F
 
 

@@ -6,9 +6,9 @@ import torch
 
 from scm_lightning.core import (
     NULL_LABEL,
+    Conditions,
     GuidanceProposal,
     Guided,
-    drop_labels,
     expand_time,
 )
 
@@ -28,7 +28,7 @@ def test_guidance_by_hand_in_one_call(randn):
     u, t = randn(5, 2, 3), torch.linspace(0.1, 1.5, 5).double()
     labels, s = torch.tensor([0, 1, 2, 0, 3]), torch.tensor([1.0, 1.3, 2.0, 0.0, 1.7])
     calls = []
-    F = Guided(linear_network(calls), labels, s)(u, t)
+    F = Guided(linear_network(calls), Conditions(labels), s)(u, t)
     expected = expand_time((1 + s.double() * (labels + 1)) * t.cos(), u) * u
     torch.testing.assert_close(F, expected, rtol=1e-6, atol=1e-6)
     assert calls == [10]
@@ -43,9 +43,9 @@ def test_guidance_of_a_half_precision_network_is_taken_in_float32(randn):
         outputs.append((u + 1e-2 * labels[:, None]).bfloat16())
         return outputs[-1]
 
-    found = Guided(network, labels, s)(u, t)
+    found = Guided(network, Conditions(labels), s)(u, t)
     F_class, F_none = outputs[0].float().chunk(2)
-    assert found.dtype == Guided(network, labels, None)(u, t).dtype == torch.float32
+    assert found.dtype == Guided(network, Conditions(labels), None)(u, t).dtype == torch.float32
     assert torch.equal(found, F_none + s[:, None] * (F_class - F_none))
 
 
@@ -53,29 +53,29 @@ def test_scale_one_is_the_plain_model(randn):
     u, t = randn(5, 2), torch.linspace(0.1, 1.5, 5).double()
     labels = torch.arange(5)
     network = linear_network([])
-    F = Guided(network, labels, torch.ones(5).double())(u, t)
+    F = Guided(network, Conditions(labels), torch.ones(5).double())(u, t)
     torch.testing.assert_close(F, network(u, t, labels))
 
 
 def test_guidance_without_labels_is_refused(randn):
     with pytest.raises(ValueError, match="the data have no labels"):
-        Guided(linear_network([]), None, randn(5))
+        Guided(linear_network([]), Conditions(), randn(5))
 
 
 def test_one_scale_for_all_is_refused(randn):
     with pytest.raises(ValueError, match=r"guidance must be a tensor of one value .*, got 1\.5;"):
-        Guided(linear_network([]), torch.zeros(5, dtype=torch.int64), 1.5)
+        Guided(linear_network([]), Conditions(torch.zeros(5, dtype=torch.int64)), 1.5)
 
 
 def test_labels_are_dropped_as_often_as_asked():
     """Within four standard deviations; the others stay."""
     torch.manual_seed(0)
     labels = torch.arange(20_000) % 7
-    dropped = drop_labels(labels, 0.1)
+    dropped = Conditions(labels).dropped(0.1).labels
     gone = dropped == NULL_LABEL
     assert abs(float(gone.double().mean()) - 0.1) < 4 * (0.1 * 0.9 / 20_000) ** 0.5
     assert torch.equal(dropped[~gone], labels[~gone])
-    assert torch.equal(drop_labels(labels, 0.0), labels)
+    assert torch.equal(Conditions(labels).dropped(0.0).labels, labels)
 
 
 def test_scales_are_uniform_between_their_ends():

@@ -10,7 +10,7 @@ from tiny import mlp, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.core import Guided, tangent_norm
+from scm_lightning.core import Conditions, Guided, tangent_norm
 from scm_lightning.data import Batch, SampleRequest
 from scm_lightning.modules import EMA, HalfLife
 from scm_lightning.objectives import (
@@ -166,7 +166,7 @@ def test_diffusion_is_sampled_by_its_average_with_its_scale_and_labels(randn):
     module = DiffusionModule(wake(mlp(**CLASSES)), PATH, sampling=sampling).double()
     wake(module.ema.network, 1)
     noise = SIGMA * randn(5, 3)
-    F = Guided(module.ema.network, LABELS, torch.full((5,), 1.6))
+    F = Guided(module.ema.network, Conditions(LABELS), torch.full((5,), 1.6))
     expected = {
         "teacher": sample_ode(F, noise, time_grid(5, PATH), path=PATH),
         "denoiser": sample_consistency(F, noise, [PATH.t_max()], path=PATH),

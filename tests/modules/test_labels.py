@@ -69,7 +69,7 @@ def test_classes_that_no_label_is_of_are_refused():
     with pytest.raises(ValueError, match="is the rate of a learned weighting"):
         DiffusionModule(mlp(), PATH, weighting_lr=0.1)
     with pytest.raises(ValueError, match="hides labels from a network, but this one has none"):
-        trainer(3).fit(DiffusionModule(mlp(), PATH, label_dropout=0.1), loader())
+        trainer(3).fit(DiffusionModule(mlp(), PATH, condition_dropout=0.1), loader())
 
 
 def test_every_network_is_looked_at():

@@ -85,7 +85,7 @@ def test_a_scale_that_nothing_is_told_is_refused():
     with pytest.raises(ValueError, match=r"needs a guided network, got 1\.4"):
         ConsistencyModule(mlp(), path=PATH, sampling=FewStepSampling(guidance=1.4))
     teacher = DiffusionModule(mlp(), path=PATH, sampling=DiffusionSampling(guidance=1.4))
-    with pytest.raises(ValueError, match=r"got 1\.4 and label_dropout 0; set"):
+    with pytest.raises(ValueError, match=r"got 1\.4 and condition_dropout 0; set"):
         teacher.setup("fit")
 
 

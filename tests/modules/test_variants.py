@@ -14,6 +14,7 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.core import (
     NULL_LABEL,
     Bound,
+    Conditions,
     GuidanceProposal,
     Guided,
     TangentWarmup,
@@ -163,7 +164,7 @@ def test_the_teacher_is_guided_by_the_scale_the_student_is_told(randn):
     """dx/dt = sigma_data (F_none + s (F_class - F_none)), with s of every sample."""
     teacher = wake(mlp(num_classes=3), 1).double()
     x_t, labels, s = randn(5, 3), torch.arange(5) % 3, torch.linspace(1, 2, 5).double()
-    found = TeacherVelocity()(x_t, T, x_t, x_t, PATH, Guided(teacher, labels, s))
+    found = TeacherVelocity()(x_t, T, x_t, x_t, PATH, Guided(teacher, Conditions(labels), s))
     u = x_t / PATH.sigma_data
     F_class, F_none = teacher(u, T, labels), teacher(u, T, None)
     expected = PATH.sigma_data * (F_none + s[:, None] * (F_class - F_none))
@@ -185,11 +186,11 @@ def test_dropped_labels_teach_the_model_without_class():
 
     for probability, expected in ((0.3, {-1, 0, 1, 2}), (0.0, {0, 1, 2})):
         seen.clear()
-        module = DiffusionModule(Recorder(), path=PATH, label_dropout=probability)
+        module = DiffusionModule(Recorder(), path=PATH, condition_dropout=probability)
         trainer(20).fit(module, DataLoader(LabelledBatches(5), batch_size=None))
         assert set(seen) == expected
     with pytest.raises(ValueError, match=r"probability below 1, got 1\.0"):
-        DiffusionModule(mlp(), label_dropout=1.0)
+        DiffusionModule(mlp(), condition_dropout=1.0)
 
 
 def test_labels_are_dropped_at_the_rate_asked_for():
@@ -207,7 +208,7 @@ def test_labels_are_dropped_at_the_rate_asked_for():
             seen.append(labels)
             return self.weight * u
 
-    module = DiffusionModule(Recorder(), path=PATH, label_dropout=rate)
+    module = DiffusionModule(Recorder(), path=PATH, condition_dropout=rate)
     trainer(2).fit(module, DataLoader(LabelledBatches(num), batch_size=None))
     for found in seen:
         gone = found == NULL_LABEL

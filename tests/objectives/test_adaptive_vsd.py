@@ -11,7 +11,7 @@ from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.core import Bound, GuidanceProposal, Guided, expand_time
+from scm_lightning.core import Bound, Conditions, GuidanceProposal, Guided, expand_time
 from scm_lightning.data import Batch
 from scm_lightning.objectives import AdaptiveVSD, PairVelocity, TeacherVelocity
 
@@ -144,7 +144,7 @@ def test_each_network_is_moved_by_its_own_term_alone(randn):
     """Values and gradients by hand; where a stop-gradient stands, there is no path at all."""
     student, teacher, vsd = networks()
     torch.manual_seed(4)
-    bound, guided = Bound(student, LABELS, SCALES), Guided(teacher, LABELS, SCALES)
+    bound, guided = Bound(student, LABELS, SCALES), Guided(teacher, Conditions(LABELS), SCALES)
     found, fake = both(vsd.loss(bound, guided, PATH, randn(5, 3)))
     value, pull, by_hand = terms_by_hand(student, teacher, vsd)
     torch.testing.assert_close(found, value)
