@@ -67,10 +67,10 @@ def write_conditions(folder: Path) -> None:
     ).write(folder)
 
 
-def data_of(
-    folder: Path, mapped: bool = True, process: tuple[int, int] = (0, 1), **options
-) -> Shards:
+def data_of(folder, mapped=True, process=(0, 1), **options):
     """The data module of one process of a run, set up."""
+    from scm_lightning.data import Shards  # needs lightning, which a spawned worker does not
+
     reading = Reading(mapped=mapped, shuffle_buffer=5, start_method=options.pop("start", None))
     options = {"batch_size": 4, "sample_batch_size": 3, **options}
     data = Shards(0.5, str(folder), reading=reading, **options)
