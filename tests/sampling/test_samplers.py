@@ -100,7 +100,9 @@ def test_every_solver_is_reached(randn, solver):
     assert torch.equal(found, sample_ode(F, noise, times, path=PATH, solver=solver))
     if solver != "dpm++":
         churned = DiffusionSampling(5, solver, Churn(4.0)).draws(network, PATH)["teacher"]
-        drawn = [churned(noise, LABELS, sample_generators(range(5), 3)) for _ in range(2)]
+        drawn = [
+            churned(noise, Conditions(LABELS), sample_generators(range(5), 3)) for _ in range(2)
+        ]
         assert torch.equal(*drawn)
         assert not torch.equal(drawn[0], found)
 
