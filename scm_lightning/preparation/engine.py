@@ -24,7 +24,7 @@ from pathlib import Path
 
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
-from scm_lightning.data.shards import Array, write_shard
+from scm_lightning.data.shards import Sample, write_shard
 from scm_lightning.preparation.content import Moments, merged
 from scm_lightning.preparation.folder import (
     PreparationFolder,
@@ -133,7 +133,7 @@ def _write_shard(
     moments: list[Moments] = []
     unreadable: list[str] = []
 
-    def samples() -> Iterator[tuple[str, Array, int]]:
+    def samples() -> Iterator[Sample]:
         for start in range(0, len(planned.items), content.batch_size):
             batch = next(loaded)
             unreadable.extend(batch.unreadable)
@@ -143,7 +143,8 @@ def _write_shard(
             moments.append(content.moments(stored))
             for offset, array in zip(batch.positions, stored, strict=True):
                 position = start + offset
-                yield planned.key(position), array, items[planned.items[position]].label
+                label = items[planned.items[position]].label
+                yield Sample(array, label, planned.key(position))
 
     written = samples()
     first = next(written, None)
