@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floor 3: encoders of text: captions and prompts become tokens, vectors that a network attends to."""
+"""Floor 3: encoders of text: captions and prompts become the vectors that a network sees."""
 
 from scm_lightning.text.encoder import TextEncoder
 from scm_lightning.text.opening import open_encoder

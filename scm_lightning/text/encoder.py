@@ -19,6 +19,7 @@ class TextEncoder(ABC):
         max_length: most tokens of a text; the rest of a longer one is cut off.
         sha256: checksum of what the vectors depend on: weights, or the version of an algorithm.
             Encoders of one checksum and width give a text the same vectors.
+        device: where it computes; the last bits may depend on it.
         units: name of what is counted, for messages.
     """
 
@@ -26,6 +27,7 @@ class TextEncoder(ABC):
     width: int
     max_length: int
     sha256: str
+    device: str = "cpu"
     units: ClassVar[str] = "tokens"
 
     @abstractmethod

@@ -190,6 +190,7 @@ def _library() -> Any:
             "text encoders in folders need transformers, which is not installed; run in the clone "
             'pip install -c constraints.txt ".[text]", or take the encoder `words`'
         ) from error
+    transformers.utils.logging.disable_progress_bar()  # of the weights: seconds at most
     return transformers
 
 

@@ -36,8 +36,8 @@ class Words(TextEncoder):
     """One token per word, hashed from the word and its pieces; see the module for what it is.
 
     Args:
-        width: numbers in a token, a multiple of 8 from 32. More make it rarer that two words are alike by
-            chance.
+        width: numbers in a token, a multiple of 8 from 32. More make it rarer that two words are
+            alike by chance.
         max_length: most words of a text.
 
     Raises:
@@ -49,8 +49,8 @@ class Words(TextEncoder):
     def __init__(self, width: int = 64, max_length: int = 16) -> None:
         if width < 32 or width % 8 or max_length < 1:
             raise ValueError(
-                "words need a width that is a multiple of 8 from 32 and a length of at least 1, got "
-                f"{width} and {max_length}"
+                "words need a width that is a multiple of 8 from 32 and a length of at least 1, "
+                f"got {width} and {max_length}"
             )
         self.name, self.width, self.max_length = "words", width, max_length
         self.sha256 = hashlib.sha256(f"words {VERSION}".encode()).hexdigest()

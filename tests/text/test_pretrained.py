@@ -82,7 +82,7 @@ def test_other_folders_are_refused(tmp_path):
     fields = json.loads(config.read_text())
     with pytest.raises(ValueError, match=r"length from 2 tokens to 12, got 13"):
         Transformers(str(tmp_path), max_length=13)
-    with pytest.raises(ValueError, match="there is no config.json"):
+    with pytest.raises(ValueError, match=r"there is no config\.json"):
         open_encoder(str(tmp_path / "nothing"))
     config.write_text(json.dumps({**fields, "architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match=r"one of CLIPModel, .*, got BertModel; give another"):
