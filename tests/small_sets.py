@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_lightning.data import ShardIndex, Split, write_shard
+from scm_lightning.data import Sample, ShardIndex, Split, write_shard
 
 
 def write_set(
@@ -30,7 +30,7 @@ def write_set(
     for name, (arrays, labels) in splits.items():
         for number, start in enumerate(range(0, len(arrays), samples_per_shard)):
             rows = range(start, min(start + samples_per_shard, len(arrays)))
-            samples = ((f"{row:08d}", arrays[row], int(labels[row])) for row in rows)
+            samples = (Sample(arrays[row], int(labels[row]), f"{row:08d}") for row in rows)
             written[name].append(write_shard(folder / f"{name}-{number:06d}.tar", samples))
     train = splits["train"][0]
     axes = (0, *range(2, train.ndim))

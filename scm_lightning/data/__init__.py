@@ -14,6 +14,7 @@ from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import RequestStream
 from scm_lightning.data.shards import Sample, read_shard, write_shard
+from scm_lightning.data.stored_conditions import StoredCondition, write_null
 
 if TYPE_CHECKING:
     from scm_lightning.data.module import ShardDataModule
@@ -34,8 +35,10 @@ __all__ = [
     "ShardIndex",
     "Shards",
     "Split",
+    "StoredCondition",
     "TrainingLoader",
     "read_shard",
+    "write_null",
     "write_shard",
 ]
 

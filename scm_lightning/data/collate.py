@@ -12,7 +12,7 @@ from torch import Tensor
 from scm_lightning.core import standard_normal
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.index import ShardIndex
-from scm_lightning.data.shards import Array
+from scm_lightning.data.members import Array
 
 
 @dataclass(frozen=True)

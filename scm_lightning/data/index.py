@@ -22,21 +22,15 @@ import torch
 from torch import Tensor
 
 from scm_lightning import __version__
+from scm_lightning.data.index_checks import MAX_NUMBER, check_types
 from scm_lightning.data.location import is_remote, place_of, read_file
+from scm_lightning.data.stored_conditions import StoredCondition, check_name
 from scm_lightning.whole_files import write_whole
 
 INDEX_FILE = "shards.json"
 FORMAT_VERSION = 2
-SLACK = 1 << 20
-"""Bytes by which the samples of an index may be more than its files; cut files are damage."""
-MAX_NUMBER = 1e30
 MAX_INDEX_BYTES = 1 << 26
 """Largest index: about half a million shards."""
-MAX_COUNT = 1 << 40
-MAX_SAMPLES = 1 << 30
-"""Most samples of a split: a byte of memory is set aside for each."""
-MAX_CLASSES = 100_000
-"""Most classes of a data set: a larger number is a mistake, such as an identifier."""
 DTYPES = ("uint8", "float16", "float32")
 
 
@@ -109,6 +103,8 @@ class ShardIndex:
         source_checksum: fingerprint of the source and of how it was prepared.
         num_unreadable: files of the source that could not be read and were left out.
         latents: of what the samples are latents; None if they are the images themselves.
+        conditions: what every sample has beside data and class, by name.
+        captions: whether every sample has a caption.
         version: version of this package that wrote the shards.
         format_version: version of this file's layout.
 
@@ -128,6 +124,8 @@ class ShardIndex:
     source_checksum: str = ""
     num_unreadable: int = 0
     latents: Latents | None = None
+    conditions: Mapping[str, StoredCondition] = field(default_factory=dict)
+    captions: bool = False
     version: str = field(default=__version__)
     format_version: int = FORMAT_VERSION
 
@@ -148,6 +146,8 @@ class ShardIndex:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"arrays must be of a type of {DTYPES}, got {self.dtype}")
+        for name in self.conditions:
+            check_name(name)
 
     def write(self, folder: Path) -> None:
         """Write the index into a folder of shards, whole or not at all."""
@@ -220,8 +220,9 @@ class ShardIndex:
 
     @property
     def num_stored_bytes(self) -> int:
-        """Size of the arrays of the training split."""
+        """Size of arrays and conditions of the training split; of varying ones the largest."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize
+        one += sum(condition.num_bytes for condition in self.conditions.values())
         return one * self.splits["train"].num_samples
 
     def arrays_to_data(self, arrays: Tensor, sigma_data: float) -> Tensor:
@@ -258,45 +259,11 @@ def _index_of(fields: dict[str, Any]) -> ShardIndex:
     latents = fields["latents"]
     if latents is not None:
         latents = Latents(**{**latents, "image_shape": tuple(latents["image_shape"])})
+    conditions = {
+        name: StoredCondition(**{**condition, "shape": tuple(condition["shape"])})
+        for name, condition in fields.get("conditions", {}).items()
+    }
     known = {**fields, "splits": splits, "latents": latents, "shape": tuple(fields["shape"])}
-    index = ShardIndex(**known)
-    _check_types(index)
+    index = ShardIndex(**{**known, "conditions": conditions})
+    check_types(index)
     return index
-
-
-def _check_types(index: ShardIndex) -> None:
-    """Refuse values of other types than `write` writes, and more samples than the files can hold.
-
-    So every count and size that is computed of the index is bounded by the sizes of the files.
-    """
-    latents = index.latents
-    sizes = [*index.shape, *(latents.image_shape if latents is not None else ())]
-    of_latents = (latents.autoencoder, latents.weights_sha256, latents.stored) if latents else ()
-    shards = index.shards
-    sizes += [shard.num_samples for shard in shards]
-    texts = [index.source, index.source_checksum, index.version, *of_latents, *index.class_names]
-    texts += [text for shard in shards for text in (shard.name, shard.sha256)]
-    counts = [index.num_classes, index.num_unreadable, *(shard.num_bytes for shard in shards)]
-    if not all(type(size) is int and 0 < size < MAX_COUNT for size in sizes):
-        raise TypeError("shapes and numbers of samples must be of whole numbers from 1")
-    if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
-        raise TypeError(f"counts must be whole numbers from 0, below {MAX_COUNT:,}")
-    if index.num_classes > MAX_CLASSES:
-        raise TypeError(f"there must be at most {MAX_CLASSES:,} classes, got {index.num_classes}")
-    if not all(type(text) is str for text in texts):
-        raise TypeError("names and checksums must be texts")
-    numbers = [index.max_value, *index.mean, *index.std]
-    if not all(type(number) in (int, float) and abs(number) < MAX_NUMBER for number in numbers):
-        raise TypeError("max_value, mean and std must be numbers below 1e30")
-    if index.max_value <= 1 / MAX_NUMBER:
-        raise TypeError(f"max_value must be above 1e-30, got {index.max_value}")
-    size = math.prod(index.stored_shape) * np.dtype(index.dtype).itemsize
-    for name, split in index.splits.items():
-        num_bytes = sum(shard.num_bytes for shard in split.shards)
-        if split.num_samples > MAX_SAMPLES:
-            raise ValueError(f"the split {name} must have at most {MAX_SAMPLES:,} samples")
-        if split.num_samples * size > num_bytes + SLACK:
-            raise ValueError(
-                f"the split {name} cannot hold {split.num_samples} samples of {size} bytes in "
-                f"{num_bytes}"
-            )

@@ -19,8 +19,8 @@ import numpy as np
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
 from scm_lightning.data.loader import NumberedBatches
+from scm_lightning.data.members import Array
 from scm_lightning.data.samples import SplitSamples
-from scm_lightning.data.shards import Array
 
 MAX_MAPPED_BYTES = 1 << 32
 """Largest set that is not streamed unless told otherwise."""

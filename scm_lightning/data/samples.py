@@ -53,7 +53,8 @@ class SplitSamples:
         """
         shard = self.shards[chosen]
         place = place_of(self.root, shard.name)
-        samples = read_shard(place, shard if chosen in self._to_compare else None)
+        listed = shard if chosen in self._to_compare else None
+        samples = read_shard(place, listed, self.index.conditions, self.index.captions)
         num_read = 0
         for num_read, sample in enumerate(samples, 1):
             check(sample, self.index, place)
@@ -88,5 +89,8 @@ def check(sample: Sample, index: ShardIndex, place: str) -> None:
         reason = f"its label must be below {max(index.num_classes, 1)}, got {sample.label}"
     elif array.dtype.kind == "f" and not np.isfinite(array).all():
         reason = "it holds numbers that are not finite"
+    for name, condition in index.conditions.items():
+        if not reason and (misfit := condition.misfit(sample.conditions[name])):
+            reason = f"its {condition.member(name)} {misfit}"
     if reason:
         raise damaged(place, reason, sample.key)

@@ -1,60 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
 """Webdataset shards: tar files of samples, written whole and read as a stream.
 
-A sample is two members of the file: `KEY.x.npy` (one array) and `KEY.cls` (one whole number);
-others are passed over. Nothing is written to the disk while reading, and nothing unpickled. Links,
-devices and members larger than a sample can be are damage, so a hostile file cannot fill the
-memory.
+A sample is members of the file with one key: `KEY.x.npy` (one array), `KEY.cls` (one whole number),
+and what the index declares of conditions and captions: `KEY.text.npy` (an array), `KEY.image.png`
+(a picture), `KEY.txt` (a text in UTF-8). Others are passed over. Nothing is written to the disk
+while reading, and nothing unpickled. Links, devices and members larger than a sample can be are
+damage, so a hostile file cannot fill the memory.
 
 The checksum in the index is that of the whole file. It is computed of the bytes as they stream by,
 and compared before the last sample is handed out.
 """
 
 import hashlib
-import io
 import tarfile
 import tokenize
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import webdataset
 
 from scm_lightning.data.index import Shard
 from scm_lightning.data.location import is_remote, reason_of
+from scm_lightning.data.members import Array as Array
+from scm_lightning.data.members import array_bytes, array_of, picture_bytes, picture_of
+from scm_lightning.data.stored_conditions import PICTURE, StoredCondition
 from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
-Array = np.ndarray[Any, Any]
-
-ARRAY, LABEL = "x.npy", "cls"
+ARRAY, LABEL, CAPTION = "x.npy", "cls", "txt"
 MAX_MEMBER_BYTES = 1 << 28
 """Largest sample: an array of 64 million float32."""
 BLOCK_BYTES = 1 << 20
 
 
 class Sample(NamedTuple):
-    """One decoded sample: its array as stored, its class and its key."""
+    """One sample as stored.
+
+    Attributes:
+        array: the data.
+        label: class.
+        key: name in the shard.
+        conditions: arrays by name; those of uint8 are pictures, (C, H, W).
+        caption: text that describes it, or None.
+    """
 
     array: Array
     label: int
     key: str
+    conditions: Mapping[str, Array] = {}
+    caption: str | None = None
+
+    def members(self) -> dict[str, bytes]:
+        """Contents of its members, by the ends of their names."""
+        members = {ARRAY: array_bytes(self.array), LABEL: str(self.label).encode()}
+        for name, array in self.conditions.items():
+            if array.dtype == PICTURE:
+                members[f"{name}.png"] = picture_bytes(array)
+            else:
+                members[f"{name}.npy"] = array_bytes(array)
+        if self.caption is not None:
+            members[CAPTION] = self.caption.encode()
+        return members
 
 
 class DamagedError(ValueError):
     """A file that is missing, breaks off or is not what the index lists; names it and says why."""
 
 
-def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
+def write_shard(file: Path, samples: Iterable[Sample]) -> Shard:
     """Write samples into one file, which appears whole or not at all.
 
     Equal samples give equal bytes.
 
     Args:
         file: path of the file.
-        samples: key, array and class of each.
+        samples: what it is to hold, in this order.
 
     Returns:
         Entry of the file for the index.
@@ -65,27 +87,31 @@ def write_shard(file: Path, samples: Iterable[tuple[str, Array, int]]) -> Shard:
         # A stream, since a path that begins like a command would be run. A whole number as the
         # time, because tar needs a header more for fractions of a second.
         with webdataset.TarWriter(hashed, mtime=0, user="scm", group="scm") as writer:
-            for key, array, label in samples:
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                members = {ARRAY: buffer.getvalue(), LABEL: str(label).encode()}
-                writer.write({"__key__": key, **members})
+            for sample in samples:
+                writer.write({"__key__": sample.key, **sample.members()})
                 num_samples += 1
     return Shard(file.name, num_samples, hashed.num_bytes, hashed.sha256.hexdigest())
 
 
-def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
+def read_shard(
+    place: str,
+    listed: Shard | None = None,
+    conditions: Mapping[str, StoredCondition] = {},
+    captions: bool = False,
+) -> Iterator[Sample]:
     """Read the samples of one file in their order.
 
     Args:
         place: path or address; see `data/location.py`.
         listed: what the content is compared with, once the file is read to its end.
+        conditions: those that are read of each sample, by name.
+        captions: whether captions are read.
 
     Raises:
         ValueError: if a sample cannot be decoded, or the file breaks off; in place of the last
             sample, if the content is not what is listed. Names file and sample.
     """
-    key = ""
+    key, decoders = "", _decoders(conditions, captions)
     try:
         with _opened(place) as opened:
             stream = opened if listed is None else _Hashed(opened)
@@ -93,14 +119,14 @@ def read_shard(place: str, listed: Shard | None = None) -> Iterator[Sample]:
             for name, content in _members(stream):
                 prefix, _, kind = name.partition(".")
                 if members and (prefix != key or kind in members):
-                    yield _decode(key, members, place)
+                    yield _decode(key, members, place, decoders)
                     members = {}
                 key = prefix
-                members[kind] = content if kind in (ARRAY, LABEL) else b""
+                members[kind] = content if kind in decoders else b""
             if isinstance(stream, _Hashed) and listed is not None:
                 stream.compare(listed, place)
             if members:
-                yield _decode(key, members, place)
+                yield _decode(key, members, place, decoders)
     except DamagedError:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:
@@ -190,33 +216,29 @@ def _members(stream: "BinaryIO | _Hashed") -> Iterator[tuple[str, bytes]]:
         yield member.name, content[: member.size]
 
 
-def _decode(key: str, members: dict[str, bytes], place: str) -> Sample:
-    """Decode the members of one sample; webdataset's own decoder would unpickle some."""
-    if missing := {ARRAY, LABEL} - members.keys():
+def _decoders(
+    conditions: Mapping[str, StoredCondition], captions: bool
+) -> dict[str, Callable[[bytes], Any]]:
+    """Decoders of the members that are read; webdataset's own would unpickle some."""
+    decoders: dict[str, Callable[[bytes], Any]] = {ARRAY: array_of, LABEL: int}
+    for name, stored in conditions.items():
+        picture = partial(picture_of, shape=stored.shape)
+        decoders[stored.member(name)] = picture if stored.is_picture else array_of
+    return {**decoders, CAPTION: bytes.decode} if captions else decoders
+
+
+def _decode(
+    key: str, members: dict[str, bytes], place: str, decoders: dict[str, Callable[[bytes], Any]]
+) -> Sample:
+    """Decode the members of one sample."""
+    if missing := decoders.keys() - members.keys():
         raise damaged(place, f"it has no member {' and '.join(sorted(missing))}", key)
-    try:
-        return Sample(_array(members[ARRAY]), int(members[LABEL]), key)
-    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:
-        raise damaged(place, f"it cannot be decoded: {error}", key) from error
-
-
-def _array(content: bytes) -> Array:
-    """The array of a file in numpy's format, as it stands in that memory.
-
-    Raises:
-        ValueError: if it is not an array, is damaged, or holds objects.
-    """
-    stream = io.BytesIO(content)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("the array's format must have version 1.0")
-    start = stream.tell() + 2 + int.from_bytes(content[stream.tell() : stream.tell() + 2], "little")
-    shape, fortran_order, dtype = _header(content[stream.tell() : start])
-    if dtype.hasobject or fortran_order:
-        raise ValueError(f"the array must be of numbers in C order, got {dtype}")
-    return np.frombuffer(content, dtype, offset=start).reshape(shape)
-
-
-@lru_cache(maxsize=8)
-def _header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type. Parsed once, since all samples of a set have the same."""
-    return np.lib.format.read_array_header_1_0(io.BytesIO(header))
+    values = {}
+    for kind, decode in decoders.items():
+        try:
+            values[kind] = decode(members[kind])
+        except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:
+            raise damaged(place, f"its {kind} cannot be decoded: {error}", key) from error
+    array, label, caption = (values.pop(kind, None) for kind in (ARRAY, LABEL, CAPTION))
+    conditions = {kind.partition(".")[0]: value for kind, value in values.items()}
+    return Sample(array, label, key, conditions, caption)

@@ -15,6 +15,7 @@ from small_sets import write_set
 
 from scm_lightning.cli import main
 from scm_lightning.data import (
+    Sample,
     ShardIndex,
     Shards,
     read_shard,
@@ -98,7 +99,7 @@ def test_writing_runs_no_command(home, capsys):
         main(["prepare", "--source", str(home / "pictures"), *words])
     assert ended.value.code == 2
     assert "must be written into a folder" in capsys.readouterr().err
-    shard = write_shard(Path("pipe:touch hacked"), [("0", np.zeros((1, 2)), 0)])
+    shard = write_shard(Path("pipe:touch hacked"), [Sample(np.zeros((1, 2)), 0, "0")])
     assert shard.num_bytes == Path("pipe:touch hacked").stat().st_size
     assert os.listdir() == ["pipe:touch hacked"]
 

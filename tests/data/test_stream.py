@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scm_lightning.data import Reading, ShardIndex, Shards, Split, write_shard
+from scm_lightning.data import Reading, Sample, ShardIndex, Shards, Split, write_shard
 from scm_lightning.data.location import place_of
 
 SIZES = (7, 1, 30, 11, 23)  # uneven shards, fewer than some runs have workers
@@ -25,10 +25,10 @@ def folder(tmp_path_factory):
     folder, first, shards = tmp_path_factory.mktemp("uneven"), 0, []
     for number, size in enumerate(SIZES):
         values = range(first, first + size)
-        samples = [(f"{v:08d}", np.full((1, 2), v, np.float32), v % 3) for v in values]
+        samples = [Sample(np.full((1, 2), v, np.float32), v % 3, f"{v:08d}") for v in values]
         shards.append(write_shard(folder / f"train-{number:06d}.tar", samples))
         first += size
-    heldout = [("0", np.zeros((1, 2), np.float32), 0)]
+    heldout = [Sample(np.zeros((1, 2), np.float32), 0, "0")]
     splits = {
         "train": Split(shards),
         "heldout": Split([write_shard(folder / "heldout-000000.tar", heldout)]),

@@ -8,13 +8,13 @@ import pytest
 from painted import PaintedImages, content_of, recipe
 from preparation.test_source_files import as_zip, fill, png
 from preparation.test_source_tars import write_tar
+from text.tiny_encoders import write_encoder
 
 from scm_lightning.data import ShardIndex, read_shard
 from scm_lightning.preparation.captions import Captions
 from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.sources import open_source, read_captions
 from scm_lightning.text import Transformers, Words
-from text.tiny_encoders import write_encoder
 
 IMAGES = ["cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"]
 
@@ -163,5 +163,5 @@ def test_captions_of_webdataset_shards(tmp_path):
 
 
 def test_other_kinds_of_sources_have_no_captions():
-    with pytest.raises(ValueError, match="captions go with images in a folder, .* got painted"):
+    with pytest.raises(ValueError, match=r"captions go with images in a folder, .* got painted"):
         read_captions(PaintedImages(3), "captions.csv")

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from scm_lightning.data.index import MAX_CLASSES
+from scm_lightning.data.index_checks import MAX_CLASSES
 from scm_lightning.given_files import read_regular
 
 NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+", re.ASCII)
