@@ -42,7 +42,7 @@ def summary(recipe: Recipe, done: Preparation | None = None) -> None:
             split: (plan.num_images(split), sum(each.split == split for each in plan.shards))
             for split in ("train", "heldout")
         }
-        size = megabytes(needed_bytes(plan.shards, content))
+        size = megabytes(needed_bytes(plan.shards, recipe))
         further = {"on disk": f"about {size}, nothing of which is written yet"}
     else:
         index = done.index
@@ -62,6 +62,13 @@ def summary(recipe: Recipe, done: Preparation | None = None) -> None:
         name: f"{images:,} images in {shards:,} shard{'s' if shards > 1 else ''}"
         for name, (images, shards) in found.items()
     }
+    if recipe.captions is not None:
+        encoder = recipe.captions.encoder
+        further = {
+            "text": f"up to {encoder.max_length} {encoder.units} x {encoder.width} of "
+            f"{encoder.name}",
+            **further,
+        }
     rows = {**splits, "classes": classes, "sample": sample, **further}
     show(("", ""), list(rows.items()), show_header=False)
 
