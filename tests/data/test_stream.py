@@ -178,7 +178,7 @@ def test_samples_are_what_their_numbers_say(folder):
     for mapped in (True, False):
         data = Shards(0.7, str(folder), 5, reading=Reading(mapped=mapped))
         data.setup("fit")
-        x0, labels, indices = next(iter(data.train_dataloader()))
+        x0, labels, indices, *_ = next(iter(data.train_dataloader()))
         arrays = data.index.data_to_arrays(x0, 0.7)
         assert arrays[:, 0, 0].round().long().tolist() == indices.tolist()
         assert torch.equal(labels, indices % 3)
