@@ -121,7 +121,8 @@ def count_step(model: GenerativeModule, batch: Batch) -> Counter:
     """
     hold_gradients(model.parameters())
     gradients = (each.grad for each in model.parameters())
-    known = (*model.parameters(), *model.buffers(), *gradients, *batch)
+    given = (batch.x0, batch.labels, *batch.conditions.values())
+    known = (*model.parameters(), *model.buffers(), *gradients, *given)
     counter = Counter(each for each in known if each is not None)
     with counter:
         with model.trainer.precision_plugin.forward_context():

@@ -21,7 +21,7 @@ def test_the_readmes_example_makes_shards_that_train(tmp_path, monkeypatch):
     data = Shards(0.7, "data/mine/shards", batch_size=5)
     data.prepare_data()
     data.setup("fit")
-    x0, labels, _ = next(iter(data.train_dataloader()))
+    x0, labels, *_ = next(iter(data.train_dataloader()))
     assert x0.shape == (5, 3, 32, 32)
     assert float(x0.std()) == pytest.approx(0.7, rel=0.05)
     assert set(labels.tolist()) <= set(range(10))
