@@ -6,6 +6,7 @@ of padding. Nothing is downloaded, no code of the folder is run, and weights are
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,14 +185,14 @@ def _library() -> Any:
     import scm_lightning.torchvision_guard  # noqa: F401  transformers imports torchvision
 
     try:
-        import transformers
+        library: Any = importlib.import_module("transformers")
     except ImportError as error:
         raise ValueError(
             "text encoders in folders need transformers, which is not installed; run in the clone "
             'pip install -c constraints.txt ".[text]", or take the encoder `words`'
         ) from error
-    transformers.utils.logging.disable_progress_bar()  # of the weights: seconds at most
-    return transformers
+    library.utils.logging.disable_progress_bar()  # of the weights: seconds at most
+    return library
 
 
 def _line(error: Exception) -> str:
