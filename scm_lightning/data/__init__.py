@@ -9,10 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scm_lightning.data.batch import Batch, SampleRequest
+from scm_lightning.data.degradation import Degradation
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.reading import Reading
-from scm_lightning.data.requests import RequestStream
+from scm_lightning.data.requests import Prompt, RequestStream
 from scm_lightning.data.shards import Sample, read_shard, write_shard
 from scm_lightning.data.stored_conditions import StoredCondition, write_null
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Degradation",
     "GaussianNoise",
     "Latents",
     "NumberedBatches",
+    "Prompt",
     "Reading",
     "RequestStream",
     "Sample",

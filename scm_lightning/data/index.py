@@ -12,8 +12,8 @@ The index is written last: a folder that has one is complete.
 import itertools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,24 @@ class ShardIndex:
                 what = other if size is None else f"has {size} bytes"
                 found.append(f"shard {file} {what}, of {shard.num_bytes} listed in {INDEX_FILE}")
         return found
+
+    def with_conditions(self, names: Collection[str]) -> "ShardIndex":
+        """The index of the same data with some of the conditions.
+
+        Args:
+            names: which.
+
+        Raises:
+            ValueError: if there is no condition of a name.
+        """
+        if unknown := [name for name in names if name not in self.conditions]:
+            known = f"only {', '.join(self.conditions)}" if self.conditions else "none at all"
+            raise ValueError(
+                f"conditions must be names of those in the shards, which have {known}, got "
+                f"{', '.join(unknown)}; leave them out, or prepare shards that have them"
+            )
+        chosen = {name: each for name, each in self.conditions.items() if name in names}
+        return replace(self, conditions=chosen)
 
     @property
     def shards(self) -> list[Shard]:

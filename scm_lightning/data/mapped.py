@@ -11,6 +11,7 @@ a run continues from anywhere at no cost.
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,16 +27,37 @@ MAX_MAPPED_BYTES = 1 << 32
 """Largest set that is not streamed unless told otherwise."""
 
 
+class MappedCondition(NamedTuple):
+    """A condition of all samples, one behind the other: no memory is lost to different lengths.
+
+    Attributes:
+        values: as stored, flat.
+        ends: 0 and the ends of the samples among the values. (N + 1,) int64.
+        shape: shape of one sample's; -1 for a length that differs.
+    """
+
+    values: Array
+    ends: Array
+    shape: tuple[int, ...]
+
+    def of(self, numbers: Array) -> list[Array]:
+        """What the samples of some numbers have."""
+        slices = zip(self.ends[numbers], self.ends[numbers + 1], strict=True)
+        return [self.values[start:end].reshape(self.shape) for start, end in slices]
+
+
 class MappedSplit(NamedTuple):
     """A split in memory.
 
     Attributes:
         arrays: as stored. (N, *stored_shape).
         labels: classes. (N,) int64.
+        conditions: by name.
     """
 
     arrays: Array
     labels: Array
+    conditions: Mapping[str, MappedCondition] = {}
 
 
 def map_split(samples: SplitSamples) -> MappedSplit:
@@ -46,9 +68,23 @@ def map_split(samples: SplitSamples) -> MappedSplit:
     """
     arrays = np.empty((len(samples), *samples.index.stored_shape), samples.index.dtype)
     labels = np.empty(len(samples), np.int64)
+    declared = samples.index.conditions
+    values = {name: bytearray() for name in declared}  # grows with what there is
+    ends = {name: np.zeros(len(samples) + 1, np.int64) for name in declared}
     for number, sample in enumerate(samples):
         arrays[number], labels[number] = sample.array, sample.label
-    return MappedSplit(arrays, labels)
+        for name, array in sample.conditions.items():
+            values[name] += array.tobytes()
+            ends[name][number + 1] = ends[name][number] + array.size
+    conditions = {
+        name: MappedCondition(
+            np.frombuffer(values[name], stored.dtype),
+            ends[name],
+            (-1, *stored.shape[1:]) if stored.varying else stored.shape,
+        )
+        for name, stored in declared.items()
+    }
+    return MappedSplit(arrays, labels, conditions)
 
 
 @dataclass(eq=False)
@@ -84,7 +120,8 @@ class MappedBatches(NumberedBatches):
         places = (divmod(position, self.num_samples) for position in positions)
         numbers = np.array([self._order(epoch)[place] for epoch, place in places])
         arrays, labels = self.split.arrays[numbers], self.split.labels[numbers]
-        return self.collate(arrays, labels, numbers, positions)
+        conditions = {name: each.of(numbers) for name, each in self.split.conditions.items()}
+        return self.collate(arrays, labels, numbers, positions, conditions)
 
     def _order(self, epoch: int) -> list[int]:
         """Order of a pass; that of the one before is kept, which a batch may begin in."""

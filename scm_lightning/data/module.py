@@ -3,7 +3,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,22 +11,23 @@ from functools import cached_property
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
 
 # isort: on
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.collate import Collate
+from scm_lightning.data.degradation import Degradation
+from scm_lightning.data.flips import check_flips
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
-from scm_lightning.data.location import is_remote, place_of
+from scm_lightning.data.location import is_remote
 from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
 from scm_lightning.data.reading import Reading
-from scm_lightning.data.requests import RequestStream
+from scm_lightning.data.requests import Given, Prompt, RequestStream
 from scm_lightning.data.samples import SplitSamples
-from scm_lightning.data.shards import read_shard
+from scm_lightning.data.stored_conditions import read_nulls
 from scm_lightning.data.stream import Layout, StreamedBatches
 from scm_lightning.given_files import given_path
 
@@ -48,8 +49,11 @@ class ShardDataModule(LightningDataModule, ABC):
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on; false for an unconditional model of data that
             have classes.
-        horizontal_flip: whether every other training image, by chance, is mirrored left to right.
+        horizontal_flip: whether every other training image, by chance, is mirrored left to right,
+            with conditions that are maps or pictures of its size; classes and texts stay.
             EDM's whole augmentation, whose network is told, is an option of the teacher's module.
+        conditions: names of the conditions that are handed on; None for all that the shards hold.
+        degradation: further conditions, which are computed of the data.
         reading: how shards are read, and what is done with damaged ones.
         autoencoder: folder or name of the autoencoder of latents; None for the one in the index.
         prepared_by: command that writes the shards, which is named where they are missing.
@@ -72,6 +76,8 @@ class ShardDataModule(LightningDataModule, ABC):
         shuffle_seed: int = 0,
         use_labels: bool = True,
         horizontal_flip: bool = False,
+        conditions: list[str] | None = None,
+        degradation: Degradation | None = None,
         reading: Reading = Reading(),
         autoencoder: str | None = None,
         prepared_by: str = "scm prepare",
@@ -101,6 +107,9 @@ class ShardDataModule(LightningDataModule, ABC):
         self.shuffle_seed = shuffle_seed
         self.use_labels = use_labels
         self.horizontal_flip = horizontal_flip
+        self.conditions = conditions
+        self.degradation = degradation
+        self.prompts: Sequence[Prompt] = ()
         self.reading = reading
         self.autoencoder = None if autoencoder is None else given_path(autoencoder)
         self.prepared_by = prepared_by
@@ -113,24 +122,32 @@ class ShardDataModule(LightningDataModule, ABC):
         """Read the index.
 
         Raises:
-            ValueError: if it or a shard is missing or damaged, the data cannot be mirrored, or
-                there is an autoencoder for data that are no latents.
+            ValueError: if it or a shard is missing or damaged, there is a name that no condition
+                has, the data cannot be mirrored, or there is an autoencoder for data that are no
+                latents.
         """
         self.index = ShardIndex.read(self.root)
         if damage := self.index.damage(self.root):
             more = f" and {len(damage) - 1} more" if len(damage) > 1 else ""
             raise ValueError(f"{damage[0]}{more}; remove {self.root} and prepare it again")
-        if self.horizontal_flip and (self.index.latents is not None or len(self.index.shape) != 3):
-            raise ValueError(
-                "horizontal_flip needs images: the mirror image of a latent is another one's; "
-                "prepare the latents of mirrored images, or leave it out"
-            )
+        if self.conditions is not None:
+            self.index = self.index.with_conditions(self.conditions)
+        if self.horizontal_flip:
+            check_flips(self.index)
         if self.autoencoder is not None and self.index.latents is None:
             raise ValueError(
                 f"autoencoder decodes latents, but {self.root} holds no latents of one, got "
                 f"{self.autoencoder}; leave it out"
             )
-        self.collate = Collate(self.index, self.sigma_data, self.use_labels, self.shuffle_seed)
+        self.collate = Collate(
+            self.index,
+            self.sigma_data,
+            self.use_labels,
+            self.shuffle_seed,
+            degradation=self.degradation,
+            nulls=read_nulls(self.root, self.index.conditions),
+        )
+        self.condition_shapes = self.collate.condition_shapes()
         self.samples = {
             name: SplitSamples(self.root, self.index, name, self.reading.verify == "once")
             for name in self.index.splits
@@ -205,15 +222,7 @@ class ShardDataModule(LightningDataModule, ABC):
 
     def keys(self, indices: Tensor) -> list[str]:
         """Names of training samples, `SHARD/KEY`, to find them by. (B,) numbers in the split."""
-        names = []
-        for index in indices.tolist():
-            split = self.index.splits["train"]
-            for shard, numbers in zip(split.shards, split.numbers(), strict=True):
-                if index in numbers:
-                    samples = read_shard(place_of(self.root, shard.name))
-                    sample = next(itertools.islice(samples, index - numbers.start, None))
-                    names.append(f"{shard.name}/{sample.key}")
-        return names
+        return [self.samples["train"].key(index) for index in indices.tolist()]
 
     @cached_property
     def _decoder(self) -> Autoencoder:
@@ -245,9 +254,7 @@ class ShardDataModule(LightningDataModule, ABC):
         numbered = enumerate(self.samples[split])
         while chunk := list(itertools.islice(numbered, self.sample_batch_size)):
             indices = [number for number, _ in chunk]
-            arrays = np.stack([sample.array for _, sample in chunk])
-            labels = np.array([sample.label for _, sample in chunk])
-            yield self.collate(arrays, labels, np.array(indices), indices)
+            yield self.collate.samples([sample for _, sample in chunk], indices, indices)
 
     def _request_loader(self, stage: str) -> DataLoader[SampleRequest]:
         requests = RequestStream(
@@ -257,8 +264,21 @@ class ShardDataModule(LightningDataModule, ABC):
             self.index.shape,
             self.sample_seed,
             *self._process(),
+            self._given(self.prompts if stage == "predict" else ()),
         )
         return DataLoader(requests, batch_size=None)
+
+    def _given(self, prompts: Sequence[Prompt]) -> Given | None:
+        """Conditions that samples are drawn by; None if there are none."""
+        if not self.condition_shapes and not prompts:
+            return None
+        if not len(self.samples["heldout"]):
+            raise ValueError(
+                f"samples are drawn by the conditions of held-out data, of which {self.root} has "
+                "none; prepare it with some held out"
+            )
+        collate = replace(self.collate, seed=self.sample_seed)
+        return Given(self.samples["heldout"], collate, prompts)
 
     def _process(self) -> tuple[int, int]:
         """Rank and number of processes; one process outside a trainer."""

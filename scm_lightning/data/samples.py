@@ -5,6 +5,7 @@ A shard whose content does not fit its checksum shows when it is first read to i
 have then been handed out once at most.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,6 +42,15 @@ class SplitSamples:
         """All samples, in order."""
         for chosen in range(len(self.shards)):
             yield from self.read(chosen)
+
+    def key(self, number: int) -> str:
+        """Name of a sample, `SHARD/KEY`, to find it by."""
+        for shard, numbers in zip(self.shards, self.numbers, strict=True):
+            if number in numbers:
+                samples = read_shard(place_of(self.root, shard.name))
+                found = next(itertools.islice(samples, number - numbers.start, None))
+                return f"{shard.name}/{found.key}"
+        raise ValueError(f"samples have numbers below {len(self)}, got {number}")
 
     def read(self, chosen: int) -> Iterator[Sample]:
         """All samples of a shard.

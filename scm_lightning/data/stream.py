@@ -15,8 +15,6 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from scm_lightning.data.batch import Batch
 from scm_lightning.data.collate import Collate
 from scm_lightning.data.loader import NumberedBatches
@@ -87,12 +85,8 @@ class StreamedBatches(NumberedBatches):
             self._readers[lane] = _Lane(self, part)
         positions = range(turn * layout.batch_size, (turn + 1) * layout.batch_size)
         numbers, samples = zip(*(self._readers[lane].sample(p) for p in positions), strict=True)
-        return self.collate(
-            np.stack([sample.array for sample in samples]),
-            np.array([sample.label for sample in samples]),
-            np.array(numbers),
-            [p * layout.num_parts + part for p in positions],
-        )
+        places = [p * layout.num_parts + part for p in positions]
+        return self.collate.samples(samples, numbers, places)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave open files behind: they cannot be sent to a worker."""
