@@ -16,6 +16,7 @@ from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, 
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
 from scm_lightning.networks.classes import reads_no_labels
+from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.networks.weighting import check_head
 from scm_lightning.sampling import DiffusionSampling, Draw
 
@@ -98,10 +99,12 @@ class DiffusionModule(GenerativeModule):
                 f"{type(self.network).__name__}, whose forward takes no augment; take a UNet with "
                 "augment_channels 9, or set augmentation to null"
             )
-        if stage == "fit" and self.condition_dropout and reads_no_labels(self.network):
+        takes_none = reads_no_labels(self.network) and condition_names(self.network).takes_none
+        if stage == "fit" and self.condition_dropout and takes_none:
             raise ValueError(
-                f"condition_dropout hides labels from a network, but this one has none, got "
-                f"{self.condition_dropout}; set num_classes of the network, or the option to 0"
+                "condition_dropout hides labels and conditions from a network, but this one takes "
+                f"none, got {self.condition_dropout}; set num_classes of the network, or the "
+                "option to 0"
             )
         guidance = self.sampling.guidance
         if stage == "fit" and guidance not in (None, 1.0) and not self.condition_dropout:
