@@ -26,15 +26,16 @@ class CrossAttention(nn.Module):
     for something else.
 
     Args:
-        num_channels: channels C of the pixels and of the tokens.
+        num_channels: channels C of the pixels or patches.
         num_heads: heads H, a divisor of C.
+        token_channels: channels of the tokens.
     """
 
-    def __init__(self, num_channels: int, num_heads: int) -> None:
+    def __init__(self, num_channels: int, num_heads: int, token_channels: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(num_channels, num_channels)
-        self.kv = nn.Linear(num_channels, 2 * num_channels)
+        self.kv = nn.Linear(token_channels, 2 * num_channels)
         self.out = nn.Linear(num_channels, num_channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -44,7 +45,7 @@ class CrossAttention(nn.Module):
 
         Args:
             x: pixels or patches. (B, M, C).
-            tokens: what `TextTokens` made of the text. (B, 1 + L, C).
+            tokens: what `TextTokens` made of the text. (B, 1 + L, token_channels).
             mask: which of them there are. (B, 1, 1, 1 + L), bool.
 
         Returns:
@@ -67,7 +68,7 @@ class TextTokens(nn.Module):
 
     Args:
         text_channels: features D of a token.
-        num_channels: channels C of the tokens that blocks attend to.
+        num_channels: channels C of the tokens that blocks attend to, even.
         emb_channels: channels of the embedding.
     """
 

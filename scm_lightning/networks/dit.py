@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
 from scm_lightning.networks.cross_attention import CrossAttention, TextTokens, check_text
-from scm_lightning.networks.embeddings import Conditioning
+from scm_lightning.networks.embeddings import Conditioning, condition_names
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
-from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape, with_image
 from scm_lightning.networks.time_embedding import PositionalEmbedding, TimeEmbedding
 
 
@@ -78,7 +78,9 @@ class DiTBlock(nn.Module):
         self.inner = nn.Linear(num_channels, 4 * num_channels)
         self.dropout = nn.Dropout(dropout)
         self.outer = nn.Linear(4 * num_channels, num_channels)
-        self.cross_attention = CrossAttention(num_channels, num_heads) if with_text else None
+        self.cross_attention = (
+            CrossAttention(num_channels, num_heads, num_channels) if with_text else None
+        )
 
     def forward(self, x: Tensor, emb: Tensor, *text: Tensor) -> Tensor:
         """Map (B, L, C) to (B, L, C); `text` are tokens and mask of `TextTokens`, or nothing."""
@@ -90,7 +92,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """F(u, t, labels, guidance, t_end, text) on images cut into patches.
+    """F(u, t, labels, guidance, t_end, text, image) on images cut into patches.
 
     Args:
         data_shape: shape of one image, (channels, height, width).
@@ -104,6 +106,7 @@ class DiT(nn.Module):
         dropout: probability of dropping an activation inside a block.
         time_embedding: how the network sees the times.
         text_channels: features D of the tokens of a text that the patches attend to; 0 for none.
+        image_channels: channels C' of an image that the network is given; 0 for none.
 
     Attributes:
         condition_names: the conditions that the network is called with by name.
@@ -127,6 +130,7 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         time_embedding: TimeEmbedding = TimeEmbedding(),
         text_channels: int = 0,
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
@@ -136,22 +140,22 @@ class DiT(nn.Module):
                 f"a DiT takes images (C, H, W) with H and W divisible by patch_size {patch_size}, "
                 f"got {self.data_shape}; use another patch_size"
             )
-        patch_elements = self.data_shape[0] * patch_size**2
+        num_channels, area = self.data_shape[0], patch_size**2
         rows, columns = (size // patch_size for size in self.data_shape[1:])
         emb = model_channels
         self.conditioning = Conditioning(emb, num_classes, guided, two_times, time_embedding)
-        self.input = nn.Linear(patch_elements, model_channels)
+        self.input = nn.Linear((num_channels + image_channels) * area, model_channels)
         self.register_buffer("places", _places(rows, columns, model_channels), persistent=False)
         self.blocks = nn.ModuleList(
             DiTBlock(model_channels, num_heads, emb, dropout, text_channels > 0)
             for _ in range(num_blocks)
         )
         self.output_norm = AdaptiveDoubleNorm(model_channels, emb, tokens=True)
-        self.output = nn.Linear(model_channels, patch_elements)
+        self.output = nn.Linear(model_channels, num_channels * area)
         nn.init.zeros_(self.output.weight)
-        self.text_channels = text_channels
+        self.text_channels, self.image_channels = text_channels, image_channels
         self.text = TextTokens(text_channels, model_channels, emb) if text_channels else None
-        self.condition_names = ("text", "text_mask") if text_channels else ()
+        self.condition_names = condition_names(text_channels, image_channels)
 
     def forward(
         self,
@@ -163,6 +167,7 @@ class DiT(nn.Module):
         *,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Evaluate F.
 
@@ -174,6 +179,7 @@ class DiT(nn.Module):
             t_end: times that the flow map leads to. (B,), radians, or None.
             text: tokens of a text, constant in u and t. (B, L, text_channels), or None.
             text_mask: which of them there are. (B, L), bool, or None for all.
+            image: what is given, constant in u and t. (B, C', H, W), or None.
 
         Returns:
             F. (B, *data_shape), unit variance.
@@ -188,14 +194,16 @@ class DiT(nn.Module):
         if self.text is not None:
             *tokens, pooled = self.text(text, text_mask)
         emb = self.conditioning(t, labels, guidance, t_end, added=pooled)
-        patches = nn.functional.pixel_unshuffle(u, self.patch_size)
-        h = patches.flatten(2).transpose(1, 2)  # (B, L, patch elements)
+        given = with_image(u, image, self.image_channels)
+        patches = nn.functional.pixel_unshuffle(given, self.patch_size)
+        h = patches.flatten(2).transpose(1, 2)  # (B, L, elements of a patch)
         h = self.input(h.to(self.input.weight.dtype))
         h = h + self.places.to(h.dtype)
         for block in self.blocks:
             h = block(h, emb, *tokens)
         F: Tensor = self.output(self.output_norm(h, emb)).transpose(1, 2)
-        return nn.functional.pixel_shuffle(F.reshape(patches.shape), self.patch_size)
+        F = F.reshape(*F.shape[:2], *patches.shape[2:])
+        return nn.functional.pixel_shuffle(F, self.patch_size)
 
 
 def _places(rows: int, columns: int, num_channels: int) -> Tensor:

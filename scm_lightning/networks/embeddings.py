@@ -98,6 +98,12 @@ def check_conditions(
         )
 
 
+def condition_names(text_channels: int, image_channels: int) -> tuple[str, ...]:
+    """Names of the conditions that a network with these options is called with."""
+    text, image = ("text", "text_mask"), ("image",)
+    return (*(text if text_channels else ()), *(image if image_channels else ()))
+
+
 class Conditioning(ClassConditioning):
     """Embedding of time, class and guidance scale that every block of a network reads.
 

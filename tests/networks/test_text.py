@@ -9,12 +9,23 @@ from scm_lightning.autodiff import DualArithmetic, TangentComputer
 from scm_lightning.autodiff.dual import fallback_calls
 from scm_lightning.autodiff.methods import Point
 from scm_lightning.core import Bound, Conditions, Guided
-from scm_lightning.networks import DiT
-from scm_lightning.networks.cross_attention import CrossAttention
+from scm_lightning.networks import DiT, UNet
+from scm_lightning.networks.cross_attention import CrossAttention, TextTokens
 
 SHAPE, WIDTH, NUM, LENGTH = (2, 4, 6), 5, 3, 4
 BUILDERS = [
-    lambda **options: DiT(SHAPE, model_channels=16, num_blocks=2, num_heads=2, **options),
+    lambda num_blocks=2, **options: DiT(
+        SHAPE, model_channels=16, num_blocks=num_blocks, num_heads=2, **options
+    ),
+    lambda **options: UNet(
+        SHAPE,
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attention_pixels=(6,),
+        dropout=0.0,
+        **options,
+    ),
 ]
 LENGTHS = {"all": (4, 4, 4), "some": (4, 2, 1), "empty": (0, 0, 0), "mixed": (3, 0, 4)}
 
@@ -95,16 +106,23 @@ def test_order_and_words_of_a_text_count(given, build):
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_a_text_adds_nothing_at_the_start_and_is_learned_at_once(given, build):
-    """A fresh network says the same of every text; its silent layers have a gradient."""
-    network, (u, t, _, text) = build(text_channels=WIDTH).double(), given
-    torch.nn.init.normal_(network.output.weight)
+    """A network that is awake but for what is zero at the start says the same of every text."""
+    network, (u, t, _, text) = wake(build(text_channels=WIDTH)), given
+    fresh = build(text_channels=WIDTH)
+    silent = [
+        f"{name}.{part}"
+        for name, each in network.named_modules()
+        for part in ("pooled.weight", "out.weight", "out.bias")
+        if isinstance(each, (CrossAttention, TextTokens)) and hasattr(each, part.split(".")[0])
+    ]
+    network.load_state_dict({name: fresh.state_dict()[name] for name in silent}, strict=False)
+    network.double()
     F = network(u, t, text=text)
     assert torch.equal(network(u, t, text=text.flip(0)), F)
     F.square().sum().backward()
-    silent = [network.text.pooled.weight]
-    silent += [each.out.weight for each in network.modules() if isinstance(each, CrossAttention)]
-    assert len(silent) > 1
-    assert all(float(weight.grad.norm()) > 1e-4 for weight in silent)
+    weights = dict(network.named_parameters())
+    assert len(silent) >= 5
+    assert all(float(weights[name].grad.norm()) > 1e-6 for name in silent)
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -124,13 +142,13 @@ def test_half_precision_keeps_the_derivative(given, build):
         assert error < rounding(network, torch.bfloat16)
 
 
-@pytest.mark.parametrize("build", BUILDERS)
-def test_a_compiled_derivative_is_the_eager_one(given, build):
+@pytest.mark.slow
+def test_a_compiled_derivative_is_the_eager_one(given):
     """As one graph, in which values and tangents are pairs."""
-    network, (u, t, tu, text) = awake(build), given
+    network, (u, t, tu, text) = awake(BUILDERS[0], num_blocks=1), given
     f = Bound(network, named={"text": text, "text_mask": masked((4, 2, 0))})
     point, method = Point(u, t, tu, t.cos() * t.sin()), DualArithmetic()
-    compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(method, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(f, point), method(f, point), rtol=1e-10, atol=1e-10)
 
 
