@@ -61,6 +61,19 @@ def test_a_sample_loses_all_of_its_conditions_or_none(randn):
     assert Conditions().dropped(0.5) == Conditions()
 
 
+def test_conditions_are_hidden_apart_if_asked(randn):
+    """Independently: both are hidden as often as the product says."""
+    torch.manual_seed(0)
+    num = 20_000
+    given = Conditions(torch.arange(num) % 7, {"pose": 1 + randn(num, 2).abs()})
+    dropped = given.dropped({"labels": 0.3, "pose": 0.5})
+    no_label, no_pose = dropped.labels == NULL_LABEL, (dropped.named["pose"] == 0).all(1)
+    for gone, p in ((no_label, 0.3), (no_pose, 0.5), (no_label & no_pose, 0.15)):
+        assert abs(float(gone.double().mean()) - p) < 4 * (p * (1 - p) / num) ** 0.5
+    with pytest.raises(ValueError, match="that the data have, labels, pose, got text; correct"):
+        given.dropped({"text": 0.1})
+
+
 def test_integers_and_truths_keep_their_type(randn):
     """A stand-in is of the type and on the device of what it stands for."""
     named = {"style": torch.tensor([4, 5, 6]), "is_night": torch.tensor([True, True, False])}

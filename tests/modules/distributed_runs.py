@@ -82,7 +82,7 @@ def mapped_batches(rank, world_size):
     split = MappedSplit(x0.numpy(), labels.numpy())
     batch_size = JOINED_BATCH // world_size
 
-    def collate(arrays, labels, indices, positions):
+    def collate(arrays, labels, indices, positions, conditions):
         return Batch(*map(torch.from_numpy, (arrays, labels, indices)))
 
     batches = MappedBatches(split, collate, batch_size, 0, rank, world_size)

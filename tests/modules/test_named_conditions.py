@@ -18,10 +18,10 @@ from test_conditions import outputs_of, prepared
 from torch import nn
 
 from scm_lightning import ConsistencyModule, DiffusionModule
-from scm_lightning.core import Conditions, TangentWarmup, expand_time
+from scm_lightning.core import Conditions, Guided, TangentWarmup, expand_time
 from scm_lightning.data import Batch, SampleRequest
 from scm_lightning.objectives import Consistency, Discrete, PairVelocity, TeacherVelocity
-from scm_lightning.sampling import DiffusionSampling, FewStepSampling
+from scm_lightning.sampling import DiffusionSampling, FewStepSampling, sample_ode, time_grid
 
 SIGMA = PATH.sigma_data
 T = torch.tensor([0.05, 0.4, 0.9, 1.3, 1.55], dtype=torch.float64)
@@ -135,6 +135,31 @@ def test_samples_are_of_their_own_mean(randn):
     solved = draws["teacher"](noise, given, generators)
     assert float((solved - expected).norm(dim=1).max()) < 0.05 * DATA_STD
     assert float((draws["2_step"](noise, given, generators) - mean).abs().max()) < 5 * DATA_STD
+
+
+def test_a_teacher_is_guided_by_each_condition_apart(randn):
+    """Against the solver on the guided function, at the scales asked for, and their cost."""
+
+    class Placed(Teacher):
+        def forward(self, u, t, labels=None, guidance=None, *, mean, place):
+            return super().forward(u, t, mean=mean + place)
+
+    scales = {"place": 1.5, "mean": 0.6}
+    sampling = DiffusionSampling(4, guidance=scales)
+    module = DiffusionModule(
+        Placed(), PATH, condition_dropout={"place": 0.1, "mean": 0.1}, sampling=sampling
+    ).double()
+    mean, place, noise = randn(5, 3), randn(5, 3), SIGMA * randn(5, 3)
+    given = Conditions(named={"mean": mean, "place": place})
+    F = Guided(Placed(), given, {name: torch.full((5,), s).double() for name, s in scales.items()})
+    expected = sample_ode(F, noise, time_grid(4, PATH), path=PATH)
+    torch.testing.assert_close(module.draws()["teacher"](noise, given, None), expected)
+    request = SampleRequest(torch.arange(5), None, (3,), 4, given.named)
+    drawn = module.validation_step(request, 0)
+    assert {name: samples.nfe for name, samples in drawn.items()} == {"teacher": 21, "denoiser": 3}
+    plain = DiffusionModule(Placed(), PATH, condition_dropout=0.1, sampling=sampling)
+    with pytest.raises(ValueError, match=r"each alone, got condition_dropout 0\.1; give a prob"):
+        plain.setup("fit")
 
 
 def test_an_empty_request_keeps_the_shape_of_conditions(randn):
