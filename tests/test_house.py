@@ -22,6 +22,7 @@ FLOORS = {
     "networks": 3,
     "sampling": 3,
     "storage": 3,
+    "text": 3,
     "data": 4,
     "metrics": 4,
     "objectives": 5,

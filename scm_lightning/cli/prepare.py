@@ -2,10 +2,14 @@
 """`scm prepare`: from images as they are handed out to shards that a run reads."""
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture
+
+if TYPE_CHECKING:
+    from scm_lightning.preparation.captions import Captions
+    from scm_lightning.preparation.sources import ImageSource
 
 DEFAULT_SIZE = 64
 
@@ -15,6 +19,9 @@ def prepare(
     out: str,
     kind: str = "auto",
     labels: str | None = None,
+    captions: str | None = None,
+    text_encoder: str | None = None,
+    text_length: int | None = None,
     size: int | None = None,
     crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
@@ -46,6 +53,13 @@ def prepare(
         kind: what the source is, if it cannot be found out: folder, imagenet, zip, webdataset,
             cifar10, fashion or huggingface.
         labels: CSV file of classes with the header file,label, for a folder or zip archive.
+        captions: CSV file with the header file,caption, for a folder or zip archive; txt for
+            webdataset shards, whose captions are KEY.txt; a column's name for a Hugging Face data
+            set.
+        text_encoder: encoder of the captions: words (a vector for every word, no download), or a
+            folder with CLIP, T5 or Gemma as transformers saves them.
+        text_length: most words or tokens of a caption; the rest is cut off. By default 16 for
+            words, and for others 128 or as many as they take.
         size: side of the images that are written, in pixels. By default 64, and with crop none
             what the images have.
         crop: center (the central square, resized by Lanczos), adm (as ADM and EDM prepare
@@ -66,7 +80,7 @@ def prepare(
         latents_batch_size: images encoded at once.
         latents_dtype: type of the numbers written.
         latents_compute_dtype: type that the encoder computes in.
-        device: where the encoder runs: cpu, cuda, cuda:1.
+        device: where the encoders of latents and of text run: cpu, cuda, cuda:1.
         max_unreadable: images left out at most because they cannot be read.
         workers: processes that load images, 0 for none beside the program. By default one for
             every core. The files are the same for any number.
@@ -87,6 +101,7 @@ def prepare(
     from scm_lightning.preparation.sources import open_source
 
     workers = _checked(workers, max_unreadable)
+    _check_text_options(captions, text_encoder, text_length)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
@@ -100,7 +115,8 @@ def prepare(
         autoencoder = Autoencoder(latents, shape)
         types = latents_dtype, latents_compute_dtype
         content = EncodedLatents(autoencoder, latents_stored, latents_batch_size, *types, device)
-    recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed)
+    texts = _captions(images, captions, text_encoder, text_length, device)
+    recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed, texts)
     say(f"{images.description}: {len(images.items):,} images")
     if dry_run:
         summary(recipe)
@@ -127,6 +143,41 @@ def _checked(workers: int | None, max_unreadable: int) -> int:
             f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
         )
     return workers
+
+
+def _check_text_options(
+    captions: str | None, text_encoder: str | None, text_length: int | None
+) -> None:
+    """Refuse captions without an encoder, and the reverse, before the images are listed."""
+    if captions is None and (text_encoder is not None or text_length is not None):
+        raise ValueError(
+            "text_encoder and text_length go with captions, got no captions; give captions, or "
+            "leave them out"
+        )
+    if captions is not None and text_encoder is None:
+        raise ValueError(
+            f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
+            "the folder of one of transformers"
+        )
+
+
+def _captions(
+    images: "ImageSource",
+    captions: str | None,
+    text_encoder: str | None,
+    text_length: int | None,
+    device: str,
+) -> "Captions | None":
+    """Captions of the images and their encoder, if there are to be any."""
+    from scm_lightning.preparation import Captions
+    from scm_lightning.preparation.sources import read_captions
+    from scm_lightning.text import open_encoder
+
+    if captions is None or text_encoder is None:
+        return None
+    encoder = open_encoder(text_encoder, text_length, device)
+    names = [item.name for item in images.items]
+    return Captions(read_captions(images, captions), names, encoder)
 
 
 def num_cores() -> int:

@@ -24,7 +24,7 @@ LABELS = "labels"
 
 
 class Conditions(NamedTuple):
-    """What samples are conditioned on, and what stands for none of it.
+    """Conditions of samples, and what stands for none of them.
 
     Attributes:
         labels: classes, NULL_LABEL for none. (B,) int64, or None.
@@ -42,12 +42,12 @@ class Conditions(NamedTuple):
         return [*([] if self.labels is None else [LABELS]), *self.named]
 
     def first(self, num: int) -> "Conditions":
-        """The conditions of the first samples of a batch."""
+        """Conditions of the first samples of a batch."""
         labels = None if self.labels is None else self.labels[:num]
         return self._replace(labels=labels, named={n: x[:num] for n, x in self.named.items()})
 
     def without(self, names: Collection[str], where: Tensor | None = None) -> "Conditions":
-        """The conditions with what stands for none in the place of some.
+        """Put what stands for none in the place of some conditions.
 
         Args:
             names: which; a mask goes with what it masks.
@@ -62,22 +62,36 @@ class Conditions(NamedTuple):
         }
         return self._replace(labels=labels, named=named)
 
-    def dropped(self, probability: float) -> "Conditions":
-        """All conditions of a sample replaced together at random, so that one network learns both.
+    def dropped(self, probability: float | Mapping[str, float]) -> "Conditions":
+        """Hide conditions of samples at random, so that one network learns both.
 
         Args:
-            probability: of dropping them; the paper's teachers have 0.1.
+            probability: of hiding all of a sample together; the paper's teachers have 0.1. Or of
+                hiding each of several on its own, by their names.
+
+        Raises:
+            ValueError: if there is no condition of a name.
 
         Source: arXiv 2410.11081, Table 5.
         """
-        given = [x for x in (self.labels, *self.named.values()) if x is not None]
-        if not given:
-            return self
-        where = torch.rand(len(given[0]), device=given[0].device) < probability
-        return self.without(self.names(), where)
+        names, dropped = self.names(), self
+        if not isinstance(probability, Mapping):
+            return self._hidden(names, probability) if names else self
+        for name, each in probability.items():
+            if name not in names:
+                raise ValueError(
+                    f"condition_dropout must be of conditions that the data have, "
+                    f"{', '.join(names) or 'none'}, got {name}; correct it"
+                )
+            dropped = dropped._hidden([name], each)
+        return dropped
+
+    def _hidden(self, names: Collection[str], probability: float) -> "Conditions":
+        x = next(x for x in (self.labels, *self.named.values()) if x is not None)
+        return self.without(names, torch.rand(len(x), device=x.device) < probability)
 
     def null(self, name: str) -> Tensor:
-        """What stands for none of a condition. Shape of one sample's."""
+        """Stand-in for none of a condition. Shape of one sample's."""
         x = self.named[name]
         null = self.nulls.get(name)
         return x.new_zeros(x.shape[1:]) if null is None else null.to(x)
@@ -87,7 +101,7 @@ NO_CONDITIONS = Conditions()
 
 
 def joined(parts: Sequence[Conditions]) -> Conditions:
-    """The conditions of several batches as those of one."""
+    """Conditions of several batches as those of one."""
     first = parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
     named = {name: torch.cat([part.named[name] for part in parts]) for name in first.named}
@@ -154,9 +168,11 @@ class Bound:
         return self._changed(lambda x: x.to(dtype) if x.is_floating_point() else x)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "Bound":
-        given = (self.labels, self.guidance, self.t_end)
-        changed = (x if x is None else change(x) for x in given)
-        return Bound(self.network, *changed, {name: change(x) for name, x in self.named.items()})
+        labels, guidance, t_end = (
+            x if x is None else change(x) for x in (self.labels, self.guidance, self.t_end)
+        )
+        named = {name: change(x) for name, x in self.named.items()}
+        return Bound(self.network, labels, guidance, t_end, named)
 
 
 def check_conditions(**conditions: Tensor | None) -> None:

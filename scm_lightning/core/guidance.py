@@ -19,8 +19,8 @@ from torch import Tensor
 from scm_lightning.core.conditions import NO_CONDITIONS, Conditions, check_conditions, joined
 from scm_lightning.core.trigflow import at_least_float32, expand_time
 
-ALL = "all conditions"
-"""What a single scale is of."""
+ALL = "guidance"
+"""Name of a single scale, that of all conditions together."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Guided:
 
     def __post_init__(self) -> None:
         labels, named, _ = self.conditions
-        check_conditions(labels=labels, **named, **self._scales())
+        check_conditions(labels=labels, **named)
+        check_conditions(**self._scales())
         names = self.conditions.names()
         if self.guidance is not None and not names:
             raise ValueError(

@@ -30,6 +30,7 @@ from scm_lightning.modules.outlook import say_outlook
 from scm_lightning.modules.sharding import shard
 from scm_lightning.modules.step_output import exactly
 from scm_lightning.networks import check_time_embeddings, normalize_weights
+from scm_lightning.networks.condition_names import ConditionNames, condition_names
 from scm_lightning.sampling import Draw, Samples
 from scm_lightning.storage.saved_run import METADATA_KEY
 
@@ -105,6 +106,10 @@ class GenerativeModule(LightningModule, ABC):
         Args:
             t: times. (B,), radians.
         """
+
+    def taken_conditions(self) -> list[ConditionNames]:
+        """Names of the conditions that every network takes."""
+        return [condition_names(self.trained_network())]
 
     def parts_of_run(self) -> dict[str, str]:
         """Further parts that a checkpoint must agree in: their kinds, by a name for the message."""
@@ -198,11 +203,11 @@ class GenerativeModule(LightningModule, ABC):
         """Count images; measure the first ones against `sigma_data`.
 
         Raises:
-            ValueError: if their scale is another, or they are of classes that a network does not
-                know.
+            ValueError: if their scale is another, or they are of classes or conditions that a
+                network does not know.
         """
         self.batch_checks.check_kind(batch, Batch)
-        self.batch_checks.check_classes(self, batch, NULL_LABEL)
+        self.batch_checks.check_given(self, batch, NULL_LABEL)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         self.batch_checks.check_scale(self, batch.x0)
 
@@ -237,8 +242,8 @@ class GenerativeModule(LightningModule, ABC):
     def on_validation_batch_start(
         self, batch: SampleRequest, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Refuse to draw samples of classes that a network does not know."""
-        self.batch_checks.check_classes(self, batch)
+        """Refuse to draw samples of classes or conditions that a network does not know."""
+        self.batch_checks.check_given(self, batch)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a run's batches: their classes, and the scale of the first ones."""
+"""Checks of a run's batches: their classes and conditions, and the scale of the first ones."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ class BatchChecks:
         self.sigma_data = sigma_data
         self.first_samples: list[Tensor] | None = []
         self._num_known_classes: int | None = None
+        self._fitting_names: list[str] | None = None
 
     @staticmethod
     def check_kind(batch: Any, kind: type[Batch] | type[SampleRequest]) -> None:
@@ -40,14 +42,28 @@ class BatchChecks:
             kind: what it must be, or be alike.
 
         Raises:
-            ValueError: if it has not the first attribute of that kind.
+            ValueError: if it has not the first attribute of that kind, or no `given`.
         """
         names = list(kind.__annotations__)
-        if not hasattr(batch, names[0]):
+        if not hasattr(batch, names[0]) or not hasattr(batch, "given"):
             raise ValueError(
                 f"batches must be scm_lightning.data.{kind.__name__}({', '.join(names)}), got a "
                 f"{type(batch).__name__}; return that from the loader's collate_fn"
             )
+
+    def check_given(self, module: Any, batch: Any, least: int = 0) -> None:
+        """Refuse conditions of a batch that do not fit the networks.
+
+        Args:
+            module: a `GenerativeModule` in a trainer.
+            batch: data or a request.
+            least: smallest label there may be.
+
+        Raises:
+            ValueError: if there are some.
+        """
+        self.check_classes(module, batch, least)
+        self._check_named(module, batch[0], batch.conditions)
 
     def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:
         """Refuse classes that a network does not know: by their number, or label by label.
@@ -82,6 +98,20 @@ class BatchChecks:
             )
         if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
             check_labels(labels, self._num_known_classes, least)
+
+    def _check_named(self, module: Any, first: Tensor, named: Mapping[str, Any]) -> None:
+        """Refuse names that a network does not take or lacks, and what is not one per sample."""
+        for name, x in named.items():
+            if not isinstance(x, Tensor) or len(x) != len(first):
+                size = f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+                raise ValueError(
+                    f"the condition {name} must be a tensor of {len(first)} samples, (B, ...), got "
+                    f"{size}; correct the batch"
+                )
+        if self._fitting_names != [*named]:
+            for taken in module.taken_conditions():
+                taken.check([*named])
+            self._fitting_names = [*named]
 
     def check_scale(self, module: LightningModule, x0: Tensor) -> None:
         """Collect the first samples, or all of a smaller set; refuse those of another scale.

@@ -19,6 +19,7 @@ from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.modules.teacher import check_teacher, prepare_teacher
+from scm_lightning.networks.condition_names import ConditionNames, condition_names
 from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import (
     Consistency,
@@ -217,6 +218,11 @@ class ConsistencyModule(GenerativeModule):
     def trained_network(self) -> nn.Module:
         """The student."""
         return self.student
+
+    def taken_conditions(self) -> list[ConditionNames]:
+        """Names of the conditions that student and teacher take."""
+        of_teacher = [] if self.teacher is None else [condition_names(self.teacher.network)]
+        return [condition_names(self.student, self.objective.two_times), *of_teacher]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The student; what the objective trains beside it; the terms."""

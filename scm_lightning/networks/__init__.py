@@ -19,6 +19,7 @@ from scm_lightning.networks.time_embedding import (
     check_time_embeddings,
 )
 from scm_lightning.networks.unet import UNet
+from scm_lightning.networks.video_dit import VideoDiT
 from scm_lightning.networks.weighting import WeightingHead
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PreciseLinear",
     "TimeEmbedding",
     "UNet",
+    "VideoDiT",
     "WeightingHead",
     "check_time_embeddings",
     "normalize_weights",

@@ -98,6 +98,12 @@ def check_conditions(
         )
 
 
+def condition_names(text_channels: int, image_channels: int) -> tuple[str, ...]:
+    """Names of the conditions that a network with these options is called with."""
+    text, image = ("text", "text_mask"), ("image",)
+    return (*(text if text_channels else ()), *(image if image_channels else ()))
+
+
 class Conditioning(ClassConditioning):
     """Embedding of time, class and guidance scale that every block of a network reads.
 
@@ -144,6 +150,7 @@ class Conditioning(ClassConditioning):
         guidance: Tensor | None,
         t_end: Tensor | None = None,
         augment: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         """Embed the conditions.
 
@@ -153,6 +160,7 @@ class Conditioning(ClassConditioning):
             guidance: guidance scales. (B,), or None.
             t_end: times that the flow map leads to. (B,), radians, or None.
             augment: augmentation labels. (B, A), or None for zeros: images as they are.
+            added: what another condition adds to those of time and class. (B, C), or None.
 
         Returns:
             The embedding. (B, C), float32 or wider.
@@ -187,4 +195,6 @@ class Conditioning(ClassConditioning):
             emb = emb + self.guidance(guidance)
         if self.end is not None and t_end is not None:
             emb = emb + self.end(t_end)
+        if added is not None:
+            emb = emb + added
         return nn.functional.silu(self.out(nn.functional.silu(emb)))

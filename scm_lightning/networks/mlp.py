@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from scm_lightning.networks.embeddings import Conditioning
+from scm_lightning.networks.embeddings import Conditioning, condition_names
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
-from scm_lightning.networks.shapes import check_data_shape, checked_shape
+from scm_lightning.networks.shapes import check_data_shape, checked_shape, with_image
 from scm_lightning.networks.time_embedding import TimeEmbedding
 
 
@@ -38,7 +38,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """F(u, t, labels, guidance) on flattened samples.
+    """F(u, t, labels, guidance, t_end, image) on flattened samples.
 
     Args:
         data_shape: shape of one sample, for example (1, 8, 8).
@@ -50,6 +50,10 @@ class MLP(nn.Module):
         two_times: whether the network takes the time that its flow map leads to.
         dropout: probability of dropping an activation inside a block.
         time_embedding: how the network sees the times.
+        image_channels: channels C' of an image that the network is given; 0 for none.
+
+    Attributes:
+        condition_names: the conditions that the network is called with by name.
     """
 
     def __init__(
@@ -63,14 +67,20 @@ class MLP(nn.Module):
         two_times: bool = False,
         dropout: float = 0.0,
         time_embedding: TimeEmbedding = TimeEmbedding(),
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
-        num_elements = math.prod(self.data_shape)
+        self.image_channels = image_channels
+        self.condition_names = condition_names(0, image_channels)
+        num_channels, *size = self.data_shape
+        num_elements, num_given = (
+            math.prod((each, *size)) for each in (num_channels, num_channels + image_channels)
+        )
         self.conditioning = Conditioning(
             emb_channels, num_classes, guided, two_times, time_embedding
         )
-        self.input = nn.Linear(num_elements, model_channels)
+        self.input = nn.Linear(num_given, model_channels)
         self.blocks = nn.ModuleList(
             MLPBlock(model_channels, emb_channels, dropout) for _ in range(num_blocks)
         )
@@ -85,6 +95,8 @@ class MLP(nn.Module):
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
         t_end: Tensor | None = None,
+        *,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Evaluate F.
 
@@ -94,6 +106,7 @@ class MLP(nn.Module):
             labels: class labels, NULL_LABEL for no class. (B,) int64, or None for no class.
             guidance: guidance scales. (B,), or None.
             t_end: times that the flow map leads to. (B,), radians, or None.
+            image: what is given, constant in u and t. (B, C', H, W), or None.
 
         Returns:
             F. (B, *data_shape), unit variance.
@@ -103,7 +116,8 @@ class MLP(nn.Module):
         """
         check_data_shape(self, u, self.data_shape)
         emb = self.conditioning(t, labels, guidance, t_end)
-        h = self.input(u.flatten(1).to(self.input.weight.dtype))
+        given = with_image(u, image, self.image_channels)
+        h = self.input(given.flatten(1).to(self.input.weight.dtype))
         for block in self.blocks:
             h = block(h, emb)
         h = nn.functional.silu(self.output_norm(h, emb))

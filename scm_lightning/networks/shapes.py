@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from inspect import signature
 
+import torch
 from torch import Tensor, nn
 
 
@@ -66,6 +67,29 @@ def check_data_shape(network: nn.Module, u: Tensor, data_shape: tuple[int, ...])
             f"this {type(network).__name__} takes samples of shape {data_shape}, got "
             f"{tuple(u.shape[1:])}; set data_shape to the shape of your data"
         )
+
+
+def with_image(u: Tensor, image: Tensor | None, image_channels: int) -> Tensor:
+    """Samples with the channels of an image behind their own, which has no tangent.
+
+    Args:
+        u: x_t / sigma_data. (B, C, ...).
+        image: what the network is given. (B, C', ...), or None.
+        image_channels: channels C' that the network was built for; 0 for none.
+
+    Raises:
+        ValueError: if the image does not fit.
+    """
+    if image is None and not image_channels:
+        return u
+    if image is None or image.shape != (len(u), image_channels, *u.shape[2:]):
+        got = "none" if image is None else f"one of shape {tuple(image.shape)}"
+        raise ValueError(
+            f"a network built with image_channels={image_channels} takes an image of "
+            f"{image_channels} channels and the size of its samples, {tuple(u.shape[2:])}, got "
+            f"{got}; set image_channels to that of your data's condition image, 0 for none"
+        )
+    return torch.cat([u, image.to(u.dtype)], dim=1)
 
 
 def check_takes_end(network: nn.Module, asked_by: str) -> None:

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scm_lightning.networks.embeddings import Conditioning
-from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape
+from scm_lightning.networks.cross_attention import TextTokens, check_text
+from scm_lightning.networks.embeddings import Conditioning, condition_names
+from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape, with_image
 from scm_lightning.networks.time_embedding import TimeEmbedding
 from scm_lightning.networks.unet_blocks import (
     Resampling,
@@ -33,7 +34,7 @@ ATTENTION_PIXELS = (16,)
 
 
 class UNet(nn.Module):
-    """F(u, t, labels, guidance, t_end, augment) on images.
+    """F(u, t, labels, guidance, t_end, augment, text, image) on images.
 
     Args:
         data_shape: shape of one image, (C, H, W).
@@ -48,6 +49,12 @@ class UNet(nn.Module):
         augment_channels: augmentation labels A that the network takes, 9 of EDM's pipeline; 0 for
             none.
         time_embedding: how the network sees the times.
+        text_channels: features D of the tokens of a text, to which the pixels attend wherever they
+            attend to each other; 0 for none.
+        image_channels: channels C' of an image that the network is given; 0 for none.
+
+    Attributes:
+        condition_names: the conditions that the network is called with by name.
 
     Raises:
         ValueError: if the pixels cannot be halved as often as there are levels, or no level has a
@@ -67,6 +74,8 @@ class UNet(nn.Module):
         two_times: bool = False,
         augment_channels: int = 0,
         time_embedding: TimeEmbedding = TimeEmbedding(),
+        text_channels: int = 0,
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
@@ -87,20 +96,28 @@ class UNet(nn.Module):
             num_features=model_channels,
             augment_channels=augment_channels,
         )
-        image_channels, *sides = self.data_shape
+        num_channels, *sides = self.data_shape
         widths = [model_channels * mult for mult in channel_mult]
         longer = [max(sides) // 2**level for level in range(len(widths))]
         if tuple(attention_pixels) != ATTENTION_PIXELS:  # not what nobody has asked for
             check_levels("attention_pixels", attention_pixels, longer)
         attend = [side in attention_pixels for side in longer]
-        self.input = convolution(image_channels, model_channels)
+        self.text_channels, self.image_channels = text_channels, image_channels
+        self.token_channels = max(widths) if text_channels else 0
+        self.condition_names = condition_names(text_channels, image_channels)
+        self.input = convolution(num_channels + image_channels, model_channels)
         self.down, skips = self._encoder(model_channels, widths, attend, num_blocks)
         self.middle = nn.ModuleList(
             self._block(widths[-1], widths[-1], with_attention=first) for first in (True, False)
         )
         self.up = self._decoder(skips, widths, attend, num_blocks)
         self.output_norm = group_norm(widths[0])
-        self.output = convolution(widths[0], image_channels, gain=0.0)
+        self.output = convolution(widths[0], num_channels, gain=0.0)
+        self.text = (
+            TextTokens(text_channels, self.token_channels, self.emb_channels)
+            if text_channels
+            else None
+        )
 
     def _encoder(
         self, width: int, widths: list[int], attend: list[bool], num_blocks: int
@@ -141,7 +158,13 @@ class UNet(nn.Module):
         with_attention: bool = False,
     ) -> ResidualBlock:
         return ResidualBlock(
-            width, out, self.emb_channels, self.dropout, resampling, with_attention
+            width,
+            out,
+            self.emb_channels,
+            self.dropout,
+            resampling,
+            with_attention,
+            self.token_channels,
         )
 
     def forward(
@@ -152,6 +175,10 @@ class UNet(nn.Module):
         guidance: Tensor | None = None,
         t_end: Tensor | None = None,
         augment: Tensor | None = None,
+        *,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Evaluate F.
 
@@ -162,6 +189,9 @@ class UNet(nn.Module):
             guidance: guidance scales. (B,), or None.
             t_end: times that the flow map leads to. (B,), radians, or None.
             augment: augmentation labels. (B, A), or None for images as they are.
+            text: tokens of a text, constant in u and t. (B, L, text_channels), or None.
+            text_mask: which of them there are. (B, L), bool, or None for all.
+            image: what is given, constant in u and t. (B, C', H, W), or None.
 
         Returns:
             F. (B, *data_shape), unit variance.
@@ -171,16 +201,20 @@ class UNet(nn.Module):
                 the network was built without, or one is missing.
         """
         check_data_shape(self, u, self.data_shape)
-        emb = self.conditioning(t, labels, guidance, t_end, augment)
-        h = self.input(u.to(self.input.weight.dtype))
+        check_text(self.text_channels, text, text_mask, len(u))
+        tokens, pooled = [], None
+        if self.text is not None:
+            *tokens, pooled = self.text(text, text_mask)
+        emb = self.conditioning(t, labels, guidance, t_end, augment, pooled)
+        h = self.input(with_image(u, image, self.image_channels).to(self.input.weight.dtype))
         skips = [h]
         for block in self.down:
-            skips.append(h := block(h, emb))
+            skips.append(h := block(h, emb, *tokens))
         for block in self.middle:
-            h = block(h, emb)
+            h = block(h, emb, *tokens)
         for block in self.up:
             if block.resampling != "up":
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, emb)
+            h = block(h, emb, *tokens)
         F: Tensor = self.output(nn.functional.silu(self.output_norm(h)))
         return F

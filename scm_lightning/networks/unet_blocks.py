@@ -6,7 +6,8 @@ r"""Blocks of DDPM++, with adaptive double normalization in place of its additiv
     y = sqrt(1/2) (skip(resample(x)) + h);    with attention then  y = sqrt(1/2) (y + attend(y))
 
 Resampling is by the box filter: the mean of four pixels down, a pixel four times up. The last
-layer of every branch starts at zero; what goes into a pixel norm does not.
+layer of every branch starts at zero; what goes into a pixel norm does not. Attention to a text is
+added to that, y + attend(y, text): not scaled, it changes nothing at the start.
 Source: Song et al., arXiv 2011.13456, Appendix H, in the form of Karras et al., arXiv 2206.00364,
 Table 1 and Appendix F; the norm: arXiv 2410.11081, Section 4.1.
 Axes: B batch, C channels, H and W pixels, L = H W tokens.
@@ -18,6 +19,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
+from scm_lightning.networks.cross_attention import CrossAttention
 from scm_lightning.networks.norms import AdaptiveDoubleNorm
 
 SKIP_SCALE = math.sqrt(0.5)
@@ -81,6 +83,28 @@ class PixelAttention(nn.Module):
         return (x + y) * SKIP_SCALE  # type: ignore[no-any-return]
 
 
+class PixelCrossAttention(nn.Module):
+    """Attention of all pixels to a text, with heads of about 64 channels, on a residual.
+
+    Args:
+        num_channels: channels C.
+        token_channels: channels of the tokens.
+    """
+
+    def __init__(self, num_channels: int, token_channels: int) -> None:
+        super().__init__()
+        at_most = max(1, num_channels // 64)
+        num_heads = max(n for n in range(1, at_most + 1) if num_channels % n == 0)
+        self.norm = group_norm(num_channels)
+        self.attention = CrossAttention(num_channels, num_heads, token_channels)
+
+    def forward(self, x: Tensor, *text: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W); `text` are tokens and mask of `TextTokens`."""
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        y = self.attention(pixels, *text)
+        return x + y.transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions on a residual, with resampling inside and attention behind.
 
@@ -91,6 +115,7 @@ class ResidualBlock(nn.Module):
         dropout: probability of dropping an activation before the second convolution.
         resampling: "down" halves the sides of the image, "up" doubles them.
         with_attention: whether the pixels of the result attend to each other.
+        token_channels: channels of the tokens of a text that they then attend to; 0 for none.
     """
 
     def __init__(
@@ -101,6 +126,7 @@ class ResidualBlock(nn.Module):
         dropout: float,
         resampling: Resampling = "none",
         with_attention: bool = False,
+        token_channels: int = 0,
     ) -> None:
         super().__init__()
         self.resampling = resampling
@@ -112,18 +138,26 @@ class ResidualBlock(nn.Module):
         same = in_channels == out_channels and resampling == "none"
         self.skip = nn.Identity() if same else convolution(in_channels, out_channels, size=1)
         self.attention = PixelAttention(out_channels) if with_attention else None
+        with_text = with_attention and token_channels > 0
+        self.cross_attention = (
+            PixelCrossAttention(out_channels, token_channels) if with_text else None
+        )
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, *text: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W), resampled.
 
         Args:
             x: activations. (B, in_channels, H, W).
             emb: conditions. (B, emb_channels), float32 or wider.
+            text: tokens and mask of `TextTokens`, or nothing.
         """
         h = self.conv1(self._resample(nn.functional.silu(self.norm1(x))))
         h = self.conv2(self.dropout(nn.functional.silu(self.norm2(h, emb))))
         y = (self.skip(self._resample(x)) + h) * SKIP_SCALE
-        return y if self.attention is None else self.attention(y)  # type: ignore[no-any-return]
+        y = y if self.attention is None else self.attention(y)
+        if self.cross_attention is not None:
+            y = self.cross_attention(y, *text)
+        return y  # type: ignore[no-any-return]
 
     def _resample(self, x: Tensor) -> Tensor:
         """Resample by the box filter."""

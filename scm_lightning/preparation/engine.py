@@ -16,7 +16,7 @@ Source: the normalization to [-1, 1] is that of arXiv 2410.11081, Appendix G.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +24,9 @@ from pathlib import Path
 
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.data.shards import Sample, write_shard
+from scm_lightning.data.stored_conditions import StoredCondition
 from scm_lightning.preparation.content import Moments, merged
 from scm_lightning.preparation.folder import (
     PreparationFolder,
@@ -85,17 +87,19 @@ def prepare(
     unreadable = read_account(folder, plan)
     if unreadable is not None:
         return Preparation(ShardIndex.read(folder), unreadable, 0, 0.0)
-    needed = needed_bytes(plan.shards, recipe.content)
+    needed = needed_bytes(plan.shards, recipe)
     with explained_errors(folder, needed, num_workers), begun(folder, plan) as work:
         records = [work.record_of(planned) for planned in plan.shards]
         missing = [n for n, record in enumerate(records) if record is None]
         shards = [plan.shards[number] for number in missing]
-        refuse_small_disk(folder, shards, recipe.content)
+        refuse_small_disk(folder, shards, recipe)
         for number, record in zip(missing, _write(recipe, work, shards, num_workers), strict=True):
             records[number] = record
         done = [record for record in records if record is not None]
         unreadable = [line for record in done for line in record.unreadable]
-        index = _index(recipe, plan, done)  # refuses first what no max_unreadable would mend
+        conditions = {TEXT: recipe.captions.declared(folder)} if recipe.captions else {}
+        # Refuses first what no max_unreadable would mend.
+        index = _index(recipe, plan, done, conditions)
         _refuse_unreadable(unreadable, max_unreadable)
         work.finish(index, unreadable)
     num_images = sum(len(planned.items) for planned in shards)
@@ -129,7 +133,7 @@ def _write_shard(
     planned: PlannedShard, loaded: Iterator[LoadedImages], recipe: Recipe, folder: Path
 ) -> Record:
     """Write one shard of the images that come next."""
-    content, items = recipe.content, recipe.source.items
+    content, items, captions = recipe.content, recipe.source.items, recipe.captions
     moments: list[Moments] = []
     unreadable: list[str] = []
 
@@ -141,10 +145,15 @@ def _write_shard(
                 continue
             stored = content.encode(batch.images)
             moments.append(content.moments(stored))
-            for offset, array in zip(batch.positions, stored, strict=True):
-                position = start + offset
-                label = items[planned.items[position]].label
-                yield Sample(array, label, planned.key(position))
+            positions = [start + offset for offset in batch.positions]
+            numbers = [planned.items[position] for position in positions]
+            encoded = captions.encode(numbers) if captions else []
+            for turn, (position, number) in enumerate(zip(positions, numbers, strict=True)):
+                sample = Sample(stored[turn], items[number].label, planned.key(position))
+                if captions:
+                    caption = captions.texts[number]
+                    sample = sample._replace(conditions={TEXT: encoded[turn]}, caption=caption)
+                yield sample
 
     written = samples()
     first = next(written, None)
@@ -152,7 +161,12 @@ def _write_shard(
     return Record(shard, merged(moments), unreadable)
 
 
-def _index(recipe: Recipe, plan: Plan, records: Sequence[Record]) -> ShardIndex:
+def _index(
+    recipe: Recipe,
+    plan: Plan,
+    records: Sequence[Record],
+    conditions: Mapping[str, StoredCondition],
+) -> ShardIndex:
     """The index of the shards that were written.
 
     Raises:
@@ -187,6 +201,8 @@ def _index(recipe: Recipe, plan: Plan, records: Sequence[Record]) -> ShardIndex:
         source_checksum=plan.digest,
         num_unreadable=sum(len(each.unreadable) for each in records),
         latents=recipe.content.latents,
+        conditions=conditions,
+        captions=recipe.captions is not None,
     )
 
 

@@ -6,6 +6,7 @@
     FOLDER/train-000012.tar                  a shard, which appears whole
     FOLDER/.preparation/train-000012.json    its record, which appears after it
     FOLDER/preparation.json                  at the end: the settings, and what was left out
+    FOLDER/null.text.npy                     the tokens of no text, where these are any
     FOLDER/shards.json                       at last: the folder is complete
     FOLDER/.preparation                      is then removed
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from scm_lightning.data.shards import Array
+from scm_lightning.preparation.captions import Captions
 from scm_lightning.preparation.content import ShardContent
 from scm_lightning.preparation.latent_content import paper_statistics
 from scm_lightning.preparation.sources.source import ImageSource
@@ -92,6 +93,7 @@ class Recipe:
         heldout: share of the images that is held out, or from 1 on their number; None for the
             source's own split, or 0.1.
         samples_per_shard: images in every shard but a split's last.
+        captions: captions of the images, whose tokens are stored beside them; None for no text.
         normalize: `measured`, by the training images' mean and deviation; `range`, the paper's
             [-1, 1] for pixels; or `paper`, the paper's mean and deviation for latents.
         seed: of the order, and of the choice of what is held out; None for the source's own order.
@@ -108,6 +110,7 @@ class Recipe:
     samples_per_shard: int = 1000
     normalize: str = "measured"
     seed: int | None = 0
+    captions: Captions | None = None
 
     def __post_init__(self) -> None:
         kind, known = ("pixels", "range") if self.content.latents is None else ("latents", "paper")
@@ -140,6 +143,7 @@ class Recipe:
         settings = {
             **asdict(self.transform),
             **self.content.settings,
+            **(self.captions.settings if self.captions else {}),
             "normalize": self.normalize,
             "shape": list(self.content.shape),
             "dtype": self.content.dtype,

@@ -9,26 +9,32 @@ from pathlib import Path
 
 import numpy as np
 
-from scm_lightning.preparation.content import ShardContent
-from scm_lightning.preparation.plan import PlannedShard
+from scm_lightning.preparation.plan import PlannedShard, Recipe
 
-SAMPLE_BYTES, SHARD_BYTES = 2304, 2**14
-"""Bytes beside the numbers: a sample's headers and padding; a shard's end and its record."""
+SAMPLE_BYTES, CAPTION_BYTES, SHARD_BYTES = 2304, 2304, 2**14
+"""Bytes beside the numbers: headers and padding of a sample, and of a caption with its tokens; a
+shard's end and its record."""
 
 
-def needed_bytes(shards: Sequence[PlannedShard], content: ShardContent) -> int:
+def needed_bytes(shards: Sequence[PlannedShard], recipe: Recipe) -> int:
     """Size that shards will have, at most; it is little more."""
-    numbers = math.prod(content.stored_shape) * np.dtype(content.dtype).itemsize
-    return sum(len(each.items) * (numbers + SAMPLE_BYTES) + SHARD_BYTES for each in shards)
+    content, captions = recipe.content, recipe.captions
+    sample = math.prod(content.stored_shape) * np.dtype(content.dtype).itemsize + SAMPLE_BYTES
+    images = sum(len(each.items) * sample + SHARD_BYTES for each in shards)
+    if captions is None:
+        return images
+    return images + sum(
+        len(each.items) * CAPTION_BYTES + captions.num_bytes(each.items) for each in shards
+    )
 
 
-def refuse_small_disk(folder: Path, shards: Sequence[PlannedShard], content: ShardContent) -> None:
+def refuse_small_disk(folder: Path, shards: Sequence[PlannedShard], recipe: Recipe) -> None:
     """Refuse a disk without room for what is missing, before the work.
 
     Raises:
         ValueError: if there is too little.
     """
-    needed, free = needed_bytes(shards, content), shutil.disk_usage(folder).free
+    needed, free = needed_bytes(shards, recipe), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
             f"{folder} needs about {megabytes(needed)} more, and {megabytes(free)} are free there; "

@@ -58,7 +58,7 @@ def test_scale_one_is_the_plain_model(randn):
 
 
 def test_guidance_without_labels_is_refused(randn):
-    with pytest.raises(ValueError, match="the data have no labels"):
+    with pytest.raises(ValueError, match="the data have neither labels nor conditions"):
         Guided(linear_network([]), Conditions(), randn(5))
 
 

@@ -172,7 +172,7 @@ def test_diffusion_is_sampled_by_its_average_with_its_scale_and_labels(randn):
         "denoiser": sample_consistency(F, noise, [PATH.t_max()], path=PATH),
     }
     for name, draw in module.draws().items():
-        torch.testing.assert_close(draw(noise, LABELS, None), expected[name])
+        torch.testing.assert_close(draw(noise, Conditions(LABELS), None), expected[name])
     drawn = module.validation_step(SampleRequest(torch.arange(5), LABELS, (3,), 4), 0)
     assert {name: samples.nfe for name, samples in drawn.items()} == {"teacher": 18, "denoiser": 2}
 

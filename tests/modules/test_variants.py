@@ -108,7 +108,7 @@ def test_the_exact_model_of_segments_has_no_tangent_and_is_sampled_exactly(randn
     assert float(g.abs().max()) < 1e-9
     (draw,) = module.draws().values()
     t_max = torch.tensor(PATH.t_max(), dtype=torch.float64)
-    torch.testing.assert_close(draw(x_t, None, None), DATA_STD / std(t_max) * x_t)
+    torch.testing.assert_close(draw(x_t, Conditions(), None), DATA_STD / std(t_max) * x_t)
     drawn = module.validation_step(SampleRequest(torch.arange(5), None, (3,), 4), 0)
     assert {name: samples.nfe for name, samples in drawn.items()} == {"3_step": 3}
 

@@ -8,7 +8,7 @@ from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.core import TRIGONOMETRIC, Bound, TimeProposal, expand_time
+from scm_lightning.core import TRIGONOMETRIC, Bound, Conditions, TimeProposal, expand_time
 from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
 from scm_lightning.objectives import AlphaFlow, AlphaSchedule, Point
@@ -177,7 +177,7 @@ def test_it_learns_gaussian_data_in_closed_form():
     module.batch_checks.first_samples = None  # the data's own scale is 0.3 here, on purpose
     trainer(3000).fit(module, loader(batch_size=256, scale=1.0))
     noise = SIGMA * torch.randn(2000, 3)
-    found = module.draws()["1_step"](noise, None, None)
+    found = module.draws()["1_step"](noise, Conditions(), None)
     expected = DATA_STD / std(torch.tensor(PATH.t_max())) * noise
     error = float((found - expected).norm() / expected.norm())
     print(f"relative error of one step: {error:.4f}")

@@ -10,7 +10,7 @@ from tiny import loader, mlp, trainer, wake
 from torch import nn
 
 from scm_lightning import ConsistencyModule
-from scm_lightning.core import TimeProposal, expand_time
+from scm_lightning.core import Conditions, TimeProposal, expand_time
 from scm_lightning.data import Batch, SampleRequest
 from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP
@@ -64,7 +64,7 @@ def test_the_exact_map_is_sampled_exactly_in_any_number_of_steps(randn):
     module.ema.network = ExactMeanFlow()
     noise, t_max = randn(5, 3), torch.tensor(PATH.t_max(), dtype=torch.float64)
     for draw in module.draws().values():
-        torch.testing.assert_close(draw(noise, None, None), DATA_STD / std(t_max) * noise)
+        torch.testing.assert_close(draw(noise, Conditions(), None), DATA_STD / std(t_max) * noise)
     drawn = module.validation_step(SampleRequest(torch.arange(5), None, (3,), 4), 0)
     assert {name: samples.nfe for name, samples in drawn.items()} == {"1_step": 1, "3_step": 3}
 
@@ -97,7 +97,7 @@ def test_it_learns_gaussian_data_in_closed_form():
     module.batch_checks.first_samples = None  # the data's own scale is 0.3 here, on purpose
     trainer(3000).fit(module, loader(batch_size=256, scale=1.0))
     noise = PATH.sigma_data * torch.randn(2000, 3)
-    found = module.draws()["1_step"](noise, None, None)
+    found = module.draws()["1_step"](noise, Conditions(), None)
     expected = DATA_STD / std(torch.tensor(PATH.t_max())) * noise
     error = float((found - expected).norm() / expected.norm())
     print(f"relative error of one step: {error:.4f}")
@@ -108,4 +108,4 @@ def test_module_is_sampled_by_its_trainer_state():
     """The trainer is not needed to sample."""
     module = student(mlp(two_times=True))
     module._trainer = SimpleNamespace(global_step=0)
-    assert module.draws()["2_step"](torch.ones(5, 3), None, None).shape == (5, 3)
+    assert module.draws()["2_step"](torch.ones(5, 3), Conditions(), None).shape == (5, 3)

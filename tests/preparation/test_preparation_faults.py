@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from painted import PaintedImages, content_of, recipe
 
+from scm_lightning.preparation.captions import Captions
 from scm_lightning.preparation.engine import prepare
 from scm_lightning.preparation.space import needed_bytes
+from scm_lightning.text import Words
 
 fork = multiprocessing.get_context("fork")
 """Starts a process in no time, with everything imported."""
@@ -219,10 +221,13 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path, monkeypat
 
 @pytest.mark.parametrize("num_images", [53, 54, 61])
 def test_the_size_of_shards_is_known_before(num_images, tmp_path):
-    asked = recipe(PaintedImages(num_images))
-    index = prepare(asked, tmp_path / "out").index
-    size = sum(shard.num_bytes for shard in index.shards)
-    assert size < needed_bytes(asked.plan().shards, asked.content) < 2 * size
+    source = PaintedImages(num_images)
+    captions = Captions(["größe"] * num_images, [""] * num_images, Words(2048))
+    for number, texts in enumerate((None, captions)):
+        asked = recipe(source, captions=texts)
+        index = prepare(asked, tmp_path / str(number)).index
+        size = sum(shard.num_bytes for shard in index.shards)
+        assert size < needed_bytes(asked.plan().shards, asked) < 2 * size
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):

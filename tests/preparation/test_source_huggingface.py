@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scm_lightning.preparation.sources import UnreadableImageError, open_source
+from scm_lightning.preparation.sources import UnreadableImageError, open_source, read_captions
 
 
 class StandIn(ModuleType):
@@ -159,3 +159,24 @@ def test_the_library_itself(tmp_path):
     assert [int(source.load(n)[0, 0, 0]) for n in range(4)] == [3, 4, 5, 8]
     with pytest.raises(ValueError, match="save_to_disk has written, got another"):
         open_source(str(tmp_path), "huggingface")
+
+
+def test_captions_are_a_column_of_texts(monkeypatch, tmp_path):
+    """In the order of the images, of all parts but those that are left out."""
+    features = {**FEATURES, "caption": "string"}
+
+    def part(values, labels):
+        made = rows(values, labels, features)
+        made.columns["caption"] = [f" image {value}\n" for value in values]
+        return made
+
+    saved = StandIn.DatasetDict(
+        train=part([7, 8], [1, 0]), val=part([5], [1]), test=part([6], [-1])
+    )
+    source = opened(monkeypatch, tmp_path, saved)
+    assert read_captions(source, "caption") == ["image 7", "image 8", "image 5"]
+    assert [int(source.load(n)[0, 0, 0]) for n in range(3)] == [7, 8, 5]
+    with pytest.raises(ValueError, match=r"one of caption, img, kind, got captions; did you mean"):
+        read_captions(source, "captions")
+    with pytest.raises(ValueError, match="a text for every image, got 3 others, first 1"):
+        read_captions(source, "kind")

@@ -8,7 +8,14 @@ import torch
 from gaussian import PATH
 from torch import nn
 
-from scm_lightning.core import AVERAGE_VELOCITY, NULL_LABEL, Bound, Segments, sample_generators
+from scm_lightning.core import (
+    AVERAGE_VELOCITY,
+    NULL_LABEL,
+    Bound,
+    Conditions,
+    Segments,
+    sample_generators,
+)
 from scm_lightning.sampling import (
     Churn,
     DiffusionSampling,
@@ -49,7 +56,7 @@ def test_few_step_draws_tell_the_network_labels_and_scale(randn, kind, scale):
     network, noise, steps = Listener(), randn(5, 3), STEPS[kind]
     times = steps.times(3, None, TIMES[1:], PATH)
     draw = few_step_draw(network, steps, times, PATH, scale)
-    draw(noise, LABELS, sample_generators(range(5), 3))
+    draw(noise, Conditions(LABELS), sample_generators(range(5), 3))
     assert len(network.labels) == 3
     assert all(torch.equal(found, LABELS) for found in network.labels)
     for found in network.scales:
@@ -65,8 +72,8 @@ def test_the_teacher_is_guided_by_its_labels(randn, scale):
     by_hand = DiffusionSampling(num).draws(lambda u, t, labels: (0.1 * exact)[:, None] * u, PATH)
     for name, calls in (("teacher", 2 * num - 1), ("denoiser", 1)):
         network.labels.clear()
-        found = draws[name](noise, LABELS, None)
-        torch.testing.assert_close(found, by_hand[name](noise, None, None))
+        found = draws[name](noise, Conditions(LABELS), None)
+        torch.testing.assert_close(found, by_hand[name](noise, Conditions(), None))
         assert len(network.labels) == calls
         if scale is not None:
             assert network.labels[0].tolist() == [*LABELS.tolist(), *[NULL_LABEL] * 5]
@@ -76,22 +83,26 @@ def test_fresh_noise_is_of_the_generators_handed_in(randn):
     """The same ones, the same samples; torch's global state is not touched."""
     draw, noise = few_step_draw(Listener(), FreshNoise(), TIMES, PATH, None), randn(5, 3)
     state = torch.random.get_rng_state()
-    first = draw(noise, LABELS, sample_generators(range(5), 3))
+    first = draw(noise, Conditions(LABELS), sample_generators(range(5), 3))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(draw(noise, LABELS, sample_generators(range(5), 3)), first)
-    assert not torch.equal(draw(noise, LABELS, sample_generators(range(5), 4)), first)
+    assert torch.equal(draw(noise, Conditions(LABELS), sample_generators(range(5), 3)), first)
+    assert not torch.equal(draw(noise, Conditions(LABELS), sample_generators(range(5), 4)), first)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "heun", "dpm-2s", "dpm++"])
 def test_every_solver_is_reached(randn, solver):
     """By its name in the options, as by a call; churn with the sample's own generators."""
     network, noise, times = Listener(), randn(5, 3), time_grid(5, PATH)
-    found = DiffusionSampling(5, solver).draws(network, PATH)["teacher"](noise, LABELS, None)
+    found = DiffusionSampling(5, solver).draws(network, PATH)["teacher"](
+        noise, Conditions(LABELS), None
+    )
     F = Bound(network, LABELS)
     assert torch.equal(found, sample_ode(F, noise, times, path=PATH, solver=solver))
     if solver != "dpm++":
         churned = DiffusionSampling(5, solver, Churn(4.0)).draws(network, PATH)["teacher"]
-        drawn = [churned(noise, LABELS, sample_generators(range(5), 3)) for _ in range(2)]
+        drawn = [
+            churned(noise, Conditions(LABELS), sample_generators(range(5), 3)) for _ in range(2)
+        ]
         assert torch.equal(*drawn)
         assert not torch.equal(drawn[0], found)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gaussian import PATH
 
-from scm_lightning.core import Segments, sample_generators
+from scm_lightning.core import Conditions, Segments, sample_generators
 from scm_lightning.sampling import (
     EqualJumps,
     FreshNoise,
@@ -35,7 +35,7 @@ class Recorder:
 def drawn(draw):
     generators = sample_generators(range(5), seed=2)
     noise = PATH.sigma_data * torch.randn(5, 3, dtype=torch.float64)
-    return draw(noise, None, generators)
+    return draw(noise, Conditions(), generators)
 
 
 def test_rows_are_all_combinations_and_one_step_is_there_once():

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from scm_lightning.given_files import meant
 from scm_lightning.preparation.sources.labels import (
     HELDOUT_NAMES,
     MAX_TABLE_BYTES,
@@ -43,7 +44,8 @@ class HuggingFaceSource(EncodedSource):
         if any(part.features != features for part in parts.values()):
             raise ValueError(f"the splits of {path} must have the same columns; save them that way")
         self._column, label = _columns(features, path)
-        self._parts: list[tuple[int, Any]] = []
+        self._path, self._parts = path, list[tuple[int, Any]]()
+        self._whole = list[Any]()
         items, labels = list[Item](), list[Any]()
         for name, part in parts.items():
             split = "heldout" if name in HELDOUT_NAMES else "train"
@@ -51,6 +53,7 @@ class HuggingFaceSource(EncodedSource):
             if split == "heldout" and set(of_part) <= {-1}:
                 continue
             stored, rows = _undecoded(part, self._column), range(len(part))
+            self._whole.append(part)
             self._parts += [(row, stored) for row in rows]
             size = sum(file.stat().st_size for file in (path / name).glob("*.arrow"))
             items += [Item(f"{name or 'all'}/{row:08d}", 0, split, size) for row in rows]
@@ -74,6 +77,27 @@ class HuggingFaceSource(EncodedSource):
             raise OSError("its bytes are not stored")
         check_size(len(content))
         return content
+
+    def texts(self, column: str) -> list[str]:
+        """Text of every image in a column, without blanks around it.
+
+        Raises:
+            ValueError: if there is no such column, or it does not hold texts.
+        """
+        columns = sorted(self._whole[0].features)
+        if column not in columns:
+            raise ValueError(
+                f"captions must name a column of {self._path}, one of {', '.join(columns)}, got "
+                f"{column}{meant(column, columns)}"
+            )
+        texts = [text for part in self._whole for text in part[column][:]]
+        wrong = [each for each in texts if not isinstance(each, str)]
+        if wrong:
+            raise ValueError(
+                f"the column {column} of {self._path} must hold a text for every image, got "
+                f"{len(wrong)} others, first {wrong[0]!r:.40}; choose another"
+            )
+        return [text.strip() for text in texts]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -156,12 +156,23 @@ def read_dataset_json(content: bytes, where: str) -> list[tuple[str, str]] | Non
 
 
 def match_labels(pairs: Iterable[tuple[str, str]], names: Sequence[str], where: str) -> Classes:
-    """Give every image the label of a table.
+    """Give every image the class of a table; as `match_rows`."""
+    return number_labels(match_rows(pairs, names, where), where)
+
+
+def match_rows(
+    pairs: Iterable[tuple[str, str]], names: Sequence[str], where: str, noun: str = "label"
+) -> list[str]:
+    """Give every image the label, or the caption, of a table.
 
     Args:
         pairs: image and label, in any order.
         names: the images.
         where: what holds the pairs, for errors.
+        noun: word for what belongs to an image, likewise.
+
+    Returns:
+        Labels in the order of the images.
 
     Raises:
         ValueError: if an image has no label or two, or a label no image.
@@ -171,7 +182,7 @@ def match_labels(pairs: Iterable[tuple[str, str]], names: Sequence[str], where: 
     problems = {
         "lists images twice": [name for name, count in counts.items() if count > 1],
         "lists images that are not there": [name for name in labels if name not in known],
-        "has no label for images": [name for name in names if name not in labels],
+        f"has no {noun} for images": [name for name in names if name not in labels],
     }
     for problem, wrong in problems.items():
         if wrong:
@@ -179,7 +190,7 @@ def match_labels(pairs: Iterable[tuple[str, str]], names: Sequence[str], where: 
                 f"{where} {problem}: {len(wrong)}, first {wrong[0]}; paths are relative to the "
                 "folder of the images, and every image has one line"
             )
-    return number_labels([labels[name] for name in names], where)
+    return [labels[name] for name in names]
 
 
 def _numbered(labels: Sequence[str], names: set[str]) -> Classes:

@@ -3,6 +3,7 @@ r"""Webdataset: images in tar files, beside their classes.
 
     KEY.png (jpg, jpeg, webp, bmp, gif, tif)    the image
     KEY.cls                                     its class, a number or a name
+    KEY.txt                                     its caption, read where captions are asked for
 
 A key is a member's path up to the first dot of its file name. A key without an image is not a
 sample. The headers are read once, and then each image from its place: nothing is unpacked onto the
@@ -14,6 +15,7 @@ both sides occur, the words are the split.
 """
 
 import glob
+import itertools
 import os
 import re
 import tarfile
@@ -30,6 +32,7 @@ from scm_lightning.preparation.sources.labels import HELDOUT_NAMES, Classes, num
 from scm_lightning.preparation.sources.source import EncodedSource, Item, check_size
 from scm_lightning.saying import counted
 
+CAPTION = "txt"
 MAX_LABEL_BYTES = MAX_HEADER_BYTES = 1 << 20
 KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 
@@ -62,8 +65,8 @@ class WebDatasetSource(EncodedSource):
         with counted("reading tar headers", len(tars)) as advance:
             for file, name, split in zip(tars, names, _splits(names), strict=True):
                 found += [
-                    ((file, place), f"{name}/{key}", label, split)
-                    for key, place, label in _read_tar(file)
+                    ((file, place, text), f"{name}/{key}", label, split)
+                    for key, place, text, label in _read_tar(file)
                 ]
                 advance(1)
         if not found:
@@ -72,15 +75,35 @@ class WebDatasetSource(EncodedSource):
         numbers, class_names = _number([(key, label) for _, key, label, _ in found])
         items = [
             Item(key, number, split, place.num_bytes)
-            for ((_, place), key, _, split), number in zip(found, numbers, strict=True)
+            for ((_, place, _), key, _, split), number in zip(found, numbers, strict=True)
         ]
         super().__init__("webdataset", path, class_names, items)
 
     def read(self, number: int) -> bytes:
         """Content of an image's file; see `EncodedSource.read`."""
-        file, place = self._places[number]
+        file, place, _ = self._places[number]
         with open_regular(file) as opened:
             return _read_at(opened, place)
+
+    def texts(self) -> list[str]:
+        """Caption of every image, without blanks around it.
+
+        Raises:
+            ValueError: if an image has none, or one cannot be read.
+        """
+        without = [n for n, (_, _, text) in enumerate(self._places) if text is None]
+        if without:
+            raise ValueError(
+                f"every image must have a caption KEY.{CAPTION}, got {len(without)} without of "
+                f"{len(self.items)}, first {self.items[without[0]].name}; pack them again"
+            )
+        captions = list[str]()
+        for file, group in itertools.groupby(self._places, key=lambda at: at[0]):
+            with open_regular(file) as opened:
+                captions += [
+                    _read_text(opened, text, f"a caption of {file}") for _, _, text in group if text
+                ]
+        return captions
 
 
 def find_tars(path: str) -> list[Path]:
@@ -108,10 +131,10 @@ def find_tars(path: str) -> list[Path]:
     return files
 
 
-def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
-    """Key, place of the image and class of every sample of a tar file."""
-    images, classes = dict[str, Place](), dict[str, Place]()
-    kept = {".cls": classes, **dict.fromkeys(SUFFIXES, images)}
+def _read_tar(file: Path) -> Iterator[tuple[str, Place, Place | None, str | None]]:
+    """Key, places of image and caption, and class of every sample of a tar file."""
+    images, classes, texts = dict[str, Place](), dict[str, Place](), dict[str, Place]()
+    kept = {".cls": classes, f".{CAPTION}": texts, **dict.fromkeys(SUFFIXES, images)}
     with open_regular(file) as opened:
         for name, place in _members(opened, file):
             if match := KEY.fullmatch(name):
@@ -121,7 +144,8 @@ def _read_tar(file: Path) -> Iterator[tuple[str, Place, str | None]]:
                     raise ValueError(f"{file} must hold one image of the key {key}, got two")
         for key, place in images.items():
             at = classes.get(key)
-            yield key, place, at and _read_label(opened, at, f"{key}.cls of {file}")
+            label = at and _read_text(opened, at, f"{key}.cls of {file}")
+            yield key, place, texts.get(key), label
 
 
 def _members(opened: BinaryIO, file: Path) -> Iterator[tuple[str, Place]]:
@@ -180,9 +204,10 @@ def _read_at(file: BinaryIO, place: Place) -> bytes:
     return content
 
 
-def _read_label(file: BinaryIO, place: Place, where: str) -> str:
+def _read_text(file: BinaryIO, place: Place, where: str) -> str:
+    """A class or a caption."""
     if place.num_bytes > MAX_LABEL_BYTES:
-        raise ValueError(f"{where} must be a class of a few letters, got {place.num_bytes} bytes")
+        raise ValueError(f"{where} must have a few letters, got {place.num_bytes} bytes")
     try:
         return _read_at(file, place).decode().strip()
     except UnicodeDecodeError as error:
