@@ -155,7 +155,7 @@ class DiffusionModule(GenerativeModule):
         Returns:
             See `StepOutput`.
         """
-        x0, augmented = self.augment(batch.x0)
+        x0, augmented = self.augment(batch.x0, batch.conditions)
         labels, named, _ = batch.given().dropped(self.condition_dropout)
         t = times
         if t is None:
@@ -169,16 +169,28 @@ class DiffusionModule(GenerativeModule):
         logs = {"train/loss": loss.detach()}
         return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
-    def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def augment(
+        self, x0: Tensor, conditions: Mapping[str, Tensor] = {}
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment data; report how in a condition that only such networks take.
 
         Args:
             x0: data. (B, ...), data units.
+            conditions: conditions of the data, which are not augmented. (B, ...) each.
 
         Returns:
             Data, (B, ...), and the network's further arguments.
+
+        Raises:
+            ValueError: if a condition is an image of the data's size, which would no longer fit.
         """
         if self.augmentation is None:
             return x0, {}
+        for name, x in conditions.items():
+            if x.ndim == x0.ndim and x.shape[2:] == x0.shape[2:]:
+                raise ValueError(
+                    f"augmentation moves the data but not the condition {name}, an image of their "
+                    "size; set augmentation to null"
+                )
         x0, augment = self.augmentation(x0)
         return x0, {} if augment is None else {"augment": augment}

@@ -162,6 +162,15 @@ def test_a_teacher_is_guided_by_each_condition_apart(randn):
         plain.setup("fit")
 
 
+def test_an_augmentation_that_would_leave_an_image_behind_is_refused(randn):
+    """A vector is not in its way."""
+    module = DiffusionModule(Teacher(), PATH, augmentation=lambda x0: (2 * x0, None))
+    x0 = randn(5, 2, 4, 4)
+    assert torch.equal(module.augment(x0, {"pose": randn(5, 2)})[0], 2 * x0)
+    with pytest.raises(ValueError, match="but not the condition image, an image of their size"):
+        module.augment(x0, {"image": randn(5, 1, 4, 4)})
+
+
 def test_an_empty_request_keeps_the_shape_of_conditions(randn):
     """Sharded networks are called by all processes, with samples to draw or without."""
     module = ConsistencyModule(Student(), PairVelocity(), path=PATH).double()
