@@ -237,6 +237,13 @@ def test_prompts_stand_in_the_place_of_texts(folder):
             Given(data.samples["heldout"], data.collate, [Prompt("wrong", wrong)])
 
 
+def test_conditions_come_from_a_command_as_from_the_folder(folder):
+    place = f"pipe:cat {folder}/{{name}}"
+    remote, local = data_of(place, False), data_of(folder, False)
+    equal(take(remote.train_dataloader(), 3), take(local.train_dataloader(), 3))
+    assert torch.equal(remote.collate.nulls["text"], local.collate.nulls["text"])
+
+
 def test_a_null_that_is_missing_or_changed_is_refused(folder, tmp_path):
     root = tmp_path / "shards"
     write_conditions(root)
