@@ -14,12 +14,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from scm_lightning.callbacks.logged_pictures import write_and_log
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.callbacks.pictures import are_clips, captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.saying import say
-from scm_lightning.whole_files import written_whole
+from scm_lightning.whole_files import write_picture, written_whole
 
 MAX_LOOKED_AT = 5000
 """Held-out data that are read to find classes."""
@@ -31,10 +31,11 @@ class SampleGrids(Callback):
     While training: `step_N.png` after every validation. From `scm predict`: `samples.npz`, all
     samples in data units with indices, labels and seed; then `NAME.png`, a grid of every sampler's
     images; `comparison.png`, the samplers under each other from the same noise, below held-out data
-    of the same classes. A picture that cannot be made is a line; the rest goes on.
+    of the same classes. Clips have `step_N.gif` and `comparison.gif` beside these. A picture that
+    cannot be made is a line; the rest goes on.
 
     Args:
-        columns: images in a row.
+        columns: images in a row, or frames of clips.
     """
 
     def __init__(self, columns: int = 20) -> None:
@@ -60,7 +61,9 @@ class SampleGrids(Callback):
             name = "validation" if is_alone else f"step_{trainer.global_step:07d}"
             file = self._folder(trainer) / f"{name}.png"
             draw = partial(self._captioned, trainer, shown)
-            if write_and_log(trainer, "val/samples", file, draw) and is_alone:
+            is_drawn = write_and_log(trainer, "val/samples", file, draw)
+            self._write_moving(trainer, shown, file)
+            if is_drawn and is_alone:
                 say(f"samples are drawn in {file}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,6 +103,7 @@ class SampleGrids(Callback):
             write_and_log(trainer, f"predict/{name}", folder / f"{name}.png", draw)
             for name, draw in pictures.items()
         ]
+        self._write_moving(trainer, samples, folder / "comparison.png")
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
         say(f"{what} in {folder}{look}")
@@ -114,15 +118,25 @@ class SampleGrids(Callback):
         num = len(next(iter(shown.values())))
         asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
         real = heldout_of(shards_of(trainer), asked_for)
-        return self._captioned(trainer, {"floor": real} | shown)
+        picture: Image = self._captioned(trainer, {"floor": real} | shown)
+        return picture
+
+    def _write_moving(self, trainer: Trainer, samples: dict[str, Tensor], file: Path) -> None:
+        """Write clips as they move beside a picture of their frames."""
+        if are_clips(next(iter(samples.values()))):
+            shown = {name: x0[: self.columns] for name, x0 in samples.items()}
+            draw = partial(self._captioned, trainer, shown, moving_rows)
+            write_picture(file.with_suffix(".gif"), draw)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"
 
-    def _captioned(self, trainer: Trainer, samples: dict[str, Tensor]) -> Image:
+    def _captioned(
+        self, trainer: Trainer, samples: dict[str, Tensor], draw: Any = captioned_rows
+    ) -> Any:
         datamodule = shards_of(trainer)
         named = {SAMPLER_NAMES.get(name, name): x0 for name, x0 in samples.items()}
-        return captioned_rows({name: datamodule.to_pictures(x0) for name, x0 in named.items()})
+        return draw({name: datamodule.to_pictures(x0) for name, x0 in named.items()})
 
 
 def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 """Pictures of data as grids with captions.
 
 Images of one or three channels are shown as they are. Of other data every channel is a gray tile
-below the one before, and every frame of a video a tile beside it; vectors and sequences are gray
-tiles of their numbers, a row for every channel.
+below the one before, and every frame of a clip a tile beside it; vectors and sequences are gray
+tiles of their numbers, a row for every channel. `moving_rows` shows clips as they move.
 Axes: N samples, C channels, F frames, H and W pixels.
 """
 
@@ -19,6 +19,10 @@ CELL = 48
 """Side of an image on the page, at least. Screen pixels."""
 GAP = 2
 CAPTION = 210
+FRAMES_IN_A_ROW = 20
+"""Frames of clips beside each other in a captioned row, at least those of one clip."""
+ROWS_OF_CLIPS = 3
+"""Rows that a caption has of clips."""
 
 
 def image_grid(images: Tensor, columns: int) -> Image.Image:
@@ -26,9 +30,10 @@ def image_grid(images: Tensor, columns: int) -> Image.Image:
 
     Args:
         images: (N, C, H, W), values in [0, 1]; or other data, see the module. NaN is shown white.
-        columns: samples in a row.
+        columns: samples in a row, or frames of clips, but at least one clip.
     """
     tiles = _tiles(images)
+    columns = _in_a_row(images, columns)
     rows = -(-len(tiles) // columns)
     height, width = tiles.shape[1:3]
     page = np.full((rows * columns, height, width, 3), 255, dtype=np.uint8)
@@ -41,9 +46,14 @@ def captioned_rows(rows: Mapping[str, Tensor]) -> Image.Image:
     """One row of images under the other, each with its caption on the left.
 
     Args:
-        rows: caption to images. (N, C, H, W) each, values in [0, 1]; or other data.
+        rows: caption to images. (N, C, H, W) each, values in [0, 1]; or other data. Of clips the
+            first are shown, in up to `ROWS_OF_CLIPS` rows.
     """
-    strips = {caption: image_grid(images, len(images)) for caption, images in rows.items()}
+    strips = {}
+    for caption, images in rows.items():
+        columns = FRAMES_IN_A_ROW if are_clips(images) else len(images)
+        most = ROWS_OF_CLIPS * _in_a_row(images, columns) if are_clips(images) else len(images)
+        strips[caption] = image_grid(images[:most], columns)
     width = CAPTION + max(strip.width for strip in strips.values())
     page = Image.new("RGB", (width, sum(strip.height for strip in strips.values())), "white")
     draw, font, top = ImageDraw.Draw(page), ImageFont.load_default(16), 0
@@ -52,6 +62,28 @@ def captioned_rows(rows: Mapping[str, Tensor]) -> Image.Image:
         draw.text((8, top + strip.height // 2), caption, fill="black", font=font, anchor="lm")
         top += strip.height
     return page
+
+
+def moving_rows(rows: Mapping[str, Tensor]) -> list[Image.Image]:
+    """Frames of an animated picture: `captioned_rows` of clips, a tile for each.
+
+    Args:
+        rows: caption to clips. (N, C, F, H, W) each, values in [0, 1].
+    """
+    num_frames = next(iter(rows.values())).shape[2]
+    return [
+        captioned_rows({caption: clips[:, :, frame] for caption, clips in rows.items()})
+        for frame in range(num_frames)
+    ]
+
+
+def are_clips(images: Tensor) -> bool:
+    """Tell whether these are clips, (N, C, F, H, W)."""
+    return images.ndim == 5
+
+
+def _in_a_row(images: Tensor, columns: int) -> int:
+    return max(1, columns // images.shape[2]) if are_clips(images) else columns
 
 
 def _tiles(images: Tensor) -> Any:
