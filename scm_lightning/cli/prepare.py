@@ -101,21 +101,19 @@ def prepare(
     from scm_lightning.preparation.sources import open_source
 
     workers = _checked(workers, max_unreadable)
-    _check_text_options(captions, text_encoder, text_length)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
-    folder = folder_to_write(out)
+    folder, autoencoder = folder_to_write(out), None
     images = open_source(source, kind, labels)
+    texts = _captions(images, captions, text_encoder, text_length, device)
     transform, shape = fit_transform(
         images, ImageTransform(size, crop, channels, background, upscale)
     )
     content: Pixels | EncodedLatents = Pixels(shape)
-    autoencoder = None
     if latents is not None:
         autoencoder = Autoencoder(latents, shape)
         types = latents_dtype, latents_compute_dtype
         content = EncodedLatents(autoencoder, latents_stored, latents_batch_size, *types, device)
-    texts = _captions(images, captions, text_encoder, text_length, device)
     recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed, texts)
     say(f"{images.description}: {len(images.items):,} images")
     if dry_run:
@@ -145,22 +143,6 @@ def _checked(workers: int | None, max_unreadable: int) -> int:
     return workers
 
 
-def _check_text_options(
-    captions: str | None, text_encoder: str | None, text_length: int | None
-) -> None:
-    """Refuse captions without an encoder, and the reverse, before the images are listed."""
-    if captions is None and (text_encoder is not None or text_length is not None):
-        raise ValueError(
-            "text_encoder and text_length go with captions, got no captions; give captions, or "
-            "leave them out"
-        )
-    if captions is not None and text_encoder is None:
-        raise ValueError(
-            f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
-            "the folder of one of transformers"
-        )
-
-
 def _captions(
     images: "ImageSource",
     captions: str | None,
@@ -173,8 +155,18 @@ def _captions(
     from scm_lightning.preparation.sources import read_captions
     from scm_lightning.text import open_encoder
 
-    if captions is None or text_encoder is None:
+    if captions is None:
+        if text_encoder is not None or text_length is not None:
+            raise ValueError(
+                "text_encoder and text_length go with captions, got no captions; give captions, or "
+                "leave them out"
+            )
         return None
+    if text_encoder is None:
+        raise ValueError(
+            f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
+            "the folder of one of transformers"
+        )
     encoder = open_encoder(text_encoder, text_length, device)
     names = [item.name for item in images.items]
     return Captions(read_captions(images, captions), names, encoder)
