@@ -4,9 +4,11 @@
     python data/emoji/get.py                 by npm, 74 MB
     python data/emoji/get.py PACKAGE.tgz     from a package that is here already
 
-Writes `images/*.png` (64x64, color with alpha) and `labels.csv` (file, label) beside this script.
-The classes are the nine categories of Unicode's emoji; variations of skin tone are in the category
-of what they vary. The five patches of bare skin tone, which have none, are left out.
+Writes `images/*.png` (64x64, color with alpha), `labels.csv` (file, label) and `captions.csv`
+(file, caption) beside this script. The classes are the nine categories of Unicode's emoji; the
+captions are their names in small letters. Variations of skin tone are in the category of what they
+vary, and have the tone in their captions. The five patches of bare skin tone, which have no
+category, are left out.
 
 Images: Noto Emoji 2.048, Copyright Google, Apache License 2.0. Package: emoji-datasource-google
 16.0.0 by Cal Henderson, MIT licence.
@@ -33,6 +35,14 @@ SHA512 = (
 )
 IMAGES = "package/img/google/64/"
 NO_CATEGORY = "Component"
+TONES = {
+    "1F3FB": "light",
+    "1F3FC": "medium light",
+    "1F3FD": "medium",
+    "1F3FE": "medium dark",
+    "1F3FF": "dark",
+}
+"""Skin tones by their code points."""
 
 
 def pack(folder: str) -> Path:
@@ -45,16 +55,18 @@ def pack(folder: str) -> Path:
     return next(Path(folder).glob("*.tgz"))
 
 
-def categories(emoji: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """File and category of every picture, the variations of skin tone after their base."""
+def described(emoji: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """File, category and caption of every picture."""
     for base in emoji:
-        for each in (base, *base.get("skin_variations", {}).values()):
+        for tones, each in [("", base), *base.get("skin_variations", {}).items()]:
             if each["has_img_google"] and base["category"] != NO_CATEGORY:
-                yield each["image"], base["category"]
+                skin = " and ".join(TONES[tone] for tone in tones.split("-") if tone)
+                name = base["name"].lower()
+                yield each["image"], base["category"], f"{name}, {skin} skin" if skin else name
 
 
 def write(package: Path, folder: Path) -> tuple[int, int]:
-    """Write images and labels; returns the numbers of images and of classes."""
+    """Write images, labels and captions; returns the numbers of images and of classes."""
     if hashlib.sha512(package.read_bytes()).hexdigest() != SHA512:
         sys.exit(f"{package} is not {PACKAGE}: its SHA-512 differs; get it again")
     shutil.rmtree(folder / "images", ignore_errors=True)
@@ -62,13 +74,18 @@ def write(package: Path, folder: Path) -> tuple[int, int]:
     with tarfile.open(package) as archive:
         members = {member.name: member for member in archive.getmembers() if member.isreg()}
         emoji = json.loads(archive.extractfile(members["package/emoji.json"]).read())
-        rows = sorted(categories(emoji))
-        for name, _ in track(rows, "writing images"):
+        rows = sorted(described(emoji))
+        for name, *_ in track(rows, "writing images"):
             content = archive.extractfile(members[IMAGES + name]).read()
             (folder / "images" / name).write_bytes(content)
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("file", "label"), *rows])
-    return len(rows), len({category for _, category in rows})
+    tables = {
+        "labels.csv": [("file", "label"), *((name, category) for name, category, _ in rows)],
+        "captions.csv": [("file", "caption"), *((name, caption) for name, _, caption in rows)],
+    }
+    for table, lines in tables.items():
+        with (folder / table).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+    return len(rows), len({category for _, category, _ in rows})
 
 
 def main() -> None:

@@ -31,8 +31,9 @@ class SampleGrids(Callback):
 
     While training: `step_N.png` after every validation. From `scm predict`: `samples.npz`, all
     samples in data units with indices, labels, prompts and seed; then `NAME.png`, a grid of every
-    sampler's images; `comparison.png`, the samplers under each other from the same noise, below held-out data
-    of the same classes. Captions or prompts that samples are drawn by stand under them. A picture
+    sampler's images; `comparison.png`, the samplers under each other from the same noise, below
+    held-out data of the same classes and the image that was given, if a condition is called
+    `image`. Captions or prompts that samples are drawn by stand under them. A picture
     that cannot be made is a line; the rest goes on.
 
     Args:
@@ -57,7 +58,9 @@ class SampleGrids(Callback):
     ) -> None:
         """Write the first samples of a validation."""
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
+            drawn = shards_of(trainer).collate.given(batch.conditions)
+            drawn |= {name: samples.x0 for name, samples in outputs.items()}
+            shown = {name: x0[: self.columns] for name, x0 in drawn.items()}
             is_alone = trainer.state.fn == "validate"  # which knows of no step
             name = "validation" if is_alone else f"step_{trainer.global_step:07d}"
             file = self._folder(trainer) / f"{name}.png"
@@ -80,7 +83,9 @@ class SampleGrids(Callback):
     ) -> None:
         """Keep the samples of a batch."""
         labels = {} if batch.labels is None else {"labels": batch.labels.cpu()}
-        drawn = {name: samples.x0.cpu() for name, samples in outputs.items()}
+        drawn = shards_of(trainer).collate.given(batch.conditions)
+        drawn |= {name: samples.x0 for name, samples in outputs.items()}
+        drawn = {name: x0.cpu() for name, x0 in drawn.items()}
         self._seed = batch.seed
         columns = {"indices": batch.indices.cpu(), **labels, **drawn}
         self._drawn.append((columns, batch.prompts))

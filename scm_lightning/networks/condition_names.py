@@ -30,6 +30,11 @@ class ConditionNames:
     optional: Collection[str] | None = ()
     misplaced: Collection[str] = ()
 
+    @property
+    def takes_none(self) -> bool:
+        """Tell whether the network takes no condition by name at all."""
+        return not self.needed and self.optional == ()
+
     def check(self, given: Collection[str]) -> None:
         """Refuse data that lack a condition, or have one that the network does not take.
 
@@ -87,4 +92,6 @@ def condition_names(network: nn.Module, two_times: bool = False) -> ConditionNam
             misplaced.append(each.name)
         else:
             (needed if each.default is Parameter.empty else optional).append(each.name)
-    return ConditionNames(owner, needed, None if takes_any else optional, misplaced)
+    return ConditionNames(
+        owner, tuple(needed), None if takes_any else tuple(optional), tuple(misplaced)
+    )

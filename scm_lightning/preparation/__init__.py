@@ -6,6 +6,7 @@ from scm_lightning.preparation.content import Moments, Pixels, ShardContent
 from scm_lightning.preparation.digits import Digits, load_digit_splits
 from scm_lightning.preparation.engine import Preparation, prepare
 from scm_lightning.preparation.latent_content import EncodedLatents
+from scm_lightning.preparation.moving_digits import MovingDigits, load_moving_digit_splits
 from scm_lightning.preparation.plan import Recipe
 from scm_lightning.preparation.transform import ImageTransform
 
@@ -15,10 +16,12 @@ __all__ = [
     "EncodedLatents",
     "ImageTransform",
     "Moments",
+    "MovingDigits",
     "Pixels",
     "Preparation",
     "Recipe",
     "ShardContent",
     "load_digit_splits",
+    "load_moving_digit_splits",
     "prepare",
 ]

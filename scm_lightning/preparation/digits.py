@@ -49,6 +49,25 @@ def load_digit_splits() -> dict[str, tuple[Array, Array]]:
     }
 
 
+def digit_source(made_by: str, splits: dict[str, tuple[Array, Array]]) -> ArraySource:
+    """A source of digits, or of clips of them.
+
+    Args:
+        made_by: what has made them.
+        splits: for `train` and `heldout`: arrays, (N, C, ...) uint8 from 0 to 16, and labels, (N,).
+    """
+    # Held-out images first, in whose order the classes come in turn already.
+    splits = dict(reversed(splits.items()))
+    arrays = np.concatenate([arrays for arrays, _ in splits.values()])
+    items = [
+        (f"{split}/{n}", int(label), split)
+        for split, (_, labels) in splits.items()
+        for n, label in enumerate(labels)
+    ]
+    names = [str(label) for label in range(NUM_CLASSES)]
+    return ArraySource("scikit-learn", made_by, names, items, np.moveaxis(arrays, 1, -1), 16.0)
+
+
 class Digits(ShardDataModule):
     """The digits as a data module; see `ShardDataModule` for the arguments.
 
@@ -67,21 +86,7 @@ class Digits(ShardDataModule):
         if (folder / INDEX_FILE).is_file():
             return
         refuse_foreign_files(folder)
-        # Held-out images first, in whose order the classes come in turn already.
-        splits = dict(reversed(load_digit_splits().items()))
-        images = np.concatenate([images for images, _ in splits.values()])
-        items = [
-            (f"{split}/{n}", int(label), split)
-            for split, (_, labels) in splits.items()
-            for n, label in enumerate(labels)
-        ]
-        names = [str(label) for label in range(NUM_CLASSES)]
-        source = ArraySource(
-            *("scikit-learn", "load_digits", names, items, images.transpose(0, 2, 3, 1), 16.0)
-        )
-        recipe = Recipe(
-            source, ImageTransform(), Pixels(SHAPE), samples_per_shard=SAMPLES_PER_SHARD, seed=None
-        )
+        recipe = self._recipe()
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(folder.parent, f".{folder.name}-") as scratch:
             scratch.chmod(0o755)
@@ -91,3 +96,9 @@ class Digits(ShardDataModule):
             except OSError:  # replacing a folder that is not empty: another process was faster
                 if not (folder / INDEX_FILE).is_file():
                     raise
+
+    def _recipe(self) -> Recipe:
+        source = digit_source("load_digits", load_digit_splits())
+        return Recipe(
+            source, ImageTransform(), Pixels(SHAPE), samples_per_shard=SAMPLES_PER_SHARD, seed=None
+        )

@@ -115,6 +115,15 @@ class ImageTransform:
         return _central(_resample(image, height, width, Image.Resampling.BICUBIC), size)
 
 
+@dataclass(frozen=True)
+class ClipTransform(ImageTransform):
+    """Transform of the frames of a clip, one by one, to a sample of one shape."""
+
+    def __call__(self, image: Array) -> Array:
+        """Make a sample. (F, H, W, C) uint8 to (C, F, H, W) uint8; see `ImageTransform`."""
+        return np.stack([super(ClipTransform, self).__call__(frame) for frame in image], axis=1)
+
+
 def compose(image: Array, background: tuple[int, int, int]) -> Array:
     """Lay an image with alpha over a color. (H, W, 4) to (H, W, 3), uint8."""
     alpha = image[:, :, 3:].astype(np.uint32)
