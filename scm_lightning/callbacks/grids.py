@@ -15,12 +15,12 @@ from PIL.Image import Image
 from torch import Tensor
 
 from scm_lightning.callbacks.logged_pictures import write_and_log
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.callbacks.pictures import are_clips, captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
 from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.saying import say
-from scm_lightning.whole_files import written_whole
+from scm_lightning.whole_files import write_picture, written_whole
 
 MAX_LOOKED_AT = 5000
 """Held-out data that are read to find classes."""
@@ -33,11 +33,11 @@ class SampleGrids(Callback):
     samples in data units with indices, labels, prompts and seed; then `NAME.png`, a grid of every
     sampler's images; `comparison.png`, the samplers under each other from the same noise, below
     held-out data of the same classes and the image that was given, if a condition is called
-    `image`. Captions or prompts that samples are drawn by stand under them. A picture
-    that cannot be made is a line; the rest goes on.
+    `image`. Captions or prompts that samples are drawn by stand under them. Clips have `step_N.gif`
+    and `comparison.gif` beside these. A picture that cannot be made is a line; the rest goes on.
 
     Args:
-        columns: images in a row.
+        columns: images in a row, or frames of clips.
     """
 
     def __init__(self, columns: int = 20) -> None:
@@ -64,8 +64,11 @@ class SampleGrids(Callback):
             is_alone = trainer.state.fn == "validate"  # which knows of no step
             name = "validation" if is_alone else f"step_{trainer.global_step:07d}"
             file = self._folder(trainer) / f"{name}.png"
-            draw = partial(self._captioned, trainer, shown, batch.prompts[: self.columns])
-            if write_and_log(trainer, "val/samples", file, draw) and is_alone:
+            prompts = batch.prompts[: self.columns]
+            draw = partial(self._captioned, trainer, shown, prompts)
+            is_drawn = write_and_log(trainer, "val/samples", file, draw)
+            self._write_moving(trainer, shown, prompts, file)
+            if is_drawn and is_alone:
                 say(f"samples are drawn in {file}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,6 +110,7 @@ class SampleGrids(Callback):
             write_and_log(trainer, f"predict/{name}", folder / f"{name}.png", draw)
             for name, draw in pictures.items()
         ]
+        self._write_moving(trainer, samples, prompts, folder / "comparison.png")
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
         say(f"{what} in {folder}{look}")
@@ -125,22 +129,37 @@ class SampleGrids(Callback):
     ) -> Image:
         shown = {name: x0[: self.columns] for name, x0 in samples.items()}
         if shards_of(trainer).prompts is not None:  # of which there are no held-out data
-            return self._captioned(trainer, shown, prompts[: self.columns])
+            alone: Image = self._captioned(trainer, shown, prompts[: self.columns])
+            return alone
         num = len(next(iter(shown.values())))
         asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
         real = heldout_of(shards_of(trainer), asked_for)
-        return self._captioned(trainer, {"floor": real} | shown, prompts[: self.columns])
+        picture: Image = self._captioned(trainer, {"floor": real} | shown, prompts[: self.columns])
+        return picture
+
+    def _write_moving(
+        self, trainer: Trainer, samples: dict[str, Tensor], prompts: Sequence[str], file: Path
+    ) -> None:
+        """Write clips as they move beside a picture of their frames."""
+        if are_clips(next(iter(samples.values()))):
+            shown = {name: x0[: self.columns] for name, x0 in samples.items()}
+            prompts = prompts[: self.columns]
+            draw = partial(self._captioned, trainer, shown, prompts, moving_rows)
+            write_picture(file.with_suffix(".gif"), draw)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"
 
     def _captioned(
-        self, trainer: Trainer, samples: dict[str, Tensor], prompts: Sequence[str]
-    ) -> Image:
+        self,
+        trainer: Trainer,
+        samples: dict[str, Tensor],
+        prompts: Sequence[str],
+        draw: Any = captioned_rows,
+    ) -> Any:
         datamodule = shards_of(trainer)
         named = {SAMPLER_NAMES.get(name, name): x0 for name, x0 in samples.items()}
-        pictures = {name: datamodule.to_pictures(x0) for name, x0 in named.items()}
-        return captioned_rows(pictures, prompts)
+        return draw({name: datamodule.to_pictures(x0) for name, x0 in named.items()}, prompts)
 
 
 def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:

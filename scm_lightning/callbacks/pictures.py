@@ -2,8 +2,9 @@
 """Pictures of data as grids with captions.
 
 Images of one or three channels are shown as they are. Of other data every channel is a gray tile
-below the one before, and every frame of a video a tile beside it; vectors and sequences are gray
-tiles of their numbers, a row for every channel. A text may stand under each sample.
+below the one before, and every frame of a clip a tile beside it; vectors and sequences are gray
+tiles of their numbers, a row for every channel. `moving_rows` shows clips as they move. A text may
+stand under each sample.
 Axes: N samples, C channels, F frames, H and W pixels.
 """
 
@@ -23,6 +24,10 @@ GAP = 2
 CAPTION = 210
 TEXT_SIZE, LINE, MAX_LINES = 11, 13, 5
 """Size of the letters of a text, height of a line, and most lines. Screen pixels."""
+FRAMES_IN_A_ROW = 20
+"""Frames of clips beside each other in a captioned row, at least those of one clip."""
+ROWS_OF_CLIPS = 3
+"""Rows that a caption has of clips."""
 
 
 def image_grid(images: Tensor, columns: int, texts: Sequence[str] = ()) -> Image.Image:
@@ -30,10 +35,11 @@ def image_grid(images: Tensor, columns: int, texts: Sequence[str] = ()) -> Image
 
     Args:
         images: (N, C, H, W), values in [0, 1]; or other data, see the module. NaN is shown white.
-        columns: samples in a row.
-        texts: what stands under each of them; N, or none.
+        columns: samples in a row, or frames of clips, but at least one clip.
+        texts: what stands under each sample; N, or none.
     """
     tiles = _tiles(images, CELL_WITH_TEXT if texts else CELL)
+    columns = _in_a_row(images, columns)
     if texts:
         tiles = np.concatenate([tiles, _written(texts, tiles.shape[2])], axis=1)
     rows = -(-len(tiles) // columns)
@@ -48,10 +54,15 @@ def captioned_rows(rows: Mapping[str, Tensor], texts: Sequence[str] = ()) -> Ima
     """One row of images under the other, each with its caption on the left.
 
     Args:
-        rows: caption to images. (N, C, H, W) each, values in [0, 1]; or other data.
+        rows: caption to images. (N, C, H, W) each, values in [0, 1]; or other data. Of clips the
+            first are shown, in up to `ROWS_OF_CLIPS` rows.
         texts: what stands under each image; N, or none.
     """
-    strips = {caption: image_grid(images, len(images), texts) for caption, images in rows.items()}
+    strips = {}
+    for caption, images in rows.items():
+        columns = FRAMES_IN_A_ROW if are_clips(images) else len(images)
+        most = ROWS_OF_CLIPS * _in_a_row(images, columns) if are_clips(images) else len(images)
+        strips[caption] = image_grid(images[:most], columns, texts[:most])
     width = CAPTION + max(strip.width for strip in strips.values())
     page = Image.new("RGB", (width, sum(strip.height for strip in strips.values())), "white")
     draw, font, top = ImageDraw.Draw(page), ImageFont.load_default(16), 0
@@ -60,6 +71,29 @@ def captioned_rows(rows: Mapping[str, Tensor], texts: Sequence[str] = ()) -> Ima
         draw.text((8, top + strip.height // 2), caption, fill="black", font=font, anchor="lm")
         top += strip.height
     return page
+
+
+def moving_rows(rows: Mapping[str, Tensor], texts: Sequence[str] = ()) -> list[Image.Image]:
+    """Frames of an animated picture: `captioned_rows` of clips, a tile for each.
+
+    Args:
+        rows: caption to clips. (N, C, F, H, W) each, values in [0, 1].
+        texts: what stands under each clip; N, or none.
+    """
+    num_frames = next(iter(rows.values())).shape[2]
+    return [
+        captioned_rows({caption: clips[:, :, frame] for caption, clips in rows.items()}, texts)
+        for frame in range(num_frames)
+    ]
+
+
+def are_clips(images: Tensor) -> bool:
+    """Tell whether these are clips, (N, C, F, H, W)."""
+    return images.ndim == 5
+
+
+def _in_a_row(images: Tensor, columns: int) -> int:
+    return max(1, columns // images.shape[2]) if are_clips(images) else columns
 
 
 def _written(texts: Sequence[str], width: int) -> Any:

@@ -10,6 +10,7 @@ from scm_lightning.whole_files import write_picture
 if TYPE_CHECKING:
     from scm_lightning.preparation.captions import Captions
     from scm_lightning.preparation.sources import ImageSource
+    from scm_lightning.preparation.transform import ImageTransform
 
 DEFAULT_SIZE = 64
 
@@ -22,6 +23,7 @@ def prepare(
     captions: str | None = None,
     text_encoder: str | None = None,
     text_length: int | None = None,
+    frames: int | None = None,
     size: int | None = None,
     crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
@@ -60,6 +62,8 @@ def prepare(
             folder with CLIP, T5 or Gemma as transformers saves them.
         text_length: most words or tokens of a caption; the rest is cut off. By default 16 for
             words, and for others 128 or as many as they take.
+        frames: frames of a clip. Every folder of images (CLASS/CLIP/000.png, ...), or every
+            animated GIF or WebP, becomes one sample of its first frames.
         size: side of the images that are written, in pixels. By default 64, and with crop none
             what the images have.
         crop: center (the central square, resized by Lanczos), adm (as ADM and EDM prepare
@@ -104,11 +108,12 @@ def prepare(
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder, autoencoder = folder_to_write(out), None
-    images = open_source(source, kind, labels)
+    images, transform_of = open_source(source, kind, labels), ImageTransform
+    if frames is not None:
+        images, transform_of = _clips(images, frames, latents)
     texts = _captions(images, captions, text_encoder, text_length, device)
-    transform, shape = fit_transform(
-        images, ImageTransform(size, crop, channels, background, upscale)
-    )
+    wanted = transform_of(size, crop, channels, background, upscale)
+    transform, shape = fit_transform(images, wanted)
     content: Pixels | EncodedLatents = Pixels(shape)
     if latents is not None:
         autoencoder = Autoencoder(latents, shape)
@@ -141,6 +146,18 @@ def _checked(workers: int | None, max_unreadable: int) -> int:
             f"workers and max_unreadable must be at least 0, got {workers} and {max_unreadable}"
         )
     return workers
+
+
+def _clips(
+    images: "ImageSource", frames: int, latents: str | None
+) -> "tuple[ImageSource, type[ImageTransform]]":
+    """Clips of the images, and what transforms them."""
+    from scm_lightning.preparation.sources import ClipSource
+    from scm_lightning.preparation.transform import ClipTransform
+
+    if latents is not None:
+        raise ValueError("frames go with pixels, got latents; leave one of them out")
+    return ClipSource(images, frames), ClipTransform
 
 
 def _captions(
