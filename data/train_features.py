@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a classifier behind `DigitFeatures` or `FashionFeatures`, and write its weights.
+"""Train a classifier behind one of the shipped extractors, and write its weights.
 
-    python data/train_features.py digits scm_lightning/metrics/digit_features.safetensors
-    python data/train_features.py fashion scm_lightning/metrics/fashion_features.safetensors
+    cd scm_lightning/metrics
+    python ../../data/train_features.py digits digit_features.safetensors
+    python ../../data/train_features.py moving_digits moving_digit_features.safetensors
+    python ../../data/train_features.py fashion fashion_features.safetensors
 
 Sees the training split only, and prints the accuracy on the held-out images. The shipped weights
-reach 0.9833 on 360 digits and 0.9050 on 10,000 clothes. On one CPU core digits take about
-10 seconds, clothes 3 minutes.
+reach 0.9833 on 360 digits, 0.9841 on 8,640 frames of moving digits and 0.9050 on 10,000 clothes. On
+one CPU core digits take about 10 seconds, moving digits and clothes 3 minutes each.
 """
 
 import sys
@@ -22,15 +24,26 @@ from torch import Tensor
 
 from scm_lightning.data.shards import Array
 from scm_lightning.metrics.classifier import SmallClassifier
-from scm_lightning.metrics.digits import digit_classifier
+from scm_lightning.metrics.digits import digit_classifier, moving_digit_classifier
 from scm_lightning.metrics.fashion import fashion_classifier
-from scm_lightning.preparation import ImageTransform, load_digit_splits
+from scm_lightning.preparation import (
+    ImageTransform,
+    load_digit_splits,
+    load_moving_digit_splits,
+)
+from scm_lightning.preparation.moving_digits import NUM_FRAMES, SIDE
 from scm_lightning.preparation.sources.fashion import DEBIAN_FOLDER, open_fashion
+
+PLACE_UNIT = 0.2
+"""Error of a place that weighs as much as a unit of cross entropy. Sides of the image."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a classifier is trained on the images of a data set, whose white is some pixel value."""
+    """How a classifier is trained on the images of a data set, whose white is some pixel value.
+
+    One that `tells_place` learns the centre of the pixels as well, from the same features.
+    """
 
     splits: Callable[[], dict[str, tuple[Array, Array]]]
     white: float
@@ -39,6 +52,7 @@ class Training:
     steps_per_epoch: int
     batch_size: int
     weight_decay: float
+    tells_place: bool = False
 
 
 def load_fashion_splits() -> dict[str, tuple[Array, Array]]:
@@ -57,6 +71,14 @@ def load_fashion_splits() -> dict[str, tuple[Array, Array]]:
     return splits
 
 
+def load_frame_splits() -> dict[str, tuple[Array, Array]]:
+    """Frames of moving digits, each for itself. (N, 1, 16, 16) uint8 and (N,)."""
+    return {
+        split: (clips.swapaxes(1, 2).reshape(-1, 1, SIDE, SIDE), labels.repeat(NUM_FRAMES))
+        for split, (clips, labels) in load_moving_digit_splits().items()
+    }
+
+
 TRAININGS = {
     "digits": Training(
         load_digit_splits,
@@ -66,6 +88,16 @@ TRAININGS = {
         steps_per_epoch=22,
         batch_size=64,
         weight_decay=1e-2,
+    ),
+    "moving_digits": Training(
+        load_frame_splits,
+        16.0,
+        moving_digit_classifier,
+        num_epochs=6,
+        steps_per_epoch=718,
+        batch_size=128,
+        weight_decay=5e-2,
+        tells_place=True,
     ),
     "fashion": Training(
         load_fashion_splits,
@@ -99,17 +131,30 @@ def main(name: str, file: str) -> None:
 def train(model: SmallClassifier, images: Tensor, labels: Tensor, training: Training) -> None:
     """Minimise the cross entropy. Images (N, 1, H, W) in [0, 1], labels (N,)."""
     steps = training.num_epochs * training.steps_per_epoch
-    decay = training.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=decay)
+    decay, weights = training.weight_decay, [*model.parameters()]
+    if training.tells_place:
+        place = torch.nn.Linear(model.head.in_features, 2)
+        weights += place.parameters()
+    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in track(range(training.num_epochs), "training the classifier"):
         batches = torch.randperm(len(images)).split(training.batch_size)
         for chosen in batches[: training.steps_per_epoch]:
             optimizer.zero_grad()
-            logits = model(images[chosen]).logits
-            torch.nn.functional.cross_entropy(logits, labels[chosen]).backward()
+            features, logits = model(images[chosen])
+            loss = torch.nn.functional.cross_entropy(logits, labels[chosen])
+            if training.tells_place:
+                loss += (place(features) - centres(images[chosen])).square().mean() / PLACE_UNIT**2
+            loss.backward()
             optimizer.step()
             schedule.step()
+
+
+def centres(images: Tensor) -> Tensor:
+    """Centres of the pixels, row and column. (N, 1, H, W) to (N, 2), in sides of the image."""
+    mass = images.squeeze(1) / images.sum((1, 2, 3))[:, None, None]
+    rows, columns = (torch.linspace(0, 1, side) for side in mass.shape[1:])
+    return torch.stack([mass.sum(2) @ rows, mass.sum(1) @ columns], dim=1)
 
 
 if __name__ == "__main__":

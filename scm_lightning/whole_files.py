@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from scm_lightning.saying import warn
 
+FRAME_MILLISECONDS = 150
 _unfinished: set[Path] = set()
 """Files and folders of this process that are not whole yet."""
 
@@ -98,12 +99,12 @@ def write_whole(file: Path, text: str) -> None:
         beside.write_text(text)
 
 
-def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
+def write_picture(file: Path, draw: "Callable[[], Image | Figure | list[Image]]") -> bool:
     """Draw a picture, and write it whole; where that fails, say why on one line, and continue.
 
     Args:
-        file: where the picture is to be, as PNG.
-        draw: draws it.
+        file: where the picture is to be, as PNG; an animated one as GIF.
+        draw: draws it, or the frames of an animated one.
 
     Returns:
         Whether the picture is there.
@@ -113,6 +114,10 @@ def write_picture(file: Path, draw: "Callable[[], Image | Figure]") -> bool:
         with written_whole(file) as beside:
             if hasattr(picture, "savefig"):
                 picture.savefig(beside, format="png", dpi=120)
+            elif isinstance(picture, list):
+                first, *others = picture
+                options = {"duration": FRAME_MILLISECONDS, "loop": 0}  # 0 is for ever
+                first.save(beside, "GIF", save_all=True, append_images=others, **options)
             else:
                 picture.save(beside, "PNG")
     except Exception as error:  # whatever it is: what the picture would show is computed and kept

@@ -15,7 +15,14 @@ from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
-from scm_lightning.metrics import FeatureExtractor, Reference, SampleScores, Score, TrainingData
+from scm_lightning.metrics import (
+    ClipFeatures,
+    FeatureExtractor,
+    Reference,
+    SampleScores,
+    Score,
+    TrainingData,
+)
 from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.saying import console, say, warn, working
 from scm_lightning.storage.side_files import write_result
@@ -25,11 +32,13 @@ class SampleMetrics(Callback):
     """Compares drawn samples with the data.
 
     Logs `val/fdN_NAME` at every validation, N being the number of samples: far fewer than a result
-    is made of. In `scm test` prints a table and writes `metrics.json` into the run's folder.
-    Features of the training data are kept in the folder of the data, in `.references`.
+    is made of; of clips `val/frame_distance_N_NAME` and `val/temporal_distance_N_NAME`. In
+    `scm test` prints a table and writes `metrics.json` into the run's folder. Features of the
+    training data are kept in the folder of the data, in `.references`.
 
     Args:
-        features: what the Frechet distance looks at; None measures nothing.
+        features: what the Frechet distance looks at; None measures nothing. An extractor of images
+            looks at every frame of a clip.
         kid: whether `scm test` measures the kernel distance, with torch-fidelity.
         precision_recall: whether it measures precision and recall, with torch-fidelity; minutes for
             50,000 samples.
@@ -74,6 +83,8 @@ class SampleMetrics(Callback):
                     "draws pictures alone"
                 )
             return
+        if self.features.only_images and datamodule.index.are_clips:
+            self.features = ClipFeatures(self.features, datamodule.index.image_shape[1])
         if self.features.only_images and not datamodule.index.are_images and stage != "predict":
             if trainer.is_global_zero:
                 name = f"{self.features.distance_name} and other scores are"
@@ -122,11 +133,13 @@ class SampleMetrics(Callback):
         """Log the distances."""
         for name, drawn in self._sets.items():
             drawn.sync(in_first_process)
-            key = drawn.reference.extractor.distance_key
-            score = drawn.compute()[key] if trainer.is_global_zero else Score(0.0, 0)
-            value, num_samples = trainer.strategy.broadcast(score)
-            gap = "_" if key[-1].isdigit() else ""
-            pl_module.log(f"val/{key}{gap}{num_samples}_{name}", value)
+            scores = drawn.compute() if trainer.is_global_zero else {}
+            keys = drawn.reference.extractor.distances
+            for key in keys:
+                first = scores.get(key, Score(0.0, 0))
+                value, num_samples = trainer.strategy.broadcast(first)
+                gap = "_" if key[-1].isdigit() or len(keys) > 1 else ""
+                pl_module.log(f"val/{key}{gap}{num_samples}_{name}", value)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table and write the file."""

@@ -70,6 +70,9 @@ def protocol(
     reference, extractor = scoring.reference, scoring.reference.extractor
     key, index = extractor.distance_key, datamodule.index
     counts = {row: of_row[key].num_samples for row, of_row in scores.items() if key in of_row}
+    block = (
+        f"mean over blocks of {scoring.block_size} samples, as many as there are held-out images"
+    )
     subset = "min(1000, samples, training images)"
     words = {
         "distance": _distance_in(extractor),
@@ -79,8 +82,7 @@ def protocol(
         "nfe": ", ".join(f"{row} {calls}" for row, calls in nfe.items()),
         "reference": f"{reference.statistics.num_samples} images of the split train of "
         f"{index.source}; digest {reference.digest[:12]}",
-        f"{key}_block": f"mean over blocks of {scoring.block_size} samples, as many as there are "
-        "held-out images",
+        **dict.fromkeys((f"{each}_block" for each in extractor.distances), block),
         "checkpoint": checkpoint,
     }
     if index.latents is not None:
@@ -104,8 +106,9 @@ def caption(scoring: SampleScores, has_deviation: bool = False) -> str:
         scoring: what was measured.
         has_deviation: whether samples were compared with what they were given.
     """
-    name = scoring.reference.extractor.distance_name
-    words = [f"{name}, N: over N samples; compare rows within a column only."]
+    heads = scoring.reference.extractor.distances.values()
+    names = " and ".join(f"{head}, N" for head in heads)
+    words = [f"{names}: over N samples; compare rows within a column only."]
     if fidelity.is_installed() and scoring.kid:
         words.append(f"KID: in {KID_UNIT:g}, subsets of at most {fidelity.KID_SUBSET_SIZE:,}.")
     if fidelity.is_installed() and scoring.precision_recall:
@@ -133,29 +136,44 @@ def score_table(
         extractor: what the distance looks at.
         caption: what stands below.
     """
-    name, key = extractor.distance_name, extractor.distance_key
-    kinds = (f"{key}_block", key)
     distances = {
-        row: {of_row[kind].num_samples: of_row[kind] for kind in kinds if kind in of_row}
-        for row, of_row in scores.items()
+        (head, size): {
+            row: of_row[kind]
+            for row, of_row in scores.items()
+            for kind in (key, f"{key}_block")
+            if kind in of_row and of_row[kind].num_samples == size
+        }
+        for key, head in extractor.distances.items()
+        for size in _sizes(scores, key)
     }
-    sizes = sorted({size for by_size in distances.values() for size in by_size}, reverse=True)
     others = [kind for kind in OTHER_COLUMNS if any(kind in of_row for of_row in scores.values())]
     title = f"{_distance_in(extractor)}; lower is better"
     table = Table(title=title, caption=Text(caption), box=SIMPLE_HEAD, padding=0)  # for 80 columns
     table.add_column("samples")
-    heads = (f"{name}, {size:,}" for size in sizes)
+    heads = (f"{head}, {size:,}" for head, size in distances)
     for head in ("NFE", *heads, *(OTHER_COLUMNS[kind] for kind in others)):
         table.add_column(head, justify="right", no_wrap=True)
     for row, of_row in scores.items():
-        cells = [*map(distances[row].get, sizes), *map(of_row.get, others)]
-        units = [*(1.0 for _ in sizes), *(KID_UNIT if kind == "kid" else 1.0 for kind in others)]
+        cells = [*(column.get(row) for column in distances.values()), *map(of_row.get, others)]
+        units = [
+            *(1.0 for _ in distances),
+            *(KID_UNIT if kind == "kid" else 1.0 for kind in others),
+        ]
         numbers = [
             f"{cell.value / unit:.3f}" if cell else "-"
             for cell, unit in zip(cells, units, strict=True)
         ]
         table.add_row(SAMPLER_NAMES.get(row, row), str(nfe.get(row, "-")), *numbers)
     return table
+
+
+def _sizes(scores: Mapping[str, Mapping[str, Score]], key: str) -> list[int]:
+    """Numbers of samples that a distance was measured over, the largest first."""
+    kinds = (key, f"{key}_block")
+    found = (
+        of_row[kind].num_samples for of_row in scores.values() for kind in of_row if kind in kinds
+    )
+    return sorted(set(found), reverse=True)
 
 
 def _distance_in(extractor: FeatureExtractor) -> str:

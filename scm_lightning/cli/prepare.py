@@ -22,6 +22,7 @@ def prepare(
     captions: str | None = None,
     text_encoder: str | None = None,
     text_length: int | None = None,
+    frames: int | None = None,
     size: int | None = None,
     crop: Literal["center", "adm", "none"] = "center",
     channels: Literal[1, 3] | None = None,
@@ -60,6 +61,8 @@ def prepare(
             folder with CLIP, T5 or Gemma as transformers saves them.
         text_length: most words or tokens of a caption; the rest is cut off. By default 16 for
             words, and for others 128 or as many as they take.
+        frames: frames of a clip. Every folder of images (CLASS/CLIP/000.png, ...), or every
+            animated GIF or WebP, becomes one sample of its first frames.
         size: side of the images that are written, in pixels. By default 64, and with crop none
             what the images have.
         crop: center (the central square, resized by Lanczos), adm (as ADM and EDM prepare
@@ -98,7 +101,8 @@ def prepare(
     from scm_lightning.data.location import folder_to_write
     from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
-    from scm_lightning.preparation.sources import open_source
+    from scm_lightning.preparation.sources import ClipSource, open_source
+    from scm_lightning.preparation.transform import ClipTransform
 
     workers = _checked(workers, max_unreadable)
     _check_text_options(captions, text_encoder, text_length)
@@ -106,8 +110,13 @@ def prepare(
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
     images = open_source(source, kind, labels)
+    transform_of = ImageTransform
+    if frames is not None:
+        if latents is not None:
+            raise ValueError("frames go with pixels, got latents; leave one of them out")
+        images, transform_of = ClipSource(images, frames), ClipTransform
     transform, shape = fit_transform(
-        images, ImageTransform(size, crop, channels, background, upscale)
+        images, transform_of(size, crop, channels, background, upscale)
     )
     content: Pixels | EncodedLatents = Pixels(shape)
     autoencoder = None

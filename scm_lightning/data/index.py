@@ -237,6 +237,11 @@ class ShardIndex:
         return len(self.image_shape) == 3 and self.image_shape[0] in (1, 3)
 
     @property
+    def are_clips(self) -> bool:
+        """Tell whether these are gray or color clips, (C, F, H, W)."""
+        return len(self.image_shape) == 4 and self.image_shape[0] in (1, 3)
+
+    @property
     def num_stored_bytes(self) -> int:
         """Size of arrays and conditions of the training split; of varying ones the largest."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize

@@ -2,7 +2,8 @@
 """Floor 4: distances of samples from data."""
 
 import scm_lightning.torchvision_guard  # noqa: F401  before torchmetrics
-from scm_lightning.metrics.digits import DigitFeatures
+from scm_lightning.metrics.clips import ClipFeatures
+from scm_lightning.metrics.digits import DigitFeatures, MovingDigitFeatures
 from scm_lightning.metrics.dino import DINOv2Features
 from scm_lightning.metrics.fashion import FashionFeatures
 from scm_lightning.metrics.features import FeatureExtractor, Features
@@ -20,6 +21,7 @@ from scm_lightning.metrics.reference import Reference, TrainingData
 from scm_lightning.metrics.scores import SampleScores, Score
 
 __all__ = [
+    "ClipFeatures",
     "DINOv2Features",
     "DigitFeatures",
     "FashionFeatures",
@@ -30,6 +32,7 @@ __all__ = [
     "InceptionFeatures",
     "InceptionScore",
     "KernelDistance",
+    "MovingDigitFeatures",
     "PrecisionRecall",
     "Reference",
     "SampleScores",

@@ -19,7 +19,7 @@ from scm_lightning.metrics.features import FeatureExtractor, Features
 
 
 class SmallClassifier(nn.Module):
-    """Three convolutions and two linear layers, from gray images to features and 10 classes.
+    """Convolutions and two linear layers, from gray images to features and 10 classes.
 
     Args:
         channels: of each convolution.

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scm_lightning.metrics.frechet import Statistics
+
 INCEPTION_DISTANCE = "FID"
 """Name of the Frechet distance in Inception's features, and of no other."""
 
@@ -60,7 +62,16 @@ class FeatureExtractor(nn.Module, ABC):
     @property
     def distance_key(self) -> str:
         """The name of the distance as a key of `metrics.json`: `fid`, `fd_dinov2`, `fd`."""
-        return self.distance_name.lower().replace("-", "_")
+        return next(iter(self.distances))
+
+    @property
+    def distances(self) -> dict[str, str]:
+        """Keys of the distances, and how their columns are headed; the first one decides."""
+        return {self.distance_name.lower().replace("-", "_"): self.distance_name}
+
+    def views(self, features: Statistics) -> dict[str, Statistics]:
+        """Statistics that each of `distances` is taken of, from those of a set of features."""
+        return {self.distance_key: features}
 
     @property
     def is_inception(self) -> bool:

@@ -103,7 +103,8 @@ class SampleScores(Metric):
 
         Returns:
             `fid`, or `fd_dinov2` or `fd` with another extractor: Frechet distance over all samples;
-            the same with `_block`: mean over the blocks, if the set fills one; `kid`, `kid_std`;
+            of clips `frame_distance` and `temporal_distance` instead; the same with `_block`: mean
+            over the blocks, if the set fills one; `kid`, `kid_std`;
             `precision`, `recall`; `inception_score`, `inception_score_std`; `accuracy`, share of
             samples that the extractor gives the class asked for; `nearest`, mean distance to the
             nearest training image in units of sigma_data; `deviation`, mean of the root mean square
@@ -126,13 +127,21 @@ class SampleScores(Metric):
         return found | {name: Score(value, len(features)) for name, value in others.items()}
 
     def _distances(self, features: Tensor) -> dict[str, Score]:
-        real, key = self.reference.statistics, self.reference.extractor.distance_key
-        found = {key: Score(frechet_distance(real, statistics(features)), len(features))}
+        found = {
+            key: Score(value, len(features)) for key, value in self._distances_of(features).items()
+        }
         if num_blocks := len(features) // self.block_size:
             blocks = torch.split(features[: num_blocks * self.block_size], self.block_size)
-            mean = sum(frechet_distance(real, statistics(block)) for block in blocks) / num_blocks
-            found[f"{key}_block"] = Score(mean, self.block_size)
+            values = [self._distances_of(block) for block in blocks]
+            for key in [*found]:
+                mean = sum(each[key] for each in values) / num_blocks
+                found[f"{key}_block"] = Score(mean, self.block_size)
         return found
+
+    def _distances_of(self, features: Tensor) -> dict[str, float]:
+        views = self.reference.extractor.views
+        real, drawn = views(self.reference.statistics), views(statistics(features))
+        return {key: frechet_distance(real[key], drawn[key]) for key in real}
 
     def _by_torch_fidelity(self, features: Tensor, logits: Tensor | None) -> dict[str, float]:
         data = self.reference.features

@@ -42,7 +42,7 @@ def fit_transform(
         )
     sides = {shape[1:] for shape in shapes}
     if len(sides) > 1:
-        found = ", ".join(f"{height}x{width}" for height, width in sorted(sides)[:3])
+        found = ", ".join("x".join(map(str, each)) for each in sorted(sides)[:3])
         raise ValueError(
             f"without a size all images of {source.description} must have the same, got {found}; "
             "give a size"

@@ -121,7 +121,8 @@ class ClipTransform(ImageTransform):
 
     def __call__(self, image: Array) -> Array:
         """Make a sample. (F, H, W, C) uint8 to (C, F, H, W) uint8; see `ImageTransform`."""
-        return np.stack([super(ClipTransform, self).__call__(frame) for frame in image], axis=1)
+        transform = super().__call__
+        return np.stack([transform(frame) for frame in image], axis=1)
 
 
 def compose(image: Array, background: tuple[int, int, int]) -> Array:

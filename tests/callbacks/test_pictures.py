@@ -13,7 +13,7 @@ from small_sets import write_set
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import SampleGrids, SampleMetrics
 from scm_lightning.callbacks.grids import heldout_of
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid
+from scm_lightning.callbacks.pictures import captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, Shards
 from scm_lightning.metrics import DigitFeatures, Score
@@ -85,7 +85,9 @@ def test_data_of_any_shape_have_pictures(shape, dtype, tmp_path, capsys):
     outputs = {"1_step": SimpleNamespace(x0=torch.randn(7, *shape))}
     SampleGrids().on_validation_batch_end(trainer, None, outputs, None, 0)
     found = {file.name for file in (tmp_path / "samples").iterdir()}
-    assert found == {"1_step.png", "comparison.png", "samples.npz", "step_0000003.png"}
+    moving = {"comparison.gif", "step_0000003.gif"} if len(shape) == 4 else set()
+    still = {"1_step.png", "comparison.png", "step_0000003.png"}
+    assert found == {"samples.npz", *still, *moving}
     said = capsys.readouterr()
     assert "look at comparison.png first" in said.out
     assert not said.err
@@ -178,7 +180,7 @@ def test_scores_of_data_that_are_no_images_are_left_out_in_a_line(tmp_path, caps
         trainer = run(data(tmp_path / name, shape), tmp_path)
         metrics.setup(trainer, None, "fit")
         said = capsys.readouterr().err
-        assert (metrics.features is None) == (name not in ("gray",))
+        assert (metrics.features is None) == (name not in ("gray", "video"))
         if metrics.features is None:
             assert said.startswith("scm: FD and other scores are left out: DigitFeatures looks at")
             assert f"the data have shape {shape}" in said
@@ -207,6 +209,27 @@ def test_channels_are_below_each_other_and_frames_side_by_side():
     shown = page[25::50, 12::26]
     assert shown[..., 0].tolist() == [[0, 51, 102], [153, 204, 255]]
     assert (page[48:50] == 255).all()
+
+
+def test_a_row_holds_whole_clips_and_a_caption_three_rows():
+    """Five clips of eight frames with two in a row of twenty frames; of nine, six are shown."""
+    clips = torch.rand(9, 1, 8, 48, 48)
+    assert image_grid(clips[:5], 20).size == (2 * 8 * 50, 3 * 50)
+    assert image_grid(clips[:5], 3).size == (8 * 50, 5 * 50)
+    assert captioned_rows({"a": clips, "b": clips[:1]}).size == (210 + 2 * 8 * 50, 4 * 50)
+
+
+def test_clips_move_in_an_animated_picture(tmp_path):
+    """Its frames are those of the clips, one tile for each, in order and for ever."""
+    clips = torch.arange(6).reshape(2, 1, 3, 1, 1).expand(2, 1, 3, 48, 48) / 5
+    assert write_picture(tmp_path / "a.gif", lambda: moving_rows({"one": clips, "two": clips}))
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert (picture.n_frames, picture.info["loop"]) == (3, 0)
+        for frame in range(3):
+            picture.seek(frame)
+            page = np.array(picture.convert("L"))
+            assert page.shape == (100, 210 + 100)
+            assert page[24::50, 210 + 24 :: 50].tolist() == 2 * [[51 * frame, 51 * (frame + 3)]]
 
 
 def test_vectors_are_drawn_out_and_rows_are_high_enough_for_a_caption():

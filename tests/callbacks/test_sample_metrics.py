@@ -11,9 +11,10 @@ from small_sets import write_set
 
 from scm_lightning.callbacks import SampleMetrics
 from scm_lightning.callbacks.metrics import training_data
-from scm_lightning.data import SampleRequest
-from scm_lightning.metrics import DigitFeatures, fidelity, reference
-from scm_lightning.preparation import Digits
+from scm_lightning.data import SampleRequest, Shards
+from scm_lightning.metrics import DigitFeatures, MovingDigitFeatures, fidelity, reference
+from scm_lightning.preparation import Digits, load_digit_splits
+from scm_lightning.preparation.moving_digits import moving_clips
 
 NUM_SAMPLES, SIGMA_DATA = 23, 0.7
 
@@ -183,3 +184,47 @@ def test_images_in_another_folder_are_compared_with(datamodule, folder, tmp_path
         scored(
             SampleMetrics(DigitFeatures(), reference=str(tmp_path / "larger")), datamodule, tmp_path
         )
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Shards of clips of moving digits, few enough for a test."""
+    digits, labels = load_digit_splits()["train"]
+    splits = {}
+    for seed, split in enumerate(("train", "heldout")):
+        chosen = slice(400 * seed, 400 * (seed + 1))
+        splits[split] = moving_clips(digits[chosen], 1, seed), labels[chosen]
+    write_set(tmp_path / "clips", splits, 10, 16.0, 500)
+    made = Shards(SIGMA_DATA, str(tmp_path / "clips"))
+    made.setup("test")
+    return made
+
+
+def test_clips_have_a_distance_of_frames_and_one_in_time(clips, tmp_path, capsys):
+    """Held-out clips as samples, whole and with halves exchanged, by an extractor of images."""
+    batch = next(clips.heldout_batches())
+    metrics, module = SampleMetrics(MovingDigitFeatures(), kid=False), Module()
+    for testing in (False, True):
+        trainer = run(clips, tmp_path, testing)
+        metrics.setup(trainer, None, "test" if testing else "fit")
+        metrics.on_test_epoch_start(trainer, module)
+        drawn = {"2_step": SimpleNamespace(x0=batch.x0, nfe=2)}
+        drawn["cut"] = SimpleNamespace(x0=batch.x0.roll(4, dims=2), nfe=7)
+        request = SampleRequest(torch.arange(400), batch.labels, clips.index.shape, 0)
+        metrics.on_validation_batch_end(trainer, module, drawn, request, 0)
+        (metrics.on_test_epoch_end if testing else metrics.on_validation_epoch_end)(trainer, module)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    values = {name: found[name]["value"] for name in found if "/" in name}
+    assert not any(name.startswith("fd") for name in values)
+    for kind in ("frame_distance", "temporal_distance"):
+        assert values[f"{kind}/2_step"] == pytest.approx(values[f"{kind}/floor"], rel=1e-6)
+        assert values[f"{kind}_block/2_step"] == pytest.approx(values[f"{kind}/floor"], rel=1e-6)
+        assert module.logged[f"val/{kind}_400_cut"] == pytest.approx(values[f"{kind}/cut"])
+    assert values["frame_distance/cut"] == pytest.approx(values["frame_distance/floor"], rel=1e-3)
+    assert values["temporal_distance/cut"] > 2 * values["temporal_distance/floor"]
+    assert values["accuracy/cut"] == values["accuracy/floor"] > 0.8
+    assert "MovingDigitFeatures" in found["protocol"]["distance"]
+    said = in_words(capsys.readouterr().out)
+    assert "Frechet distance of frames and of changes between them in MovingDigitFeatures" in said
+    assert "frames, 400 temporal, 400" in said
+    assert "frames, N and temporal, N: over N samples" in said

@@ -33,6 +33,7 @@ NETWORKS = {
     },
     "MLP": {"model_channels": 16, "num_blocks": 1},
     "DiT": {"model_channels": 16, "num_blocks": 1, "num_heads": 2},
+    "VideoDiT": {"model_channels": 16, "num_blocks": 1, "num_heads": 2},
 }
 """What makes a network small."""
 DATA = {
@@ -42,6 +43,7 @@ DATA = {
 }
 DATA |= {"fashion16": ((1, 16, 16), 10), "fashion32": ((1, 32, 32), 10)}
 DATA |= {"fashion_latent": ((4, 8, 8), 10), "emoji16": ((3, 16, 16), 9)}
+DATA |= {"moving_digits": ((1, 8, 16, 16), 10)}
 """Shape and number of classes of the data, by a configuration's name without its last word."""
 BASES = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("digits"))
 SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
