@@ -101,7 +101,7 @@ def prepare(
     from scm_lightning.data.location import folder_to_write
     from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
-    from scm_lightning.preparation.sources import ClipSource, open_source
+    from scm_lightning.preparation.sources import open_source
     from scm_lightning.preparation.transform import ClipTransform
 
     workers = _checked(workers, max_unreadable)
@@ -109,12 +109,8 @@ def prepare(
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
-    images = open_source(source, kind, labels)
-    transform_of = ImageTransform
-    if frames is not None:
-        if latents is not None:
-            raise ValueError("frames go with pixels, got latents; leave one of them out")
-        images, transform_of = ClipSource(images, frames), ClipTransform
+    images = _clips(open_source(source, kind, labels), frames, latents)
+    transform_of = ImageTransform if frames is None else ClipTransform
     transform, shape = fit_transform(
         images, transform_of(size, crop, channels, background, upscale)
     )
@@ -168,6 +164,17 @@ def _check_text_options(
             f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
             "the folder of one of transformers"
         )
+
+
+def _clips(images: "ImageSource", frames: int | None, latents: str | None) -> "ImageSource":
+    """The images, or the clips that they are frames of."""
+    from scm_lightning.preparation.sources import ClipSource
+
+    if frames is None:
+        return images
+    if latents is not None:
+        raise ValueError(f"frames go with pixels, got latents {latents}; leave one of them out")
+    return ClipSource(images, frames)
 
 
 def _captions(
