@@ -102,7 +102,7 @@ def test_library_example_trains_and_samples(tmp_path, monkeypatch):
 
 
 LIBRARY = TEXTS["scm_lightning/README.md"]
-EXAMPLES = ("network", "velocity", "objective", "term", "subclass", "metric", "bound")
+EXAMPLES = ("network", "condition", "velocity", "objective", "term", "subclass", "metric", "bound")
 """Its blocks, in their order."""
 
 
@@ -130,6 +130,19 @@ def test_own_network(tmp_path):
     module = ConsistencyModule(example("network", tmp_path).Net(), path=PATH)
     assert moved(module)
     assert module.objective.tangents.check
+
+
+def test_own_condition(tmp_path):
+    """It is trained by, and its gradient reaches every weight."""
+    used = example("condition", tmp_path)
+    module = ConsistencyModule(wake(used.Posed()), path=PATH)
+    moved_pose = used.batch._replace(conditions={"pose": used.batch.conditions["pose"] + 1})
+    t = torch.linspace(0.2, 1.4, 8)
+    norms = []
+    for batch in (used.batch, moved_pose):
+        torch.manual_seed(0)
+        norms.append(module.training_step(batch, 0, (t, None))["tangent_norm"])
+    assert not torch.isclose(*norms).any()
 
 
 def test_own_velocity(tmp_path, randn):

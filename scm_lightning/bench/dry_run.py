@@ -30,6 +30,8 @@ from scm_lightning.data import Batch
 from scm_lightning.modules import GenerativeModule
 from scm_lightning.saying import working
 
+TEXT_LENGTH = 77
+"""Tokens of CLIP's texts."""
 BATCH = 16
 """Images that a step is counted on, and twice as many; fake tensors cost nothing."""
 
@@ -95,7 +97,9 @@ def step_cost(trainer: Trainer, model: GenerativeModule) -> StepCost:
 
 
 def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
-    """Images of zeros, with labels if the network knows classes.
+    """Images of zeros, with labels and conditions if the network knows some.
+
+    A text has the length of CLIP's.
 
     Raises:
         ValueError: if the network does not say which shape it takes.
@@ -109,7 +113,13 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
         )
     classes = [getattr(module, "num_classes", 0) for module in network.modules()]
     labels = torch.zeros(batch_size, dtype=torch.int64) if any(classes) else None
-    return Batch(torch.zeros(batch_size, *shape), labels)
+    conditions = {}
+    if num_features := getattr(network, "text_channels", 0):
+        conditions["text"] = torch.zeros(batch_size, TEXT_LENGTH, num_features)
+        conditions["text_mask"] = torch.ones(batch_size, TEXT_LENGTH, dtype=torch.bool)
+    if channels := getattr(network, "image_channels", 0):
+        conditions["image"] = torch.zeros(batch_size, channels, *shape[1:])
+    return Batch(torch.zeros(batch_size, *shape), labels, conditions=conditions)
 
 
 def count_step(model: GenerativeModule, batch: Batch) -> Counter:

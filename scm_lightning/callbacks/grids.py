@@ -2,6 +2,7 @@
 """Pictures of samples: while training, and as the result of `scm predict`."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -29,10 +30,11 @@ class SampleGrids(Callback):
     """Writes into the run's folder `samples/`.
 
     While training: `step_N.png` after every validation. From `scm predict`: `samples.npz`, all
-    samples in data units with indices, labels and seed; then `NAME.png`, a grid of every sampler's
-    images; `comparison.png`, the samplers under each other from the same noise, below held-out data
-    of the same classes. Clips have `step_N.gif` and `comparison.gif` beside these. A picture that
-    cannot be made is a line; the rest goes on.
+    samples in data units with indices, labels, prompts and seed; then `NAME.png`, a grid of every
+    sampler's images; `comparison.png`, the samplers under each other from the same noise, below
+    held-out data of the same classes and the image that was given, if a condition is called
+    `image`. Captions or prompts that samples are drawn by stand under them. Clips have `step_N.gif`
+    and `comparison.gif` beside these. A picture that cannot be made is a line; the rest goes on.
 
     Args:
         columns: images in a row, or frames of clips.
@@ -42,7 +44,7 @@ class SampleGrids(Callback):
         if columns < 1:
             raise ValueError(f"columns must be at least 1, got {columns}")
         self.columns = columns
-        self._drawn: list[dict[str, Tensor]] = []
+        self._drawn: list[tuple[dict[str, Tensor], Sequence[str]]] = []
         self._seed = 0
 
     def on_validation_batch_end(
@@ -56,13 +58,16 @@ class SampleGrids(Callback):
     ) -> None:
         """Write the first samples of a validation."""
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            shown = {name: samples.x0[: self.columns] for name, samples in outputs.items()}
+            drawn = shards_of(trainer).collate.given(batch.conditions)
+            drawn |= {name: samples.x0 for name, samples in outputs.items()}
+            shown = {name: x0[: self.columns] for name, x0 in drawn.items()}
             is_alone = trainer.state.fn == "validate"  # which knows of no step
             name = "validation" if is_alone else f"step_{trainer.global_step:07d}"
             file = self._folder(trainer) / f"{name}.png"
-            draw = partial(self._captioned, trainer, shown)
+            prompts = batch.prompts[: self.columns]
+            draw = partial(self._captioned, trainer, shown, prompts)
             is_drawn = write_and_log(trainer, "val/samples", file, draw)
-            self._write_moving(trainer, shown, file)
+            self._write_moving(trainer, shown, prompts, file)
             if is_drawn and is_alone:
                 say(f"samples are drawn in {file}")
 
@@ -81,9 +86,12 @@ class SampleGrids(Callback):
     ) -> None:
         """Keep the samples of a batch."""
         labels = {} if batch.labels is None else {"labels": batch.labels.cpu()}
-        drawn = {name: samples.x0.cpu() for name, samples in outputs.items()}
+        drawn = shards_of(trainer).collate.given(batch.conditions)
+        drawn |= {name: samples.x0 for name, samples in outputs.items()}
+        drawn = {name: x0.cpu() for name, x0 in drawn.items()}
         self._seed = batch.seed
-        self._drawn.append({"indices": batch.indices.cpu(), **labels, **drawn})
+        columns = {"indices": batch.indices.cpu(), **labels, **drawn}
+        self._drawn.append((columns, batch.prompts))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write grids, the comparison and the samples of all processes, from the first one."""
@@ -91,52 +99,67 @@ class SampleGrids(Callback):
         self._drawn = []
         if not parts:
             return
-        order = torch.cat([part["indices"] for part in parts]).argsort()
-        joined = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+        columns, prompts = _joined(parts)
         folder = self._folder(trainer)
-        _write_samples(folder / "samples.npz", joined, self._seed)
-        labels = joined.get("labels")
-        samples = {name: x0 for name, x0 in joined.items() if name not in ("indices", "labels")}
-        pictures = {name: partial(self._grid, trainer, x0) for name, x0 in samples.items()}
-        pictures["comparison"] = partial(self._comparison, trainer, samples, labels)
+        _write_samples(folder / "samples.npz", columns, prompts, self._seed)
+        labels = columns.get("labels")
+        samples = {name: x0 for name, x0 in columns.items() if name not in ("indices", "labels")}
+        pictures = {name: partial(self._grid, trainer, x0, prompts) for name, x0 in samples.items()}
+        pictures["comparison"] = partial(self._comparison, trainer, samples, labels, prompts)
         drawn = [
             write_and_log(trainer, f"predict/{name}", folder / f"{name}.png", draw)
             for name, draw in pictures.items()
         ]
-        self._write_moving(trainer, samples, folder / "comparison.png")
+        self._write_moving(trainer, samples, prompts, folder / "comparison.png")
         what = "samples and pictures are" if all(drawn) else "samples are"
         look = "; look at comparison.png first" if drawn[-1] else ""
         say(f"{what} in {folder}{look}")
 
-    def _grid(self, trainer: Trainer, x0: Tensor) -> Image:
-        return image_grid(shards_of(trainer).to_pictures(x0), self.columns)
+    def _grid(self, trainer: Trainer, x0: Tensor, prompts: Sequence[str]) -> Image:
+        # Few prompts that come again are a column each.
+        columns = min(self.columns, len({*prompts}) or self.columns)
+        return image_grid(shards_of(trainer).to_pictures(x0), columns, prompts)
 
     def _comparison(
-        self, trainer: Trainer, samples: dict[str, Tensor], labels: Tensor | None
+        self,
+        trainer: Trainer,
+        samples: dict[str, Tensor],
+        labels: Tensor | None,
+        prompts: Sequence[str],
     ) -> Image:
         shown = {name: x0[: self.columns] for name, x0 in samples.items()}
+        if shards_of(trainer).prompts is not None:  # of which there are no held-out data
+            alone: Image = self._captioned(trainer, shown, prompts[: self.columns])
+            return alone
         num = len(next(iter(shown.values())))
         asked_for = torch.zeros(num, dtype=torch.int64) if labels is None else labels[:num]
         real = heldout_of(shards_of(trainer), asked_for)
-        picture: Image = self._captioned(trainer, {"floor": real} | shown)
+        picture: Image = self._captioned(trainer, {"floor": real} | shown, prompts[: self.columns])
         return picture
 
-    def _write_moving(self, trainer: Trainer, samples: dict[str, Tensor], file: Path) -> None:
+    def _write_moving(
+        self, trainer: Trainer, samples: dict[str, Tensor], prompts: Sequence[str], file: Path
+    ) -> None:
         """Write clips as they move beside a picture of their frames."""
         if are_clips(next(iter(samples.values()))):
             shown = {name: x0[: self.columns] for name, x0 in samples.items()}
-            draw = partial(self._captioned, trainer, shown, moving_rows)
+            prompts = prompts[: self.columns]
+            draw = partial(self._captioned, trainer, shown, prompts, moving_rows)
             write_picture(file.with_suffix(".gif"), draw)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples"
 
     def _captioned(
-        self, trainer: Trainer, samples: dict[str, Tensor], draw: Any = captioned_rows
+        self,
+        trainer: Trainer,
+        samples: dict[str, Tensor],
+        prompts: Sequence[str],
+        draw: Any = captioned_rows,
     ) -> Any:
         datamodule = shards_of(trainer)
         named = {SAMPLER_NAMES.get(name, name): x0 for name, x0 in samples.items()}
-        return draw({name: datamodule.to_pictures(x0) for name, x0 in named.items()})
+        return draw({name: datamodule.to_pictures(x0) for name, x0 in named.items()}, prompts)
 
 
 def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:
@@ -167,7 +190,19 @@ def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:
     return torch.stack([next(endless[label]) for label in labels.tolist()])
 
 
-def _write_samples(file: Path, columns: dict[str, Tensor], seed: int) -> None:
+def _joined(
+    parts: Sequence[tuple[dict[str, Tensor], Sequence[str]]],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Samples and prompts of all batches, in the order of their numbers."""
+    order = torch.cat([columns["indices"] for columns, _ in parts]).argsort()
+    names, prompts = parts[0][0], [prompt for _, own in parts for prompt in own]
+    joined = {name: torch.cat([columns[name] for columns, _ in parts])[order] for name in names}
+    return joined, [prompts[number] for number in order.tolist()] if prompts else []
+
+
+def _write_samples(
+    file: Path, columns: dict[str, Tensor], prompts: Sequence[str], seed: int
+) -> None:
     """Write all samples, whole.
 
     Raises:
@@ -175,6 +210,7 @@ def _write_samples(file: Path, columns: dict[str, Tensor], seed: int) -> None:
     """
     arrays: dict[str, Any] = {name: column.numpy() for name, column in columns.items()}
     arrays = {"labels": np.empty(0, np.float32), **arrays, "seed": np.array(seed)}
+    arrays |= {"prompts": np.array(prompts)} if prompts else {}
     try:
         with written_whole(file) as beside, beside.open("wb") as opened:
             np.savez(opened, **arrays)

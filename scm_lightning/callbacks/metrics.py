@@ -123,7 +123,9 @@ class SampleMetrics(Callback):
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
             fresh = SampleScores(reference, datamodule.to_images, *options)
-            self._sets.setdefault(name, fresh).update(batch.indices, samples.x0, batch.labels)
+            deviations = datamodule.collate.deviations(samples.x0, batch.conditions)
+            drawn = self._sets.setdefault(name, fresh)
+            drawn.update(batch.indices, samples.x0, batch.labels, deviations)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -161,7 +163,7 @@ class SampleMetrics(Callback):
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
         write_result(file, json.dumps(content, indent=2) + "\n")
-        below = caption(heldout)
+        below = caption(heldout, any("deviation" in of_row for of_row in scores.values()))
         table = score_table(scores, self._nfe, reference.extractor, below)
         console().print(table, soft_wrap=False)
         say(f"written to {file}")

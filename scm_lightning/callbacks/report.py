@@ -21,6 +21,7 @@ OTHER_COLUMNS = {
     "inception_score": "IS",
     "accuracy": "acc.",
     "nearest": "near",
+    "deviation": "dev.",
 }
 """Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
 KID_UNIT = 1e-3
@@ -98,11 +99,12 @@ def protocol(
     return words
 
 
-def caption(scoring: SampleScores) -> str:
+def caption(scoring: SampleScores, has_deviation: bool = False) -> str:
     """Text below the table.
 
     Args:
         scoring: what was measured.
+        has_deviation: whether samples were compared with what they were given.
     """
     heads = scoring.reference.extractor.distances.values()
     names = " and ".join(f"{head}, N" for head in heads)
@@ -115,6 +117,8 @@ def caption(scoring: SampleScores) -> str:
         words.append("acc.: share given the class asked for.")
     if scoring.reference.has_nearest:
         words.append("near: distance to the nearest training image, in sigma_data.")
+    if has_deviation:
+        words.append("dev.: root mean square difference from what was given, pixels from -1 to 1.")
     return " ".join([*words, *_left_out(scoring)])
 
 

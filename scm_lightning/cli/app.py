@@ -160,12 +160,21 @@ class SCMCommandLine(LightningCLI):
             help="scm fit starts anew and moves the checkpoints of this folder aside; without it "
             "the run continues from its newest checkpoint.",
         )
+        if parser.description == OF_MODELS["predict"]:
+            parser.add_argument(
+                "--prompts",
+                type=str | None,
+                help="text file with a prompt in each line, to draw by; short for "
+                "--data.init_args.prompts.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse what the types of the options do not say."""
         super().parse_arguments(parser, args)
         subcommand = self.config.subcommand
         config = self.config[subcommand]
+        if (prompts := config.get("prompts")) is not None:
+            config["data.init_args.prompts"] = prompts
         check_options(config)
         check_launch(config)
         check_network_size(config)

@@ -85,17 +85,21 @@ def contact_sheet(
         device: where that is done.
 
     Returns:
-        One row of images for every class if there are few classes, else a block of images.
+        One row of images for every class if there are few classes, else a block of images; one
+        with their captions if they have any.
     """
     columns = min(MAX_COLUMNS, max(2, SHEET_WIDTH // max(48, index.image_shape[2])))
     files = [str(folder / shard.name) for shard in index.splits["train"].shards]
-    read = (sample for file in files for sample in read_shard(file))
+    read = (sample for file in files for sample in read_shard(file, captions=index.captions))
 
     def images(samples: list[Sample]) -> Tensor:
         return _images(index, samples, autoencoder, device)
 
-    if not 0 < index.num_classes <= MAX_ROWS:
-        return image_grid(images(list(islice(read, columns * MAX_ROWS // 2))), columns)
+    if index.captions or not 0 < index.num_classes <= MAX_ROWS:
+        columns = columns // 2 if index.captions else columns
+        shown = list(islice(read, columns * MAX_ROWS // 2))
+        texts = [sample.caption for sample in shown if sample.caption is not None]
+        return image_grid(images(shown), columns, texts)
     rows: list[list[Sample]] = [[] for _ in range(index.num_classes)]
     for sample in islice(read, MAX_LOOKED_AT):
         if len(rows[sample.label]) < columns:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations of version 0.3.0, read under the names of 0.4.0.
+"""Configurations of older versions, read under the names of this one.
 
-There a student's module held the options of every objective; now the objective is an object with
+In 0.3.0 a student's module held the options of every objective; now the objective is an object with
 options of its own. Anything that a 0.3.0 configuration could say is translated, and said; on the
 command line the old names are refused with the new ones.
 """
@@ -67,8 +67,9 @@ RENAMED = {
 RENAMED_OF_TEACHER = {
     "num_sampling_steps": "sampling.num_steps",
     "sampling_guidance": "sampling.guidance",
+    "label_dropout": "condition_dropout",
 }
-"""The same of a `DiffusionModule`."""
+"""The same of a `DiffusionModule`, and what 0.4.0 called otherwise."""
 TABLES = {"ConsistencyModule": RENAMED, "DiffusionModule": RENAMED_OF_TEACHER}
 NOTES = {"weight_constant": " and added to the sum of squares, not to their mean"}
 ONLY_OF_STUDENTS = (
@@ -119,7 +120,7 @@ def renamed(config: Any) -> Any:
         model = {**model, "class_path": STUDENT}
     _move(options, names, kept, is_mean_flow)
     pairs = ", ".join(f"{name} is {place}{NOTES.get(name, '')}" for name, place in old.items())
-    _say_once(f"options of version 0.3.0, below model.init_args: {pairs}")
+    _say_once(f"options of an older version, below model.init_args: {pairs}")
     return {**config, "model": {**model, "init_args": kept}}
 
 

@@ -62,19 +62,33 @@ class Conditions(NamedTuple):
         }
         return self._replace(labels=labels, named=named)
 
-    def dropped(self, probability: float) -> "Conditions":
-        """Hide all conditions of a sample together, at random, so that one network learns both.
+    def dropped(self, probability: float | Mapping[str, float]) -> "Conditions":
+        """Hide conditions of samples at random, so that one network learns both.
 
         Args:
-            probability: of dropping them; the paper's teachers have 0.1.
+            probability: of hiding all of a sample together; the paper's teachers have 0.1. Or of
+                hiding each of several on its own, by their names.
+
+        Raises:
+            ValueError: if there is no condition of a name.
 
         Source: arXiv 2410.11081, Table 5.
         """
-        given = [x for x in (self.labels, *self.named.values()) if x is not None]
-        if not given:
-            return self
-        where = torch.rand(len(given[0]), device=given[0].device) < probability
-        return self.without(self.names(), where)
+        names, dropped = self.names(), self
+        if not isinstance(probability, Mapping):
+            return self._hidden(names, probability) if names else self
+        for name, each in probability.items():
+            if name not in names:
+                raise ValueError(
+                    f"condition_dropout must be of conditions that the data have, "
+                    f"{', '.join(names) or 'none'}, got {name}; correct it"
+                )
+            dropped = dropped._hidden([name], each)
+        return dropped
+
+    def _hidden(self, names: Collection[str], probability: float) -> "Conditions":
+        x = next(x for x in (self.labels, *self.named.values()) if x is not None)
+        return self.without(names, torch.rand(len(x), device=x.device) < probability)
 
     def null(self, name: str) -> Tensor:
         """Stand-in for none of a condition. Shape of one sample's."""

@@ -81,7 +81,8 @@ class Guided:
 
     def __post_init__(self) -> None:
         labels, named, _ = self.conditions
-        check_conditions(labels=labels, **named, **self._scales())
+        check_conditions(labels=labels, **named)
+        check_conditions(**self._scales())
         names = self.conditions.names()
         if self.guidance is not None and not names:
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.data.degradation import Degradation
+from scm_lightning.data.degradations import Hole, LowResolution
 from scm_lightning.data.index import Latents, Shard, ShardIndex, Split
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.reading import Reading
@@ -26,7 +27,9 @@ __all__ = [
     "Batch",
     "Degradation",
     "GaussianNoise",
+    "Hole",
     "Latents",
+    "LowResolution",
     "NumberedBatches",
     "Prompt",
     "Reading",

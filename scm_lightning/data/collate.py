@@ -114,6 +114,38 @@ class Collate:
             check_name(name)
         return {**shapes, **made}
 
+    def deviations(self, x0: Tensor, conditions: Mapping[str, Tensor]) -> Tensor | None:
+        """Root mean square differences between samples and what they were given of.
+
+        Args:
+            x0: samples. (B, ...), data units.
+            conditions: what they were drawn by. (B, ...) each.
+
+        Returns:
+            One for each sample, on the scale that a degradation sees, (B,); None without one.
+        """
+        if self.degradation is None:
+            return None
+        differences = self.degradation.differences(self._seen(x0), conditions)
+        return None if differences is None else differences.flatten(1).square().mean(1).sqrt()
+
+    def given(self, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The condition `image` in data units, to be shown as samples are, by the name `given`.
+
+        Args:
+            conditions: what samples are drawn by. (B, ...) each.
+
+        Returns:
+            Its first channels, as many as the data have, (B, *shape); nothing if it has fewer.
+        """
+        index, image = self.index, conditions.get("image")
+        if image is None or image.shape[1] < index.shape[0]:
+            return {}
+        image = image[:, : index.shape[0]]
+        if not self._shows_pixels:
+            return {"given": image * self.sigma_data}
+        return {"given": index.arrays_to_data((image + 1) / 2 * index.max_value, self.sigma_data)}
+
     def _draw(self, stored: Tensor, positions: Sequence[int]) -> Tensor:
         """Samples of the posteriors. (B, 2 C, ...) means and deviations to (B, C, ...)."""
         mean, std = stored.float().chunk(2, dim=1)
@@ -126,10 +158,16 @@ class Collate:
         seeds = (random.Random(f"{self.seed} {use} {p}").getrandbits(63) for p in positions)
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
+    @property
+    def _shows_pixels(self) -> bool:
+        """Whether the data are seen as pixels from black to white."""
+        index = self.index
+        return index.latents is None and (index.are_images or index.dtype == "uint8")
+
     def _seen(self, x0: Tensor) -> Tensor:
         """Data as a degradation sees them: images in [-1, 1], others with unit variance."""
         index = self.index
-        if index.latents is not None or not (index.are_images or index.dtype == "uint8"):
+        if not self._shows_pixels:
             return x0 / self.sigma_data
         return 2 * index.pixels_to_images(index.data_to_arrays(x0, self.sigma_data)) - 1
 

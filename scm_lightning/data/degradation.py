@@ -47,3 +47,15 @@ class Degradation(ABC):
         Returns:
             Conditions by name, float32, on the scale of the data. (B, ...) each.
         """
+
+    def differences(self, data: Tensor, conditions: Mapping[str, Tensor]) -> Tensor | None:
+        """Differences between samples and what they were given: of as many numbers as are known.
+
+        Args:
+            data: samples drawn by the conditions, as above. (B, *data_shape).
+            conditions: what they were drawn by. (B, ...) each.
+
+        Returns:
+            Differences on the scale of the data, (B, ...); None to measure none.
+        """
+        return None

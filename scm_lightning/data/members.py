@@ -63,14 +63,15 @@ def picture_of(content: bytes, shape: tuple[int, ...]) -> Array:
     Raises:
         ValueError: if it is no PNG file, is damaged, or of another size or kind.
     """
+    mode, (_, height, width) = MODES[shape[0]], shape
+    wanted = f"the picture must be a PNG file of {height}x{width} pixels of {mode}"
+    if content[16:24] != struct.pack(">II", width, height):  # of the header, before it is opened
+        raise ValueError(f"{wanted}, got another file or another size")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             found = (picture.mode, picture.height, picture.width)
-            if found != (MODES[shape[0]], *shape[1:]):
-                raise ValueError(
-                    f"the picture must be {MODES[shape[0]]} of {shape[1]}x{shape[2]}, got "
-                    f"{found[0]} of {found[1]}x{found[2]}"
-                )
+            if found != (mode, height, width):
+                raise ValueError(f"{wanted}, got {found[1]}x{found[2]} of {found[0]}")
             array = np.asarray(picture)
     except (OSError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         raise ValueError(f"the picture is damaged: {str(error)[:200]}") from error

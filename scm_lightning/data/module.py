@@ -24,12 +24,16 @@ from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.loader import NumberedBatches, TrainingLoader
 from scm_lightning.data.location import is_remote
 from scm_lightning.data.mapped import MAX_MAPPED_BYTES, MappedBatches, map_split
+from scm_lightning.data.prompts import read_prompts
 from scm_lightning.data.reading import Reading
 from scm_lightning.data.requests import Given, Prompt, RequestStream
 from scm_lightning.data.samples import SplitSamples
 from scm_lightning.data.stored_conditions import read_nulls
 from scm_lightning.data.stream import Layout, StreamedBatches
 from scm_lightning.given_files import given_path
+
+NUM_PREDICT = 100
+"""Samples drawn by `scm predict` where neither a number nor prompts are given."""
 
 
 class ShardDataModule(LightningDataModule, ABC):
@@ -44,7 +48,8 @@ class ShardDataModule(LightningDataModule, ABC):
         num_workers: loader processes; 0 loads in the training process.
         num_val_samples: samples drawn at every validation.
         num_test_samples: samples drawn by `scm test`.
-        num_predict_samples: samples drawn by `scm predict`.
+        num_predict_samples: samples drawn by `scm predict`; None for one of each prompt, or 100
+            without prompts. Prompts come again and again where there are fewer.
         sample_seed: seed of all drawn samples.
         shuffle_seed: seed of the order of the training data.
         use_labels: whether the classes are handed on; false for an unconditional model of data that
@@ -54,6 +59,9 @@ class ShardDataModule(LightningDataModule, ABC):
             EDM's whole augmentation, whose network is told, is an option of the teacher's module.
         conditions: names of the conditions that are handed on; None for all that the shards hold.
         degradation: further conditions, which are computed of the data.
+        prompts: text file with a prompt in each line, by which `scm predict` draws; one of each at
+            least. They are encoded as the captions of the data were.
+        text_encoder: folder of the encoder of prompts; None for the one in the index.
         reading: how shards are read, and what is done with damaged ones.
         autoencoder: folder or name of the autoencoder of latents; None for the one in the index.
         prepared_by: command that writes the shards, which is named where they are missing.
@@ -71,13 +79,15 @@ class ShardDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         num_val_samples: int = 500,
         num_test_samples: int = 2000,
-        num_predict_samples: int = 100,
+        num_predict_samples: int | None = None,
         sample_seed: int = 0,
         shuffle_seed: int = 0,
         use_labels: bool = True,
         horizontal_flip: bool = False,
         conditions: list[str] | None = None,
         degradation: Degradation | None = None,
+        prompts: str | None = None,
+        text_encoder: str | None = None,
         reading: Reading = Reading(),
         autoencoder: str | None = None,
         prepared_by: str = "scm prepare",
@@ -88,10 +98,11 @@ class ShardDataModule(LightningDataModule, ABC):
                 f"batch sizes must be at least 1 and workers at least 0, got batch_size "
                 f"{batch_size}, sample_batch_size {sample_batch_size}, num_workers {num_workers}"
             )
-        if min(num_val_samples, num_test_samples, num_predict_samples) < 1 or sample_seed < 0:
+        num_predict = NUM_PREDICT if num_predict_samples is None else num_predict_samples
+        if min(num_val_samples, num_test_samples, num_predict) < 1 or sample_seed < 0:
             raise ValueError(
                 f"numbers of samples must be at least 1 and the seed at least 0, got "
-                f"{num_val_samples}, {num_test_samples}, {num_predict_samples} and {sample_seed}"
+                f"{num_val_samples}, {num_test_samples}, {num_predict} and {sample_seed}"
             )
         self.sigma_data = sigma_data
         self.root = given_path(root)
@@ -101,7 +112,7 @@ class ShardDataModule(LightningDataModule, ABC):
         self.num_samples = {
             "val": num_val_samples,
             "test": num_test_samples,
-            "predict": num_predict_samples,
+            "predict": num_predict,
         }
         self.sample_seed = sample_seed
         self.shuffle_seed = shuffle_seed
@@ -109,7 +120,8 @@ class ShardDataModule(LightningDataModule, ABC):
         self.horizontal_flip = horizontal_flip
         self.conditions = conditions
         self.degradation = degradation
-        self.prompts: Sequence[Prompt] = ()
+        self.prompts, self.text_encoder = prompts, text_encoder
+        self._one_of_each = num_predict_samples is None
         self.reading = reading
         self.autoencoder = None if autoencoder is None else given_path(autoencoder)
         self.prepared_by = prepared_by
@@ -257,16 +269,23 @@ class ShardDataModule(LightningDataModule, ABC):
             yield self.collate.samples([sample for _, sample in chunk], indices, indices)
 
     def _request_loader(self, stage: str) -> DataLoader[SampleRequest]:
+        prompts = self._prompts() if stage == "predict" else []
+        num_samples = 0 if prompts and self._one_of_each else self.num_samples[stage]
         requests = RequestStream(
-            self.num_samples[stage],
+            max(num_samples, len(prompts)),
             self.num_classes,
             self.sample_batch_size,
             self.index.shape,
             self.sample_seed,
             *self._process(),
-            self._given(self.prompts if stage == "predict" else ()),
+            self._given(prompts),
         )
         return DataLoader(requests, batch_size=None)
+
+    def _prompts(self) -> list[Prompt]:
+        if self.prompts is None:
+            return []
+        return read_prompts(self.prompts, self.index, self.text_encoder)
 
     def _given(self, prompts: Sequence[Prompt]) -> Given | None:
         """Conditions that samples are drawn by; None if there are none."""

@@ -45,7 +45,7 @@ class SampleScores(Metric):
     """
 
     full_state_update = False
-    kinds = ("features", "logits", "accuracy", "nearest")
+    kinds = ("features", "logits", "accuracy", "nearest", "deviation")
     indices: list[Tensor] | Tensor
 
     def __init__(
@@ -67,13 +67,20 @@ class SampleScores(Metric):
         for name in ("indices", *self.kinds):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, indices: Tensor, x0: Tensor, labels: Tensor | None) -> None:
+    def update(
+        self,
+        indices: Tensor,
+        x0: Tensor,
+        labels: Tensor | None,
+        deviations: Tensor | None = None,
+    ) -> None:
         """Add samples.
 
         Args:
             indices: numbers of the samples in their set. (B,) int64; B may be 0.
             x0: samples. (B, ...), data units.
             labels: classes that were asked for. (B,), or None.
+            deviations: how far they are from an image that they were given. (B,), or None.
         """
         if not len(x0):
             return
@@ -86,6 +93,8 @@ class SampleScores(Metric):
         distances = self.reference.nearest(x0) if self.measures_nearest else None
         if distances is not None:
             rows["nearest"] = distances
+        if deviations is not None:
+            rows["deviation"] = deviations.cpu()
         for name, column in rows.items():
             getattr(self, name).append(column)
 
@@ -98,8 +107,9 @@ class SampleScores(Metric):
             over the blocks, if the set fills one; `kid`, `kid_std`;
             `precision`, `recall`; `inception_score`, `inception_score_std`; `accuracy`, share of
             samples that the extractor gives the class asked for; `nearest`, mean distance to the
-            nearest training image in units of sigma_data. NaN if a sample is not finite; without
-            those that the set or the extractor does not have.
+            nearest training image in units of sigma_data; `deviation`, mean of the root mean square
+            differences from what samples were given, pixels being from -1 to 1. NaN if a sample is
+            not finite; without those that the set or the extractor does not have.
 
         Raises:
             ValueError: if there are fewer than two samples.

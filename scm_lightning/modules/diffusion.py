@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a TrigFlow diffusion model: the teacher, or a network to sample from in itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, Literal
 
@@ -28,14 +28,15 @@ class DiffusionModule(GenerativeModule):
     """Velocity matching on the path, Eq. 4 of the paper.
 
     Args:
-        network: F(u, t, labels, guidance).
+        network: F(u, t, labels, guidance), and conditions by name.
         path: owner of `sigma_data`.
         times: which times to train at; EDM's by default.
         weighting: "none" is Eq. 4. "learned" is EDM2's uncertainty weighting, the paper's on
             ImageNet: e^w times the loss minus w, with a head w(t) trained by the loss.
         weighting_lr: learning rate of the weighting head; None for the network's.
-        condition_dropout: probability of hiding a label, so that the model can guide itself; the
-            paper's teachers on ImageNet 512 have 0.1.
+        condition_dropout: probability of hiding the label and all conditions of a sample, so that
+            the model can guide itself; the paper's teachers on ImageNet 512 have 0.1. Or a
+            probability for each, by its name ("labels", "text"), for guidance by each apart.
         augmentation: changes the training data and tells the network how; None for data as they
             are.
         optimizer: makes the optimizer from parameter groups; the paper's on CIFAR-10 by default.
@@ -60,17 +61,19 @@ class DiffusionModule(GenerativeModule):
         times: TimeProposal = TimeProposal(P_mean=-1.2, P_std=1.2),
         weighting: Literal["none", "learned"] = "none",
         weighting_lr: float | None = None,
-        condition_dropout: float = 0.0,
+        condition_dropout: float | dict[str, float] = 0.0,
         augmentation: Augmentation | None = None,
         optimizer: OptimizerFactory = lambda groups: Adam(groups, lr=1e-3),
         lr_schedule: ScheduleFactory | None = None,
         ema: EMAProfile | list[EMAProfile] = HalfLife(),
         sampling: DiffusionSampling = DiffusionSampling(),
     ) -> None:
-        if not 0.0 <= condition_dropout < 1.0:
+        given = condition_dropout
+        probabilities = given.values() if isinstance(given, dict) else [given]
+        if not all(0.0 <= each < 1.0 for each in probabilities):
             raise ValueError(
-                "condition_dropout must be a probability below 1, got "
-                f"{condition_dropout}; paper: 0.1"
+                f"condition_dropout must be a probability below 1, got {condition_dropout}; "
+                "paper: 0.1"
             )
         check_head(weighting, weighting_lr)
         super().__init__(network, path, optimizer, lr_schedule, ema)
@@ -106,12 +109,18 @@ class DiffusionModule(GenerativeModule):
                 f"none, got {self.condition_dropout}; set num_classes of the network, or the "
                 "option to 0"
             )
-        guidance = self.sampling.guidance
-        if stage == "fit" and guidance not in (None, 1.0) and not self.condition_dropout:
+        guidance, dropout = self.sampling.guidance, self.condition_dropout
+        if stage == "fit" and guidance not in (None, 1.0) and not dropout:
             raise ValueError(
                 f"guidance of sampling needs a network that is trained without classes too, got "
                 f"{guidance} and condition_dropout 0; set that, the paper's is 0.1, or guidance to "
                 "null"
+            )
+        if stage == "fit" and isinstance(guidance, Mapping) and not isinstance(dropout, Mapping):
+            raise ValueError(
+                "guidance of each condition apart needs a network that is trained without each "
+                f"alone, got condition_dropout {dropout}; give a probability for each, such as "
+                f"{dict.fromkeys(guidance, 0.1)}"
             )
 
     def trained_network(self) -> nn.Module:
@@ -146,7 +155,7 @@ class DiffusionModule(GenerativeModule):
         Returns:
             See `StepOutput`.
         """
-        x0, augmented = self.augment(batch.x0)
+        x0, augmented = self.augment(batch.x0, batch.conditions)
         labels, named, _ = batch.given().dropped(self.condition_dropout)
         t = times
         if t is None:
@@ -160,16 +169,28 @@ class DiffusionModule(GenerativeModule):
         logs = {"train/loss": loss.detach()}
         return StepOutput(loss=loss, t=t, sample_loss=losses.detach(), logs=logs)
 
-    def augment(self, x0: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def augment(
+        self, x0: Tensor, conditions: Mapping[str, Tensor] = {}
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Augment data; report how in a condition that only such networks take.
 
         Args:
             x0: data. (B, ...), data units.
+            conditions: conditions of the data, which are not augmented. (B, ...) each.
 
         Returns:
             Data, (B, ...), and the network's further arguments.
+
+        Raises:
+            ValueError: if a condition is an image of the data's size, which would no longer fit.
         """
         if self.augmentation is None:
             return x0, {}
+        for name, x in conditions.items():
+            if x.ndim == x0.ndim and x.shape[2:] == x0.shape[2:]:
+                raise ValueError(
+                    f"augmentation moves the data but not the condition {name}, an image of their "
+                    "size; set augmentation to null"
+                )
         x0, augment = self.augmentation(x0)
         return x0, {} if augment is None else {"augment": augment}

@@ -1,60 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A diffusers model in place of one of ours.
+"""A model of diffusers in place of one of ours.
 
-Its weights, layers and call stay as they are; only the time goes in beside the call. diffusers asks
-whether the time is a torch tensor and makes one of anything else. A dual number is one; the pair of
-a compiled graph is not, so the model's own projection of the time is handed the real one.
-Axes: B batch, C channels, H and W pixels.
+Its weights, layers and call stay as they are; a map says what goes in under which name, and which
+part of the output is F. Axes: B batch, C channels, F frames, H and W pixels.
 """
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from scm_lightning.core import NULL_LABEL
 from scm_lightning.networks.classes import ClassConditioning
+from scm_lightning.networks.diffusers_maps import ModelMap, map_of
 
 
 class _GivenTime(nn.Module):
-    """Projection of the time it was given instead of the one it is called with."""
+    """Projection whose first call in a forward pass gets a time that was given beside the call.
+
+    The next call is of something else: Flux projects its guidance by the same module.
+    """
 
     def __init__(self, project: nn.Module) -> None:
         super().__init__()
         self.project = project
-        self.t: Tensor | None = None
+        self.time: Tensor | None = None
 
-    def forward(self, placeholder: Tensor) -> Tensor:
-        projected: Tensor = self.project(self.t)
+    def forward(self, time: Tensor) -> Tensor:
+        given, self.time = self.time, None
+        projected: Tensor = self.project(time if given is None else given)
         return projected
 
 
-class DiffusersNetwork(ClassConditioning):
-    """F(u, t, labels, guidance) by a diffusers model, `UNet2DModel` or `DiTTransformer2DModel`.
+class _EmbeddingWithNone(nn.Embedding):
+    """Embedding in which NULL_LABEL is a vector of zeros."""
 
-    The model's output is taken as F and its time as t in radians: it must be trained or fine-tuned
-    that way. A model trained on other times cannot serve as a teacher unchanged.
+    def forward(self, labels: Tensor) -> Tensor:
+        known = labels != NULL_LABEL
+        return super().forward(labels.where(known, 0)) * known[..., None]
+
+
+class DiffusersNetwork(ClassConditioning):
+    """F(u, t, labels, guidance, **conditions) by a model of diffusers.
+
+    The model's output is taken as F, whatever it was trained to predict: it must be trained or
+    fine-tuned that way. A model trained on other times and outputs cannot serve as a teacher
+    unchanged. The class that stands for none is the model's own where it has one, else a vector of
+    zeros; the model's own dropping of classes is switched off, since the teacher's training drops.
 
     Args:
-        model: a model with the call (sample, timestep, class_labels) that projects its timestep in
-            modules named `time_proj`.
+        model: a model of one of these classes of diffusers: UNet2DModel, UNet2DConditionModel
+            (Stable Diffusion 1, 2, XL), DiT, PixArt, Sana, SD3, Flux, AuraFlow, Lumina2,
+            HunyuanDiT, QwenImage, Wan or CogVideoX; or any, with a map.
+        model_map: how the model is called; None for the map of its class.
+        time: what the model is told: t in radians, or the time of its own training with the same
+            ratio of noise to data.
+
+    Attributes:
+        condition_names: the conditions that the network is called with by name.
+        optional_conditions: those of them that it can do without.
 
     Raises:
-        ValueError: if the model has no such module.
+        ValueError: if the model's class has no map, or the map no time of its own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        model_map: ModelMap | None = None,
+        time: Literal["radians", "source"] = "radians",
+    ) -> None:
         super().__init__()
-        self.model = model
-        config = getattr(model, "config", {})
-        self.num_classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 0
-        self.given = []
-        for module in list(model.modules()):
-            if isinstance(project := getattr(module, "time_proj", None), nn.Module):
-                module.time_proj = _GivenTime(project)
-                self.given.append(module.time_proj)
-        if not self.given:
-            raise ValueError(
-                f"a diffusers model projects its time in modules named time_proj, found none in "
-                f"{type(model).__name__}; write an adapter for it"
-            )
+        its = map_of(model) if model_map is None else model_map
+        if time == "source":
+            if its.source_time is None:
+                raise ValueError(
+                    f"the time that {type(model).__name__} was trained on is not known; set time "
+                    "to radians, or give a model_map with its source_time"
+                )
+            its = replace(its, told=its.source_time)
+        self.model, self.map = model, its
+        self.num_classes = its.num_classes
+        self.optional_conditions = tuple(its.optional)
+        self.condition_names = (*its.conditions, *its.optional)
+        self.given: list[_GivenTime] = []
+        if its.projection:
+            owner, _, last = its.projection.rpartition(".")
+            holder = model.get_submodule(owner)
+            self.given.append(_GivenTime(getattr(holder, last)))
+            setattr(holder, last, self.given[0])
+        if its.labels:
+            _let_none_be_a_class(model, its.null_class)
 
     def forward(
         self,
@@ -62,30 +100,125 @@ class DiffusersNetwork(ClassConditioning):
         t: Tensor,
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
+        **conditions: Tensor,
     ) -> Tensor:
         """Evaluate F.
 
         Args:
-            u: x_t / sigma_data. (B, C, H, W), unit variance.
+            u: x_t / sigma_data. (B, C, H, W) or (B, C, F, H, W), unit variance.
             t: times. (B,), radians.
-            labels: class labels. (B,) int64, or None.
-            guidance: None: these models take no guidance scale.
+            labels: class labels, NULL_LABEL for no class. (B,) int64, or None for no class.
+            guidance: guidance scales of a model that takes them, or None for 1. (B,).
+            conditions: by the names in `condition_names`, constant in u and t. (B, ...) each.
 
         Returns:
-            F. (B, C, H, W), unit variance.
+            F. Shape of u, unit variance.
 
         Raises:
-            ValueError: if it gets a guidance scale, or labels for a model without classes.
+            ValueError: if something comes that the model does not take, or is missing; or if its
+                output has another shape.
         """
-        if guidance is not None:
-            raise ValueError("diffusers models take no guidance scale; train without one")
-        if labels is not None and getattr(self.model, "class_embedding", self) is None:
+        its = self.map
+        arguments = {
+            its.sample: its.layout.into(u),
+            its.time: self._told(t),
+            **its.extras(getattr(self.model, "config", None), u, self._checked(conditions)),
+            **self._renamed(conditions),
+            **self._classes(u, labels),
+            **self._scales(u, guidance),
+        }
+        out = its.layout.back(self.model(**_nested(arguments), return_dict=False)[0], u.shape)
+        channels = u.shape[1]
+        F: Tensor = out[:, :channels] if its.variance and out.shape[1] == 2 * channels else out
+        if F.shape != u.shape:
             raise ValueError(
-                f"this {type(self.model).__name__} was built without classes but got labels; set "
-                "its num_class_embeds, or use_labels of the data to false"
+                f"F must have the shape of u, {tuple(u.shape)}, got {tuple(F.shape)} from "
+                f"{self._name}; build the model with as many channels out as in, and for data of "
+                "this size"
             )
-        for given in self.given:
-            given.t = t
-        placeholder = torch.zeros(u.shape[0], device=u.device)
-        F: Tensor = self.model(u, placeholder, class_labels=labels, return_dict=False)[0]
         return F
+
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+    def _told(self, t: Tensor) -> Tensor:
+        """Hand the time to its projection, and return it for the call."""
+        told = self.map.told(t)
+        for given in self.given:
+            given.time = self.map.inside * told
+        # A compiled graph carries the time in a pair, which is no tensor to a model that asks.
+        is_seen = isinstance(told, Tensor) or not self.given
+        return told if is_seen else torch.ones(len(t), device=t.device)
+
+    def _checked(self, conditions: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Refuse conditions that the model does not take, or the lack of one that it needs."""
+        for name in conditions:
+            if name not in self.condition_names:
+                known = ", ".join(self.condition_names) or "none"
+                raise ValueError(
+                    f"{self._name} takes these conditions: {known}; got {name}; leave it out of "
+                    "the data, or take a model of such a condition"
+                )
+        for name in self.map.conditions:
+            if name not in conditions:
+                raise ValueError(
+                    f"{self._name} needs the condition {name}, which the data do not have; prepare "
+                    "data with it"
+                )
+        return conditions
+
+    def _renamed(self, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = dict(conditions)
+        if self.map.zeroes_text and "text_mask" in given:
+            given["text"] = given["text"] * given.pop("text_mask")[..., None]
+        names = {**self.map.conditions, **self.map.optional}
+        # What stands for none is one tensor for all samples, of which a model may ask for a view.
+        return {names[name]: x.contiguous() for name, x in given.items()}
+
+    def _classes(self, u: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        if not self.map.labels:
+            if labels is not None:
+                raise ValueError(
+                    f"this {self._name} was built without classes but got labels; set use_labels "
+                    "of the data to false, or num_class_embeds of a model that can have classes"
+                )
+            return {}
+        if labels is None:
+            labels = torch.full((u.shape[0],), NULL_LABEL, device=u.device)
+        if self.map.null_class is not None:
+            labels = labels.where(labels != NULL_LABEL, self.map.null_class)
+        return {self.map.labels: labels}
+
+    def _scales(self, u: Tensor, guidance: Tensor | None) -> dict[str, Tensor]:
+        if not self.map.guidance:
+            if guidance is not None:
+                raise ValueError(
+                    f"this {self._name} takes no guidance scale; train without one, or take a "
+                    "model with guidance_embeds (Flux, Sana)"
+                )
+            return {}
+        if guidance is None:
+            guidance = torch.ones(u.shape[0], dtype=u.dtype, device=u.device)
+        return {self.map.guidance: self.map.guidance_factor * guidance}
+
+
+def _let_none_be_a_class(model: nn.Module, null_class: int | None) -> None:
+    """Let embeddings take NULL_LABEL as zeros, or drop no class at random if one stands for none.
+
+    The name of a weight stays what it is, for checkpoints.
+    """
+    for module in model.modules():
+        if null_class is None and type(module) is nn.Embedding:
+            module.__class__ = _EmbeddingWithNone
+        elif null_class is not None and isinstance(getattr(module, "dropout_prob", None), float):
+            vars(module)["dropout_prob"] = 0.0
+
+
+def _nested(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Names with a dot as entries of dictionaries."""
+    nested: dict[str, Any] = {}
+    for path, value in arguments.items():
+        owner, _, name = path.rpartition(".")
+        (nested.setdefault(owner, {}) if owner else nested)[name] = value
+    return nested

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.data.shards import Array
 from scm_lightning.data.stored_conditions import StoredCondition, write_null
 from scm_lightning.saying import say
 from scm_lightning.text import TextEncoder
 
-TEXT = "text"
-"""Name of the condition: that of the networks' parameter."""
 DTYPE = "float16"
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from scm_lightning.data.index import Shard, ShardIndex, Split
 from scm_lightning.data.location import folder_to_write
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.data.shards import Sample, write_shard
 from scm_lightning.data.stored_conditions import StoredCondition
-from scm_lightning.preparation.captions import TEXT
 from scm_lightning.preparation.content import Moments, merged
 from scm_lightning.preparation.folder import (
     PreparationFolder,

@@ -5,7 +5,7 @@ Axes: B batch, ... data axes. Times in radians.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +53,9 @@ class DiffusionSampling:
             paper's 18 on CIFAR-10 by default.
         solver: which solver; see `sample_ode`.
         churn: noise to renew before every step; None for the ODE itself.
-        guidance: scale of classifier-free guidance, at twice the calls; None for none.
+        guidance: scale of classifier-free guidance, at twice the calls; or a scale for each of
+            several conditions, by their names, in the order in which they are added, at a call for
+            each and one more; None for none.
 
     Raises:
         ValueError: if the number of steps has no grid, the solver cannot be churned, or the scale
@@ -63,10 +65,12 @@ class DiffusionSampling:
     num_steps: int = 18
     solver: Solver = "heun"
     churn: Churn | None = None
-    guidance: float | None = None
+    guidance: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_guidance(self.guidance)
+        given = self.guidance
+        for scale in given.values() if isinstance(given, Mapping) else [given]:
+            _check_guidance(scale)
         check_solver_steps(self.num_steps)
         check_solver(self.solver, self.churn)
 
@@ -82,7 +86,7 @@ class DiffusionSampling:
         times = time_grid(self.num_steps, path)
 
         def solve(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
-            F = Guided(network, given, _scales(self.guidance, noise))
+            F = Guided(network, given, self._scales(noise))
             return sample_ode(
                 *(F, noise, times),
                 path=path,
@@ -92,10 +96,16 @@ class DiffusionSampling:
             )
 
         def denoise(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
-            F = Guided(network, given, _scales(self.guidance, noise))
+            F = Guided(network, given, self._scales(noise))
             return sample_consistency(F, noise, (path.t_max(),), path=path)
 
         return {"teacher": solve, "denoiser": denoise}
+
+    def _scales(self, noise: Tensor) -> Tensor | dict[str, Tensor] | None:
+        """Scales of the samples, (B,) each."""
+        if isinstance(self.guidance, Mapping):
+            return {name: _scales(scale, noise) for name, scale in self.guidance.items()}
+        return None if self.guidance is None else _scales(self.guidance, noise)
 
 
 @dataclass(frozen=True)
@@ -153,14 +163,13 @@ def few_step_draw(
     """
 
     def draw(noise: Tensor, given: Conditions, generator: Generators) -> Tensor:
-        F = Bound(network, given.labels, _scales(guidance, noise), named=given.named)
+        scales = None if guidance is None else _scales(guidance, noise)
+        F = Bound(network, given.labels, scales, named=given.named)
         return steps.sample(F, noise, times, path, generator)
 
     return draw
 
 
-def _scales(guidance: float | None, noise: Tensor) -> Tensor | None:
-    """One guidance scale per sample. (B,), or None."""
-    if guidance is None:
-        return None
+def _scales(guidance: float, noise: Tensor) -> Tensor:
+    """One guidance scale per sample. (B,)."""
     return torch.full(noise.shape[:1], guidance, dtype=noise.dtype, device=noise.device)

@@ -60,6 +60,7 @@ MODULES = {
     "sCT": lambda: consistency(unet(dropout=0.1), PairVelocity()),
     "sCT, checkpointed": lambda: consistency(mlp(), PairVelocity(), method="dual_checkpoint"),
     "sCT, func": lambda: consistency(dit(), PairVelocity(), method="func"),
+    "by text and image": lambda: DiffusionModule(dit(text_channels=6, image_channels=2), PATH),
     "sCD, guided": guided_distillation,
 }
 
@@ -134,6 +135,7 @@ def test_shares_by_hand():
         ("sCT", "32-true", 4.0),
         ("sCT, checkpointed", "32-true", 5.0),
         ("sCT, func", "32-true", 5.0),
+        ("by text and image", "32-true", 3.0),
         ("sCD, guided", "32-true", 6.1),  # the teacher's takes two, an attention's tangent 1.5
         ("sCD, guided", "bf16-mixed", 6.1),
     ],

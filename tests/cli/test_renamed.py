@@ -166,12 +166,14 @@ def test_a_mean_flow_module_is_a_student_of_that_objective(capsys):
 def test_teachers_are_translated_too():
     old = {"class_path": "scm_lightning.modules.DiffusionModule"}
     options = {"network": {}, "times": {}, "weighting": "learned", "num_sampling_steps": 7}
+    options["label_dropout"] = 0.1
     found = renamed({"model": {**old, "init_args": options}})["model"]["init_args"]
     assert found == {
         "network": {},
         "times": {},
         "weighting": "learned",
         "sampling": {"num_steps": 7},
+        "condition_dropout": 0.1,
     }
 
 

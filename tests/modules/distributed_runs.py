@@ -60,12 +60,15 @@ class TimesOfTheRows:
 class JoinedBatches(IterableDataset):
     """A process's rows of the joined batch of every step."""
 
-    def __init__(self, rows, start, dtype, scale):
+    def __init__(self, rows, start, dtype, scale, with_pose=False):
         shape = (2 * NUM_STEPS, JOINED_BATCH)
         x0 = scale * SIGMA_DATA * torch.randn(*shape, 3, generator=seeded(2)).to(dtype)
         labels = torch.randint(4, shape, generator=seeded(3))
+        pose = torch.randn(*shape, 2, generator=seeded(8)).to(dtype)
+        each = zip(x0[start:, rows], labels[start:, rows], pose[start:, rows], strict=True)
         self.steps = [
-            Batch(*step) for step in zip(x0[start:, rows], labels[start:, rows], strict=True)
+            Batch(x0, labels, conditions={"pose": pose} if with_pose else {})
+            for x0, labels, pose in each
         ]
 
     def __iter__(self) -> Iterator[Batch]:
@@ -79,7 +82,7 @@ def mapped_batches(rank, world_size):
     split = MappedSplit(x0.numpy(), labels.numpy())
     batch_size = JOINED_BATCH // world_size
 
-    def collate(arrays, labels, indices, positions):
+    def collate(arrays, labels, indices, positions, conditions):
         return Batch(*map(torch.from_numpy, (arrays, labels, indices)))
 
     batches = MappedBatches(split, collate, batch_size, 0, rank, world_size)
@@ -119,6 +122,7 @@ class Case:
     precision: str = "64-true"
     steps: int = 4
     options: dict[str, Any] = field(default_factory=dict)
+    with_pose: bool = False
 
 
 def seeded(seed):
@@ -130,6 +134,29 @@ def mlp(seed):
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3, generator=seeded(seed))
     return network
+
+
+class Posed(nn.Module):
+    """A network that is told a pose, which moves what it says of the class."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.network = mlp(seed)
+        self.pose = nn.Linear(2, 3)
+        nn.init.normal_(self.pose.weight, std=0.3, generator=seeded(seed))
+        nn.init.zeros_(self.pose.bias)
+
+    def forward(self, u, t, labels=None, guidance=None, *, pose):
+        return self.network(u, t, labels, guidance) + torch.tanh(self.pose(pose)) * u
+
+
+class PosedOrders(RequestStream):
+    """Orders for samples of poses that follow from their numbers."""
+
+    def __iter__(self):
+        for order in super().__iter__():
+            pose = torch.stack([order.indices.sin(), order.indices.cos()], 1).double()
+            yield order._replace(conditions={"pose": pose})
 
 
 class Normalized(nn.Module):
@@ -145,11 +172,11 @@ class Normalized(nn.Module):
         return second(torch.tanh(first(torch.cat([u, t[:, None].cos()], dim=1))))
 
 
-def consistency(velocity, method, kind=ConsistencyModule):
+def consistency(velocity, method, kind=ConsistencyModule, network=mlp):
     return kind(
-        mlp(0),
+        network(0),
         velocity,
-        mlp(7),
+        network(7),
         start_from_teacher=False,
         path=NoiseOfTheData(SIGMA_DATA),
         objective=Consistency(
@@ -183,6 +210,7 @@ CASES = {
     **{name: METHODS[name] for name in QUICK},
     "scd_dual_checkpoint": Case(lambda: consistency(SCD(), "dual_checkpoint")),
     "scd_clipped": Case(lambda: consistency(SCD(), "dual"), options={"gradient_clip_val": 0.05}),
+    "scd_posed": Case(lambda: consistency(SCD(), "dual", network=Posed), with_pose=True),
     "diffusion_normalized": Case(lambda: diffusion(Normalized())),
     "diffusion_accumulated": Case(
         lambda: diffusion(mlp(0)), options={"accumulate_grad_batches": 2}
@@ -239,7 +267,7 @@ class Place:
             enable_model_summary=False,
             **settings.options,
         )
-        batches = JoinedBatches(rows, start, dtype, options.get("scale", 1.0))
+        batches = JoinedBatches(rows, start, dtype, options.get("scale", 1.0), settings.with_pose)
         loader = DataLoader(batches, batch_size=None)
         trainer.fit(
             module,
@@ -249,7 +277,8 @@ class Place:
         seed = torch.initial_seed()  # Lightning sets PL_GLOBAL_SEED's anew when it tests
         assert {each.dtype for each in module.parameters()} == {dtype}
         trainer.save_checkpoint(self.folder / f"{name}.{stop}.ckpt")
-        orders = RequestStream(NUM_SAMPLES, 4, 2, (3,), 0, self.rank, self.world_size)
+        kind = PosedOrders if settings.with_pose else RequestStream
+        orders = kind(NUM_SAMPLES, 4, 2, (3,), 0, self.rank, self.world_size)
         trainer.test(module, DataLoader(orders, batch_size=None), verbose=False)
         found = {key: vars(record)[key] for key in ("losses", "samples", "grad_norms")}
         found["seed"] = seed
