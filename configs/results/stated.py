@@ -11,7 +11,6 @@ a text that states other numbers, or a score that no result has.
 from own_results import (
     of_ablations,
     of_benchmarks,
-    of_clips,
     of_digits,
     of_fashion,
     of_latents,
@@ -28,7 +27,6 @@ def statements() -> list[Statement]:
         *of_sweep(),
         *of_fashion(),
         *of_latents(),
-        *of_clips(),
         *of_ablations(),
         *of_benchmarks(),
         *of_the_paper(),

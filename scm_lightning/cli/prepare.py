@@ -10,6 +10,7 @@ from scm_lightning.whole_files import write_picture
 if TYPE_CHECKING:
     from scm_lightning.preparation.captions import Captions
     from scm_lightning.preparation.sources import ImageSource
+    from scm_lightning.preparation.transform import ImageTransform
 
 DEFAULT_SIZE = 64
 
@@ -99,21 +100,17 @@ def prepare(
     from scm_lightning.data.index import INDEX_FILE
     from scm_lightning.data.latents import Autoencoder
     from scm_lightning.data.location import folder_to_write
-    from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
+    from scm_lightning.preparation import EncodedLatents, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
     from scm_lightning.preparation.sources import open_source
-    from scm_lightning.preparation.transform import ClipTransform
 
     workers = _checked(workers, max_unreadable)
     _check_text_options(captions, text_encoder, text_length)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder = folder_to_write(out)
-    images = _clips(open_source(source, kind, labels), frames, latents)
-    transform_of = ImageTransform if frames is None else ClipTransform
-    transform, shape = fit_transform(
-        images, transform_of(size, crop, channels, background, upscale)
-    )
+    images, made_by = _clips(open_source(source, kind, labels), frames, latents)
+    transform, shape = fit_transform(images, made_by(size, crop, channels, background, upscale))
     content: Pixels | EncodedLatents = Pixels(shape)
     autoencoder = None
     if latents is not None:
@@ -166,15 +163,18 @@ def _check_text_options(
         )
 
 
-def _clips(images: "ImageSource", frames: int | None, latents: str | None) -> "ImageSource":
-    """The images, or the clips that they are frames of."""
+def _clips(
+    images: "ImageSource", frames: int | None, latents: str | None
+) -> "tuple[ImageSource, type[ImageTransform]]":
+    """The images, or the clips that they are frames of, and what makes samples of them."""
     from scm_lightning.preparation.sources import ClipSource
+    from scm_lightning.preparation.transform import ClipTransform, ImageTransform
 
     if frames is None:
-        return images
+        return images, ImageTransform
     if latents is not None:
         raise ValueError(f"frames go with pixels, got latents {latents}; leave one of them out")
-    return ClipSource(images, frames)
+    return ClipSource(images, frames), ClipTransform
 
 
 def _captions(
