@@ -160,7 +160,7 @@ class Collate:
 
     @property
     def _shows_pixels(self) -> bool:
-        """Whether the data are seen as pixels from black to white."""
+        """Tell whether the data are seen as pixels from black to white."""
         index = self.index
         return index.latents is None and (index.are_images or index.dtype == "uint8")
 

@@ -41,7 +41,7 @@ class MappedCondition(NamedTuple):
     shape: tuple[int, ...]
 
     def of(self, numbers: Array) -> list[Array]:
-        """What the samples of some numbers have."""
+        """Arrays of the samples of some numbers."""
         slices = zip(self.ends[numbers], self.ends[numbers + 1], strict=True)
         return [self.values[start:end].reshape(self.shape) for start, end in slices]
 
