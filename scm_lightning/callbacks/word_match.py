@@ -40,8 +40,8 @@ def word_match(
     nearest = torch.cat([torch.cdist(part, known).argmin(1) for part in parts]).tolist()
     found = [{*words_of(captions[each])} for each in nearest]
     own = [{*words_of(texts[number])} for number in numbers]
-    half = len(own) // 2
-    shares = {"word_match": own, "word_match_shuffled": [*own[half:], *own[:half]]}
+    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0)).tolist()
+    shares = {"word_match": own, "word_match_shuffled": [own[other] for other in order]}
     return {
         name: Score(
             sum(bool(a & b) for a, b in zip(wanted, found, strict=True)) / len(found), len(found)
