@@ -100,7 +100,7 @@ def prepare(
     from scm_lightning.data.index import INDEX_FILE
     from scm_lightning.data.latents import Autoencoder
     from scm_lightning.data.location import folder_to_write
-    from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
+    from scm_lightning.preparation import EncodedLatents, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
     from scm_lightning.preparation.sources import open_source
 
@@ -108,12 +108,9 @@ def prepare(
     if size is None and crop != "none":
         size = DEFAULT_SIZE
     folder, autoencoder = folder_to_write(out), None
-    images, transform_of = open_source(source, kind, labels), ImageTransform
-    if frames is not None:
-        images, transform_of = _clips(images, frames, latents)
+    images, made_by = _clips(open_source(source, kind, labels), frames, latents)
     texts = _captions(images, captions, text_encoder, text_length, device)
-    wanted = transform_of(size, crop, channels, background, upscale)
-    transform, shape = fit_transform(images, wanted)
+    transform, shape = fit_transform(images, made_by(size, crop, channels, background, upscale))
     content: Pixels | EncodedLatents = Pixels(shape)
     if latents is not None:
         autoencoder = Autoencoder(latents, shape)
@@ -149,14 +146,16 @@ def _checked(workers: int | None, max_unreadable: int) -> int:
 
 
 def _clips(
-    images: "ImageSource", frames: int, latents: str | None
+    images: "ImageSource", frames: int | None, latents: str | None
 ) -> "tuple[ImageSource, type[ImageTransform]]":
-    """Clips of the images, and what transforms them."""
+    """The images, or the clips that they are frames of, and what makes samples of them."""
     from scm_lightning.preparation.sources import ClipSource
-    from scm_lightning.preparation.transform import ClipTransform
+    from scm_lightning.preparation.transform import ClipTransform, ImageTransform
 
+    if frames is None:
+        return images, ImageTransform
     if latents is not None:
-        raise ValueError("frames go with pixels, got latents; leave one of them out")
+        raise ValueError(f"frames go with pixels, got latents {latents}; leave one of them out")
     return ClipSource(images, frames), ClipTransform
 
 

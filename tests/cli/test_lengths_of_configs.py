@@ -29,7 +29,7 @@ STEPS = {  # of the run, and until the rate is up
     "fashion_latent_scd": (1600, 50),
 }
 """As versions before 0.5.0 had them, which wrote steps."""
-SHORT = [*STEPS, "emoji16_sct"]
+SHORT = [*STEPS, "emoji16_sct", "digits_superres", "digits_inpaint"]
 """Configurations whose lengths are the run's; the paper's count steps, as its tables do."""
 
 

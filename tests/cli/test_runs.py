@@ -14,7 +14,8 @@ from scm_lightning.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDENTS = ["digits_scd", "digits_sct"]
-ALONE = ["digits_sct_scratch", "digits_mean_flow", "digits_alpha_flow"]
+GIVEN = ["digits_superres", "digits_inpaint"]
+ALONE = ["digits_sct_scratch", "digits_mean_flow", "digits_alpha_flow", *GIVEN]
 SAMPLES = "data.init_args.num_{}_samples"
 
 
@@ -75,6 +76,22 @@ def test_training_without_a_teacher(name, teacher):
     scores = scores_of(run("test", name, teacher, {SAMPLES.format("test"): 50}))
     assert {"fd/floor", "fd/1_step", "fd/2_step"} <= set(scores)
     assert "fd/teacher" not in scores
+    assert ("deviation/2_step" in scores) == (name in GIVEN)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_samples_were_given_is_drawn_beside_them(name, teacher):
+    """Held-out image i without its details, or its hole, in data units as the samples are."""
+    options = {"trainer.max_steps": 1, SAMPLES.format("val"): 50, SAMPLES.format("predict"): 30}
+    run("fit", name, teacher, options)
+    folder = run("predict", name, teacher, options) / "samples"
+    with np.load(folder / "samples.npz") as drawn:
+        given, samples = drawn["given"], drawn["1_step"]
+    assert given.shape == samples.shape == (30, 1, 8, 8)
+    blocks = given.reshape(30, 2, 4, 2, 4)
+    same_in_blocks = np.ptp(blocks, axis=(2, 4)).max() < 1e-5
+    assert same_in_blocks == (name == "digits_superres")
+    assert {"given.png", "comparison.png"} <= {file.name for file in folder.iterdir()}
 
 
 def test_fit_leaves_a_run(teacher):
