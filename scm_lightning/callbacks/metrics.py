@@ -2,6 +2,7 @@
 """Scores of samples: logged while training, tabled and written by `scm test`."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scm_lightning.callbacks.logged_pictures import log_numbers, log_picture
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
+from scm_lightning.callbacks.word_match import captions_of, word_match
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
 from scm_lightning.metrics import (
@@ -60,6 +62,7 @@ class SampleMetrics(Callback):
         self._against: tuple[Reference, ShardDataModule] | None = None
         self._sets: dict[str, SampleScores] = {}
         self._nfe: dict[str, int] = {}
+        self._texts: list[tuple[int, str]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a test that measures nothing; leave out scores that the data cannot have.
@@ -97,7 +100,7 @@ class SampleMetrics(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the samples of the last time."""
-        self._sets = {}
+        self._sets, self._texts = {}, []
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -120,6 +123,7 @@ class SampleMetrics(Callback):
             self._against = Reference(self.features, data, pl_module.device), compared
         reference, compared = self._against
         options = self._options(compared) if trainer.testing else ()
+        self._texts += zip(batch.indices.tolist(), batch.prompts, strict=False)
         for name, samples in outputs.items():
             self._nfe[name] = samples.nfe
             fresh = SampleScores(reference, datamodule.to_images, *options)
@@ -145,6 +149,7 @@ class SampleMetrics(Callback):
         """Print the table and write the file."""
         for drawn in self._sets.values():
             drawn.sync(in_first_process)
+        texts = dict(pair for part in in_first_process(self._texts) for pair in part)
         if self._against is None or not trainer.is_global_zero:
             return
         datamodule, (reference, compared) = shards_of(trainer), self._against
@@ -159,6 +164,8 @@ class SampleMetrics(Callback):
             for name, drawn in {"floor": heldout, **self._sets}.items():
                 now(f"scores of {name}")
                 scores[name] = drawn.compute()
+        if texts and compared is datamodule:
+            self._match_words(datamodule, {"floor": heldout, **self._sets}, texts, scores)
         measured = protocol(compared, heldout, scores, self._nfe, str(trainer.ckpt_path))
         content = metrics_content(measured, scores, self._nfe, datamodule.sample_seed)
         file = Path(trainer.default_root_dir) / "metrics.json"
@@ -181,6 +188,21 @@ class SampleMetrics(Callback):
             say(line)
         if lines and (sweep := file.with_name("sweep.png")).is_file():
             log_picture(trainer, "test/sweep", sweep)
+
+    def _match_words(
+        self,
+        datamodule: ShardDataModule,
+        sets: Mapping[str, SampleScores],
+        texts: Mapping[int, str],
+        scores: Mapping[str, dict[str, Score]],
+    ) -> None:
+        """Add the scores of words, of held-out data beside samples."""
+        reference = sets["floor"].reference
+        captions = captions_of(datamodule, "train", len(reference.features))
+        num_heldout = datamodule.index.splits["heldout"].num_samples
+        own = dict(enumerate(captions_of(datamodule, "heldout", num_heldout)))
+        for name, drawn in sets.items() if captions else ():
+            scores[name].update(word_match(drawn, own if name == "floor" else texts, captions))
 
     def _options(self, compared: ShardDataModule) -> tuple[int, bool, bool, bool]:
         """Scores that `scm test` measures of a set beside one distance."""

@@ -22,6 +22,8 @@ OTHER_COLUMNS = {
     "accuracy": "acc.",
     "nearest": "near",
     "deviation": "dev.",
+    "word_match": "words",
+    "word_match_shuffled": "chance",
 }
 """Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
 KID_UNIT = 1e-3
