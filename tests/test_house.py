@@ -162,7 +162,10 @@ def test_the_oldest_versions_promised_are_those_tested():
 
 def test_a_broken_torchvision_is_mended_before_it_is_imported():
     """Each file alone, as a process of `scm` may begin with it; or the room, before its files."""
-    guard, breaking = "scm_lightning.torchvision_guard", {"lightning", "torchmetrics", "diffusers"}
+    guard, breaking = (
+        "scm_lightning.torchvision_guard",
+        {"lightning", "torchmetrics", "diffusers", "transformers"},
+    )
     for file in FILES:
         names = []
         for path in {file.parent / "__init__.py", file} if file.parent != PACKAGE else {file}:

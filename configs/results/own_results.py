@@ -193,6 +193,26 @@ def of_latents() -> Iterator[Statement]:
         yield Statement("data/README.md", f"| {text} | {{}} | {{}} |", distances)
 
 
+def of_clips() -> Iterator[Statement]:
+    """State the two distances of clips: per frame, and in time."""
+    scores = result("moving_digits")["scd"]["seed 0"]
+
+    def of(row: str) -> list[str]:
+        return decimals(3, *(scores[f"{kind}_distance/{row}"] for kind in ("frame", "temporal")))
+
+    real = "held-out clips have {} per frame and {} in time"
+    yield Statement(
+        "configs/moving_digits_teacher.yaml",
+        f"{real}): {{}} and {{}} by Heun in 31 calls, {{}} and {{}} by its own single step.",
+        [*of("floor"), *of("teacher"), *of("denoiser")],
+    )
+    yield Statement(
+        "configs/moving_digits_scd.yaml",
+        f"{real}): {{}} and {{}} in one step, {{}} and {{}} in two; the teacher has {{}} and {{}}.",
+        [*of("floor"), *of("1_step"), *of("2_step"), *of("teacher")],
+    )
+
+
 def of_ablations() -> Iterator[Statement]:
     """State means and standard deviations of the ablations."""
     for name, rows in ABLATIONS.items():

@@ -10,6 +10,7 @@ from scm_lightning.whole_files import write_picture
 if TYPE_CHECKING:
     from scm_lightning.preparation.captions import Captions
     from scm_lightning.preparation.sources import ImageSource
+    from scm_lightning.preparation.transform import ImageTransform
 
 DEFAULT_SIZE = 64
 
@@ -99,32 +100,22 @@ def prepare(
     from scm_lightning.data.index import INDEX_FILE
     from scm_lightning.data.latents import Autoencoder
     from scm_lightning.data.location import folder_to_write
-    from scm_lightning.preparation import EncodedLatents, ImageTransform, Pixels, Recipe, engine
+    from scm_lightning.preparation import EncodedLatents, Pixels, Recipe, engine
     from scm_lightning.preparation.probe import fit_transform
-    from scm_lightning.preparation.sources import ClipSource, open_source
-    from scm_lightning.preparation.transform import ClipTransform
+    from scm_lightning.preparation.sources import open_source
 
     workers = _checked(workers, max_unreadable)
-    _check_text_options(captions, text_encoder, text_length)
     if size is None and crop != "none":
         size = DEFAULT_SIZE
-    folder = folder_to_write(out)
-    images = open_source(source, kind, labels)
-    transform_of = ImageTransform
-    if frames is not None:
-        if latents is not None:
-            raise ValueError("frames go with pixels, got latents; leave one of them out")
-        images, transform_of = ClipSource(images, frames), ClipTransform
-    transform, shape = fit_transform(
-        images, transform_of(size, crop, channels, background, upscale)
-    )
+    folder, autoencoder = folder_to_write(out), None
+    images, made_by = _clips(open_source(source, kind, labels), frames, latents)
+    texts = _captions(images, captions, text_encoder, text_length, device)
+    transform, shape = fit_transform(images, made_by(size, crop, channels, background, upscale))
     content: Pixels | EncodedLatents = Pixels(shape)
-    autoencoder = None
     if latents is not None:
         autoencoder = Autoencoder(latents, shape)
         types = latents_dtype, latents_compute_dtype
         content = EncodedLatents(autoencoder, latents_stored, latents_batch_size, *types, device)
-    texts = _captions(images, captions, text_encoder, text_length, device)
     recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed, texts)
     say(f"{images.description}: {len(images.items):,} images")
     if dry_run:
@@ -154,20 +145,18 @@ def _checked(workers: int | None, max_unreadable: int) -> int:
     return workers
 
 
-def _check_text_options(
-    captions: str | None, text_encoder: str | None, text_length: int | None
-) -> None:
-    """Refuse captions without an encoder, and the reverse, before the images are listed."""
-    if captions is None and (text_encoder is not None or text_length is not None):
-        raise ValueError(
-            "text_encoder and text_length go with captions, got no captions; give captions, or "
-            "leave them out"
-        )
-    if captions is not None and text_encoder is None:
-        raise ValueError(
-            f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
-            "the folder of one of transformers"
-        )
+def _clips(
+    images: "ImageSource", frames: int | None, latents: str | None
+) -> "tuple[ImageSource, type[ImageTransform]]":
+    """The images, or the clips that they are frames of, and what makes samples of them."""
+    from scm_lightning.preparation.sources import ClipSource
+    from scm_lightning.preparation.transform import ClipTransform, ImageTransform
+
+    if frames is None:
+        return images, ImageTransform
+    if latents is not None:
+        raise ValueError(f"frames go with pixels, got latents {latents}; leave one of them out")
+    return ClipSource(images, frames), ClipTransform
 
 
 def _captions(
@@ -182,8 +171,18 @@ def _captions(
     from scm_lightning.preparation.sources import read_captions
     from scm_lightning.text import open_encoder
 
-    if captions is None or text_encoder is None:
+    if captions is None:
+        if text_encoder is not None or text_length is not None:
+            raise ValueError(
+                "text_encoder and text_length go with captions, got no captions; give captions, or "
+                "leave them out"
+            )
         return None
+    if text_encoder is None:
+        raise ValueError(
+            f"captions need a text_encoder, got none for {captions}; give text_encoder words, or "
+            "the folder of one of transformers"
+        )
     encoder = open_encoder(text_encoder, text_length, device)
     names = [item.name for item in images.items]
     return Captions(read_captions(images, captions), names, encoder)

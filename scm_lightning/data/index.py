@@ -172,7 +172,7 @@ class ShardIndex:
             ) from error
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{place} must have format version {FORMAT_VERSION}, got {version!s:.20}; remove "
+                f"{place} must have format version {FORMAT_VERSION}, got {version!r:.20}; remove "
                 f"{root} and prepare the shards with scm_lightning {__version__}"
             )
         try:

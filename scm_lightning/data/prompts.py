@@ -78,7 +78,12 @@ def encoder_of(index: ShardIndex, folder: str | None = None) -> TextEncoder:
     if folder is None and stored.encoder == "words":
         encoder = Words(width, length)
     else:
-        encoder = Transformers(given_path(folder or stored.encoder), length)
+        try:
+            encoder = Transformers(given_path(folder or stored.encoder), length)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; if it was moved, give its new place as data.init_args.text_encoder"
+            ) from error
     found, wanted = (encoder.width, encoder.sha256), (width, stored.encoder_sha256)
     if found != wanted:
         raise ValueError(

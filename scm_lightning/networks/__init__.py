@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 3: networks F(u, t, labels, guidance), and the parts they share."""
 
-from scm_lightning.networks.diffusers_maps import ModelMap
 from scm_lightning.networks.diffusers_network import DiffusersNetwork
 from scm_lightning.networks.dit import DiT
 from scm_lightning.networks.edm2 import EDM2_SIZES, EDM2UNet
@@ -13,6 +12,7 @@ from scm_lightning.networks.embeddings import (
 )
 from scm_lightning.networks.magnitude import normalize_weights
 from scm_lightning.networks.mlp import MLP
+from scm_lightning.networks.model_map import ModelMap
 from scm_lightning.networks.model_times import DiscreteTime, FlowTime, radians
 from scm_lightning.networks.norms import AdaptiveDoubleNorm, pixel_norm
 from scm_lightning.networks.time_embedding import (

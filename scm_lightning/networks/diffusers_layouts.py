@@ -66,55 +66,62 @@ def positions(u: Tensor) -> Tensor:
 
 
 def hunyuan_rotations(config: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the positions of HunyuanDiT, whose base is 512 pixels."""
-    from diffusers.models.embeddings import get_2d_rotary_pos_embed
+    """Cosine and sine of the positions of HunyuanDiT, whose base is 512 pixels. (P, D) each.
 
-    height, width = (each // config.patch_size for each in u.shape[-2:])
+    Source: `get_2d_rotary_pos_embed` of diffusers, whose first half of D is the column's.
+    """
+    rows, columns = (each // config.patch_size for each in u.shape[-2:])
     base = 512 // 8 // config.patch_size
-    cos, sin = get_2d_rotary_pos_embed(
-        config.attention_head_dim,
-        _region(height, width, base, base),
-        (height, width),
-        device=u.device,
-        output_type="pt",
-    )
-    return cos, sin
+    grid = torch.meshgrid(*_cropped(rows, columns, base, base, u), indexing="ij")
+    half = config.attention_head_dim // 2
+    return _rotations((grid[1], half), (grid[0], half))
 
 
 def cogvideo_rotations(config: Any, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the positions of CogVideoX: of patches, or of blocks in 1.5."""
-    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+    """Cosine and sine of the positions of CogVideoX: of patches, or of blocks in 1.5. (P, D) each.
 
-    size = config.patch_size
-    frames, height, width = u.shape[-3], u.shape[-2] // size, u.shape[-1] // size
-    base = config.sample_height // size, config.sample_width // size
+    Source: `get_3d_rotary_pos_embed` of diffusers.
+    """
+    size, frames = config.patch_size, u.shape[-3]
+    rows, columns = u.shape[-2] // size, u.shape[-1] // size
     if config.patch_size_t is None:
-        grid: dict[str, Any] = {
-            "crops_coords": _region(height, width, *base),
-            "temporal_size": frames,
-        }
+        base = config.sample_height // size, config.sample_width // size
+        places = _cropped(rows, columns, *base, u)
     else:
-        grid = {
-            "crops_coords": None,
-            "temporal_size": -(-frames // config.patch_size_t),
-            "grid_type": "slice",
-            "max_size": base,
-        }
-    dim = config.attention_head_dim
-    cos, sin = get_3d_rotary_pos_embed(dim, grid_size=(height, width), device=u.device, **grid)
-    return cos, sin
+        frames = -(-frames // config.patch_size_t)
+        places = [_numbers(rows, u), _numbers(columns, u)]
+    grid = torch.meshgrid(_numbers(frames, u), *places, indexing="ij")
+    eighth = config.attention_head_dim // 8
+    return _rotations((grid[0], 2 * eighth), (grid[1], 3 * eighth), (grid[2], 3 * eighth))
 
 
-def _region(
-    height: int, width: int, base_height: int, base_width: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Corners of a grid that is scaled into the base in which a model learned its positions.
+def _rotations(*parts: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of places, each at `dim` / 2 frequencies, of which every one comes twice."""
+    angles = []
+    for places, dim in parts:
+        steps = torch.arange(0, dim, 2, dtype=torch.float32, device=places.device)
+        angle = torch.outer(places.flatten(), 1.0 / 10000.0 ** (steps / dim))
+        angles.append(angle.repeat_interleave(2, dim=1))
+    whole = torch.cat(angles, 1)
+    return whole.cos(), whole.sin()
+
+
+def _numbers(num: int, u: Tensor) -> Tensor:
+    return torch.arange(num, dtype=torch.float32, device=u.device)
+
+
+def _cropped(rows: int, columns: int, base_rows: int, base_columns: int, u: Tensor) -> list[Tensor]:
+    """Places of rows and of columns in the grid in which a model learned its positions.
 
     Source: `get_resize_crop_region_for_grid` of diffusers' pipelines of HunyuanDiT and CogVideoX.
     """
-    if height / width > base_height / base_width:
-        resized = base_height, round(base_height / height * width)
+    if rows / columns > base_rows / base_columns:
+        resized = base_rows, round(base_rows / rows * columns)
     else:
-        resized = round(base_width / width * height), base_width
-    top, left = round((base_height - resized[0]) / 2), round((base_width - resized[1]) / 2)
-    return (top, left), (top + resized[0], left + resized[1])
+        resized = round(base_columns / columns * rows), base_columns
+    places = []
+    for num, base, size in zip((rows, columns), (base_rows, base_columns), resized, strict=True):
+        start = round((base - size) / 2)
+        end = (start + size) * (num - 1) / num
+        places.append(torch.linspace(start, end, num, dtype=torch.float32, device=u.device))
+    return places

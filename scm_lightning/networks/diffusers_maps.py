@@ -6,8 +6,7 @@ Axes: B batch, C channels, F frames, H and W pixels of the data (of latents, one
 picture), L tokens, D channels of a token.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,77 +15,19 @@ from torch import Tensor
 from scm_lightning.networks.diffusers_layouts import (
     FRAMES_FIRST,
     PACKED,
-    SAME,
-    Layout,
     cogvideo_rotations,
     hunyuan_rotations,
     positions,
 )
+from scm_lightning.networks.model_map import ModelMap, Named, no_extras
 from scm_lightning.networks.model_times import (
     DiscreteTime,
     FlowTime,
-    ModelTime,
-    radians,
     thousandths,
 )
 
 PIXELS = 8
 """Pixels of a picture for one of its latents."""
-Named = Mapping[str, Tensor]
-Extras = Callable[[Any, Tensor, Named], dict[str, Any]]
-
-
-def _nothing(config: Any, u: Tensor, named: Named) -> dict[str, Any]:
-    return {}
-
-
-@dataclass(frozen=True)
-class ModelMap:
-    """How a model of others is called.
-
-    A name of theirs with a dot is an entry of a dictionary: `added_cond_kwargs.time_ids`.
-
-    Args:
-        sample: their name of u.
-        time: their name of the time.
-        told: from t in radians to the time that the model is told, such that it embeds t.
-        projection: path of the module that projects the time, if the model changes the time on the
-            way there: it asks whether the time is a tensor, or rounds it. That module's first call
-            gets the time itself.
-        inside: what the model multiplies the time by before it is projected.
-        labels: their name of classes; empty for a model without.
-        null_class: the class that stands for none; None where a vector of zeros does.
-        num_classes: number of classes.
-        conditions: their names of the conditions that the model needs, by ours.
-        optional: of those that it can do without.
-        zeroes_text: whether the model has no mask, and `text_mask` makes the text zero instead.
-        extras: (config, u, conditions) to further arguments, by their names; conditions replace
-            them.
-        guidance: their name of the guidance scale as an input; empty for a model without.
-        guidance_factor: what a scale is multiplied by.
-        layout: arrangement of u in the model.
-        variance: whether the output may have 2 C channels, of which the first C are F.
-        source_time: the time of the model's own training, or None where no model says which.
-    """
-
-    sample: str = "hidden_states"
-    time: str = "timestep"
-    told: ModelTime = radians
-    projection: str = ""
-    inside: float = 1.0
-    labels: str = ""
-    null_class: int | None = None
-    num_classes: int = 0
-    conditions: Mapping[str, str] = field(default_factory=dict)
-    optional: Mapping[str, str] = field(default_factory=dict)
-    zeroes_text: bool = False
-    extras: Extras = _nothing
-    guidance: str = ""
-    guidance_factor: float = 1.0
-    layout: Layout = SAME
-    variance: bool = False
-    source_time: ModelTime | None = None
-
 
 TEXT = {"text": "encoder_hidden_states"}
 MASK = {"text_mask": "encoder_attention_mask"}
@@ -134,7 +75,7 @@ def _unet_condition(config: Any) -> ModelMap:
         projection="time_proj",
         conditions=TEXT | pooled,
         optional=MASK | sizes,
-        extras=_sizes_of_xl if large else _nothing,
+        extras=_sizes_of_xl if large else no_extras,
         source_time=DiscreteTime(8.5e-4, 1.2e-2, root=True),
         **_classes(config),
     )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from scm_lightning.core import NULL_LABEL
 from scm_lightning.networks.classes import ClassConditioning
-from scm_lightning.networks.diffusers_maps import ModelMap, map_of
+from scm_lightning.networks.diffusers_maps import map_of
+from scm_lightning.networks.model_map import ModelMap
 
 
 class _GivenTime(nn.Module):

@@ -45,9 +45,9 @@ class VideoBlock(nn.Module):
         places = PositionalEmbedding(num_channels)(torch.arange(num_frames).float())
         self.register_buffer("places", places, persistent=False)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map (B F, L, C) to (B F, L, C)."""
-        x = self.within(x, emb)
+    def forward(self, x: Tensor, emb: Tensor, *text: Tensor) -> Tensor:
+        """Map (B F, L, C) to (B F, L, C); `text` as of `DiTBlock`."""
+        x = self.within(x, emb, *text)
         y = self.norm(x, emb).reshape(-1, len(self.places), *x.shape[1:]).transpose(1, 2)
         y = y + self.places.to(y.dtype)  # (B, L, F, C)
         across: Tensor = self.across(y.flatten(0, 1)).reshape(y.shape)
@@ -55,7 +55,7 @@ class VideoBlock(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """F(u, t, labels, guidance) on clips, whose frames are cut into patches.
+    """F(u, t, labels, guidance, t_end, text, image) on clips, whose frames are cut into patches.
 
     Args:
         data_shape: shape of one clip, (channels, frames, height, width).
@@ -68,6 +68,11 @@ class VideoDiT(nn.Module):
         two_times: whether the network takes the time that its flow map leads to.
         dropout: probability of dropping an activation inside a block.
         time_embedding: how the network sees the times.
+        text_channels: features D of the tokens of a text that the patches attend to; 0 for none.
+        image_channels: channels C' of an image that every frame is given; 0 for none.
+
+    Attributes:
+        condition_names: the conditions that the network is called with by name.
 
     Raises:
         ValueError: if the shape is not that of a clip, the patches do not tile its frames, or the
@@ -86,6 +91,8 @@ class VideoDiT(nn.Module):
         two_times: bool = False,
         dropout: float = 0.0,
         time_embedding: TimeEmbedding = TimeEmbedding(),
+        text_channels: int = 0,
+        image_channels: int = 0,
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
@@ -106,7 +113,10 @@ class VideoDiT(nn.Module):
             two_times,
             dropout,
             time_embedding,
+            text_channels,
+            image_channels,
         )
+        self.condition_names = self.frames.condition_names
         self.frames.blocks = nn.ModuleList(
             VideoBlock(block, self.num_frames, model_channels, num_heads)
             for block in self.frames.blocks
@@ -120,6 +130,10 @@ class VideoDiT(nn.Module):
         labels: Tensor | None = None,
         guidance: Tensor | None = None,
         t_end: Tensor | None = None,
+        *,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Evaluate F.
 
@@ -129,19 +143,27 @@ class VideoDiT(nn.Module):
             labels: class labels, NULL_LABEL for no class. (B,) int64, or None for no class.
             guidance: guidance scales. (B,), or None.
             t_end: times that the flow map leads to. (B,), radians, or None.
+            text: tokens of a text, constant in u and t. (B, L, text_channels), or None.
+            text_mask: which of them there are. (B, L), bool, or None for all.
+            image: image for every frame, constant in u and t. (B, C', H, W), or None.
 
         Returns:
             F. (B, *data_shape), unit variance.
 
         Raises:
-            ValueError: if a clip has another shape than `data_shape`.
+            ValueError: if a clip has another shape than `data_shape`, or a condition comes that the
+                network was built without, or one is missing.
         """
         check_data_shape(self, u, self.data_shape)
         frames = u.transpose(1, 2)  # (B, F, C, H, W)
         of_each = (self._for_every_frame(given) for given in (t, labels, guidance, t_end))
-        F: Tensor = self.frames(frames.flatten(0, 1), *of_each)
+        given = {"text": text, "text_mask": text_mask, "image": image}
+        named = {name: self._for_every_frame(condition) for name, condition in given.items()}
+        F: Tensor = self.frames(frames.flatten(0, 1), *of_each, **named)
         return F.reshape(frames.shape).transpose(1, 2)
 
     def _for_every_frame(self, given: Tensor | None) -> Tensor | None:
-        """Hand a condition of a clip to its frames. (B,) to (B F,)."""
-        return None if given is None else given[:, None].expand(-1, self.num_frames).flatten()
+        """Hand a condition of a clip to its frames. (B, ...) to (B F, ...)."""
+        if given is None:
+            return None
+        return given[:, None].expand(-1, self.num_frames, *given.shape[1:]).flatten(0, 1)

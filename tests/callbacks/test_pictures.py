@@ -12,6 +12,7 @@ from small_sets import write_set
 
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import SampleGrids, SampleMetrics
+from scm_lightning.callbacks import grids as grids_module
 from scm_lightning.callbacks.grids import heldout_of
 from scm_lightning.callbacks.pictures import captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.sweep import report_sweep
@@ -30,6 +31,7 @@ SHAPES = {
     "eight": (8, 4, 3),
     "video": (3, 2, 4, 3),
 }
+REQUEST = SampleRequest(torch.arange(7), None, (), 11)
 
 
 def data(folder, shape, labels=(0, 1, 2), num=24, num_classes=3, dtype=np.float32):
@@ -83,7 +85,7 @@ def test_data_of_any_shape_have_pictures(shape, dtype, tmp_path, capsys):
     assert samples["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert int(samples["seed"]) == 11
     outputs = {"1_step": SimpleNamespace(x0=torch.randn(7, *shape))}
-    SampleGrids().on_validation_batch_end(trainer, None, outputs, None, 0)
+    SampleGrids().on_validation_batch_end(trainer, None, outputs, REQUEST, 0)
     found = {file.name for file in (tmp_path / "samples").iterdir()}
     moving = {"comparison.gif", "step_0000003.gif"} if len(shape) == 4 else set()
     still = {"1_step.png", "comparison.png", "step_0000003.png"}
@@ -120,7 +122,7 @@ def test_pictures_that_fail_lose_no_samples(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datamodule, "to_images", lambda x0: 1 / 0)
     assert predict(run(datamodule, tmp_path), (1, 4, 3))["1_step"].shape == (7, 1, 4, 3)
     outputs = {"1_step": SimpleNamespace(x0=torch.randn(7, 1, 4, 3))}
-    SampleGrids().on_validation_batch_end(run(datamodule, tmp_path), None, outputs, None, 0)
+    SampleGrids().on_validation_batch_end(run(datamodule, tmp_path), None, outputs, REQUEST, 0)
     said = capsys.readouterr()
     lines = said.err.splitlines()
     pictures = ["1_step", "comparison", "step_0000003"]
@@ -133,6 +135,43 @@ def test_pictures_that_fail_lose_no_samples(tmp_path, capsys, monkeypatch):
     assert [file.name for file in (tmp_path / "samples").iterdir()] == ["samples.npz"]
     predict(run(object(), tmp_path / "other"), (1, 4, 3))
     assert "could not be drawn: ValueError: pictures and scores need" in capsys.readouterr().err
+
+
+def test_prompts_stand_under_the_samples_and_are_kept_with_them(tmp_path, monkeypatch):
+    """In the order of the samples, whatever the order of the batches; a column for each prompt."""
+    datamodule = data(tmp_path, (1, 4, 3), labels=(0,), num_classes=0)
+    datamodule.prompts = "prompts.txt"
+    drawn = []
+    for name in ("image_grid", "captioned_rows"):
+        monkeypatch.setattr(grids_module, name, lambda *given: drawn.append(given[1:]) or page)
+    page, grids = Image.new("RGB", (2, 2)), SampleGrids(columns=4)
+    trainer = run(datamodule, tmp_path)
+    grids.on_predict_start(trainer, None)
+    for own in ([3, 4, 5], [0, 1, 2], []):
+        outputs = {"1_step": SimpleNamespace(x0=torch.randn(len(own), 1, 4, 3), nfe=1)}
+        prompts = [("a cat", "a dog", "größe")[number % 3] for number in own]
+        request = SampleRequest(torch.tensor(own), None, (1, 4, 3), 11, prompts=prompts)
+        grids.on_predict_batch_end(trainer, None, outputs, request, 0)
+    grids.on_predict_end(trainer, None)
+    kept = np.load(tmp_path / "samples" / "samples.npz", allow_pickle=False)["prompts"].tolist()
+    assert kept == ["a cat", "a dog", "größe"] * 2
+    assert drawn == [(3, kept), (kept[:4],)]
+
+
+def test_texts_are_wrapped_to_the_width_of_their_image():
+    """Dark letters stand below each image and nowhere else; a longer text has more lines."""
+    images = torch.ones(3, 1, 4, 3)
+    texts = ["", "a cat", "a very large number of words that will not stand in one line of text"]
+    page = 255 - np.array(image_grid(images, 3, texts)).min(axis=2).astype(int)
+    width = page.shape[1] // 3
+    assert page[:96].max() == 0
+    ink = [page[96:, n * width : (n + 1) * width] for n in range(3)]
+    assert ink[0].max() == 0
+    rows = [np.flatnonzero(part.max(axis=1)) for part in ink]
+    assert rows[1].size < 13 < 3 * 13 < rows[2][-1]
+    assert all(part[:, -2:].max() == 0 for part in ink)
+    long = np.array(image_grid(images[:1], 1, ["x" * 1000]))
+    assert len(long) <= 98 + 5 * 13 + 4
 
 
 def test_a_picture_that_cannot_be_written_is_a_line(tmp_path, capsys):

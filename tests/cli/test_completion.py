@@ -72,7 +72,8 @@ def options_of_parsers():
     optimizer = f"model.init_args.{OPTIMIZER}.init_args"
     models -= {f"model.init_args.lr_schedule.init_args.{OPTIMIZER}"}  # Lightning hands it over
     found = {"models": models | {f"{optimizer}.lr", f"{optimizer}.betas"}}
-    found["bench"] = own_names(parsers["bench"]) - models
+    for name in ("bench", "predict"):
+        found[name] = own_names(parsers[name]) - models
     for name, function in {
         "prepare": prepare,
         "export": export,

@@ -22,7 +22,8 @@ from condition_sets import (
     write_conditions,
 )
 
-from scm_lightning.data import ShardIndex, Shards, read_shard
+from scm_lightning.data import Prompt, RequestStream, ShardIndex, Shards, read_shard
+from scm_lightning.data.requests import Given
 
 NAMES = ["text", "text_mask", "image", "outline", "depth", "age", "ids"]
 
@@ -217,6 +218,30 @@ def test_orders_do_not_depend_on_processes(folder, world_size):
             assert empty.conditions[name].shape == (0, *x.shape[1:])
             assert empty.conditions[name].dtype == x.dtype
     assert len(dealt) % world_size == 0
+
+
+def test_prompts_stand_in_the_place_of_texts(folder):
+    """Without a class; what they say nothing of is that of held-out samples."""
+    data = data_of(folder)
+    said = [Prompt(f"prompt {n}", {"text": np.full((n, WIDTH), n, np.float16)}) for n in (1, 2, 3)]
+    given = Given(data.samples["heldout"], data.collate, said)
+    for rank, order in enumerate(RequestStream(8, 3, 5, SHAPE, 0, 0, 1, given)):
+        numbers = list(range(5 * rank, min(8, 5 * rank + 5)))
+        assert order.prompts == [f"prompt {n % 3 + 1}" for n in numbers]
+        assert order.labels.tolist() == [-1] * len(numbers)
+        assert order.conditions["text_mask"].sum(1).tolist() == [n % 3 + 1 for n in numbers]
+        ages = [(100 + n % NUM_HELDOUT) / 2 for n in numbers]
+        assert order.conditions["age"].tolist() == ages
+    for wrong in ({"words": said[0].conditions["text"]}, {"text": np.zeros((4, 5), np.float16)}):
+        with pytest.raises(ValueError, match=r"conditions that the data have|at most shape"):
+            Given(data.samples["heldout"], data.collate, [Prompt("wrong", wrong)])
+
+
+def test_conditions_come_from_a_command_as_from_the_folder(folder):
+    place = f"pipe:cat {folder}/{{name}}"
+    remote, local = data_of(place, False), data_of(folder, False)
+    equal(take(remote.train_dataloader(), 3), take(local.train_dataloader(), 3))
+    assert torch.equal(remote.collate.nulls["text"], local.collate.nulls["text"])
 
 
 def test_a_null_that_is_missing_or_changed_is_refused(folder, tmp_path):

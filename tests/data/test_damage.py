@@ -271,6 +271,7 @@ INDICES = {
     "with unreadable files beyond any integer": changed(num_unreadable=10**400),
     "with samples beyond any integer": first_shard(num_samples=10**400, num_bytes=10**404),
     "with samples beyond any memory": first_shard(num_samples=10**12, num_bytes=10**15),
+    "of a version of lines": changed(format_version="\n2\n"),
     "of a version beyond any integer": changed(format_version=10**400),
 }
 

@@ -2,49 +2,30 @@
 """diffusers models by their maps: the pipeline's own call, its derivative, its conditions."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers_models import LENGTHS, MODELS, B, dit, flux, sana, stable_diffusion, unet
-from gaussian import PATH
-from tiny import trainer, wake
+from diffusers.models.embeddings import get_2d_rotary_pos_embed, get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo import pipeline_cogvideox
+from diffusers.pipelines.hunyuandit import pipeline_hunyuandit
+from diffusers_calls import MODELS, B, T, bound, drawn
+from diffusers_models import dit, stable_diffusion, unet
+from tiny import wake
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
 
-from scm_lightning import ConsistencyModule
 from scm_lightning.autodiff import TangentComputer
-from scm_lightning.core import NULL_LABEL, Bound, Conditions, Guided
-from scm_lightning.data import Batch
+from scm_lightning.core import NULL_LABEL, Bound
 from scm_lightning.networks import DiffusersNetwork, ModelMap
-from scm_lightning.objectives import PairVelocity
+from scm_lightning.networks.diffusers_layouts import cogvideo_rotations, hunyuan_rotations
 
 SIGMA_DATA = 0.7
-T = torch.tensor([0.2, 0.8, 1.4], dtype=torch.float64)
 INSIDE = {"FluxTransformer2DModel", "AuraFlowTransformer2DModel", "QwenImageTransformer2DModel"}
 """Models that multiply their time by 1000."""
 UNKNOWN_TIME = {"HunyuanDiT2DModel", "CogVideoXTransformer3DModel"}
-WITH_TEXT = [name for name, model in MODELS.items() if "text" in model.conditions]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers gives many
-
-
-def drawn(name):
-    """A model, u and all that its network is called with by name."""
-    kind, generator = MODELS[name], torch.Generator().manual_seed(0)
-    model = wake(kind.build(), std=0.15).double().eval()
-    u = torch.randn(B, *kind.shape, generator=generator, dtype=torch.float64)
-    given = kind.given(generator)
-    if kind.labels:
-        given["labels"] = torch.tensor([0, 2, 1])
-    if kind.guided:
-        given["guidance"] = torch.tensor([1.0, 2.5, 4.0]).double()
-    return model, u, given
-
-
-def bound(network, given):
-    named = {name: x for name, x in given.items() if name not in ("labels", "guidance")}
-    return Bound(network, given.get("labels"), given.get("guidance"), None, named)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,24 +43,23 @@ def test_it_is_the_call_of_the_pipeline(name):
     assert 0.05 < float(expected.std()) < 5
 
 
-@pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_everything_that_it_takes_counts(name):
-    """And every sample has its own. Words that a mask hides do not count.
-
-    But for the pooled T5 of HunyuanDiT, which sees all of its words.
-    """
-    model, u, given = drawn(name)
-    network = DiffusersNetwork(model)
-    F = network(u, T, **given)
-    for key, x in given.items():
-        if not key.endswith("_mask"):
-            other = {**given, key: x.roll(1, 0) + (1 if x.is_floating_point() else 0)}
-            assert float((network(u, T, **other) - F).flatten(1).norm(dim=1).min()) > 1e-6, key
-    for key in {*MODELS[name].masks} - {"text_t5"}:
-        hidden = torch.where(given[f"{key}_mask"][..., None], given[key], 7.0)
-        other = {**given, key: hidden}
-        torch.testing.assert_close(network(u, T, **other), F, rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 20), (12, 36)])
+def test_positions_are_those_of_diffusers(height, width):
+    """Of two and of three axes, cropped from the grid that the model learned them in."""
+    u, size = torch.zeros(1, 2, 5, height, width), (height // 2, width // 2)
+    hunyuan = SimpleNamespace(patch_size=2, attention_head_dim=24)
+    region = pipeline_hunyuandit.get_resize_crop_region_for_grid(size, 32)
+    expected = get_2d_rotary_pos_embed(24, region, size, device="cpu", output_type="pt")
+    torch.testing.assert_close(hunyuan_rotations(hunyuan, u[:, :, 0]), expected, rtol=0, atol=0)
+    video = {"patch_size": 2, "attention_head_dim": 16, "sample_height": 24, "sample_width": 30}
+    region = pipeline_cogvideox.get_resize_crop_region_for_grid(size, 15, 12)
+    expected = get_3d_rotary_pos_embed(16, region, size, 5)
+    found = cogvideo_rotations(SimpleNamespace(**video, patch_size_t=None), u)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    options = {"grid_type": "slice", "max_size": (30, 30)}
+    expected = get_3d_rotary_pos_embed(16, None, size, 3, **options)
+    found = cogvideo_rotations(SimpleNamespace(**video, patch_size_t=2), u)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 TIMES = [(name, time) for name in MODELS for time in ("radians", "source")]
@@ -93,7 +73,7 @@ def test_derivative_is_that_of_torch(name, time, randn):
     """diffusers embeds the time in float32, whose rounding the two methods make at two places."""
     model, u, given = drawn(name)
     at = (bound(DiffusersNetwork(model, time=time), given), u, T, randn(*u.shape))
-    F, J = TangentComputer("dual")(*at, sigma_data=SIGMA_DATA)
+    F, J = TangentComputer("dual", check=False)(*at, sigma_data=SIGMA_DATA)
     with sdpa_kernel(SDPBackend.MATH):
         F_func, J_func = TangentComputer("func", check=False)(*at, sigma_data=SIGMA_DATA)
     torch.testing.assert_close(F, F_func, rtol=0, atol=1e-13)
@@ -114,7 +94,8 @@ def test_derivative_matches_differences(build, randn):
     network = wake(DiffusersNetwork(build()), std=0.15).double().eval()
     x_t, dx_dt = randn(5, 2, 8, 8), randn(5, 2, 8, 8)
     t, labels = torch.linspace(0.2, 1.5, 5).double(), torch.tensor([0, 1, NULL_LABEL, 0, 1])
-    _, J = TangentComputer("dual")(Bound(network, labels), x_t, t, dx_dt, sigma_data=SIGMA_DATA)
+    method = TangentComputer("dual", check=False)
+    _, J = method(Bound(network, labels), x_t, t, dx_dt, sigma_data=SIGMA_DATA)
 
     def difference(h):
         after = network((x_t + h * dx_dt) / SIGMA_DATA, t + h, labels)
@@ -137,106 +118,6 @@ def test_stock_forward_mode_fails_on_the_unet_and_ours_does_not(randn):
         torch.func.jvp(lambda u, t: network(u, t, labels), (x_t, t), (x_t, t))
 
 
-@torch.no_grad()
-def test_no_class_is_the_last_row_of_dit():
-    """Its own null; in both branches of guidance, and where labels are None."""
-    model, u, given = drawn("DiTTransformer2DModel")
-    labels = given["labels"]
-    nulls = torch.full((B,), 3)
-    none, some = (model(u, T, each)[0][:, :2] for each in (nulls, labels))
-    scale = torch.tensor([1.0, 2.0, 0.5]).double()
-    network = DiffusersNetwork(model)
-    F = Guided(network, Conditions(labels), scale)(u, T)
-    torch.testing.assert_close(F, none + scale[:, None, None, None] * (some - none))
-    torch.testing.assert_close(network(u, T), none)
-    assert float((some - none).flatten(1).norm(dim=1).min()) > 1e-3
-
-
-@torch.no_grad()
-def test_no_class_adds_nothing_in_a_unet():
-    """It has no row of its own: as a U-Net whose classes all are zero."""
-    model, u, given = drawn("UNet2DModel")
-    labels = given["labels"]
-    empty = copy.deepcopy(model)
-    empty.class_embedding.weight.zero_()
-    none, some = empty(u, T, labels)[0], model(u, T, labels)[0]
-    scale = torch.tensor([1.0, 2.0, 0.5]).double()
-    network = DiffusersNetwork(model)
-    F = Guided(network, Conditions(labels), scale)(u, T)
-    torch.testing.assert_close(F, none + scale[:, None, None, None] * (some - none))
-    torch.testing.assert_close(network(u, T), none)
-    assert float((some - none).flatten(1).norm(dim=1).min()) > 1e-4
-
-
-def test_a_dit_drops_no_class_of_its_own():
-    """In train mode each of its blocks drops one in ten samples, each block others."""
-    network = wake(DiffusersNetwork(dit()), std=0.15).train()
-    u, labels = torch.randn(64, 2, 8, 8), torch.arange(64) % 3
-    t = torch.full((64,), 0.5)
-    expected = network.eval()(u, t, labels)
-    torch.testing.assert_close(network.train()(u, t, labels), expected)
-
-
-@pytest.mark.parametrize("name", WITH_TEXT)
-@torch.no_grad()
-def test_no_text_is_what_the_data_say(name):
-    """A stored embedding of the empty text, or nothing that a mask shows; both are finite."""
-    model, u, given = drawn(name)
-    network = DiffusersNetwork(model)
-    generator = torch.Generator().manual_seed(1)
-    named = bound(network, given).named
-    stored = {
-        key: torch.randn(x.shape[1:], generator=generator).double()
-        for key, x in named.items()
-        if x.is_floating_point()
-    }
-    stored |= {key: torch.ones(x.shape[1:]).bool() for key, x in named.items() if key not in stored}
-    empty = {key: x.expand(B, *x.shape) for key, x in stored.items()}
-    inputs = {key: x for key, x in given.items() if key == "guidance"}
-    none, some = (network(u, T, **inputs, **each) for each in (empty, named))
-
-    def with_guidance(*args, **conditions):
-        scales = {key: torch.cat([x, x]) for key, x in inputs.items()}
-        return network(*args, scales.get("guidance"), **conditions)
-
-    scale = torch.tensor([1.0, 2.0, 0.5]).double()
-    F = Guided(with_guidance, Conditions(None, named, stored), scale)(u, T)
-    shape = (-1, *[1] * (u.ndim - 1))
-    torch.testing.assert_close(F, none + scale.reshape(shape) * (some - none))
-    assert Guided(with_guidance, Conditions(None, named), scale)(u, T).isfinite().all()
-
-
-class OneBatch(DataLoader):
-    """The same batch for ever."""
-
-    def __init__(self, batch):
-        super().__init__([batch] * 2, batch_size=None)
-
-
-TRAINED = [name for name in MODELS if "," not in name] + ["UNet2DConditionModel, XL"]
-
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_it_is_trained_on_conditions(name):
-    """Two steps from the paper's Algorithm 1, whose derivative is checked before the first."""
-    kind, generator = MODELS[name], torch.Generator().manual_seed(0)
-    network = DiffusersNetwork(wake(kind.build(), std=0.1))
-    x0 = PATH.sigma_data * torch.randn(8, *kind.shape, generator=generator)
-    given = {
-        key: (x.float() if x.is_floating_point() else x).repeat(3, *[1] * (x.ndim - 1))[:8]
-        for key, x in kind.given(generator).items()
-    }
-    labels = torch.arange(8) % 4 - 1 if kind.labels else None
-    batch = Batch(x0, None if labels is None else labels.clamp(min=0), None, given)
-    module = ConsistencyModule(network, PairVelocity(), path=PATH)
-    before = {key: x.clone() for key, x in network.model.named_parameters()}
-    run = trainer(2)
-    run.fit(module, OneBatch(batch))
-    assert run.global_step == 2
-    moved = [key for key, x in module.student.model.named_parameters() if not x.equal(before[key])]
-    assert len(moved) > 0.7 * len(before)
-
-
 def test_the_guidance_of_flux_is_not_its_time():
     """One module projects both: 1000 times the time, then 1000 times the scale."""
     model, u, given = drawn("FluxTransformer2DModel")
@@ -246,17 +127,14 @@ def test_the_guidance_of_flux_is_not_its_time():
     network(u, T, **given)
     torch.testing.assert_close(seen, [T, 1000 * given["guidance"]])
     seen.clear()
-    DiffusersNetwork(flux(), time="source")
+    DiffusersNetwork(model, network.map, "source")(u, T, **given)
     ratio = T.tan()
-    network.map.source_time(T)
-    torch.testing.assert_close(network.map.source_time(T), ratio / (1 + ratio))
+    torch.testing.assert_close(seen, [1000 * ratio / (1 + ratio), 1000 * given["guidance"]])
 
 
-@pytest.mark.parametrize("build", [flux, lambda: sana(guidance_embeds=True)])
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.guided])
 @torch.no_grad()
-def test_a_scale_that_is_not_given_is_one(build):
-    name = next(key for key, each in MODELS.items() if each.guided)
-    name = name if build is flux else "SanaTransformer2DModel, Sprint"
+def test_a_scale_that_is_not_given_is_one(name):
     model, u, given = drawn(name)
     network = DiffusersNetwork(model)
     given.pop("guidance")
@@ -311,26 +189,6 @@ def test_a_model_of_ones_own_needs_a_map(randn):
     torch.testing.assert_close(network(u, T, pose=pose), model(u, T.tan(), {"pose": pose})[0])
 
 
-def test_what_a_model_does_not_take_is_refused_by_name(randn):
-    model, u, given = drawn("SD3Transformer2DModel")
-    network = DiffusersNetwork(model)
-    assert network.condition_names == ("text", "pooled", "text_mask")
-    assert network.optional_conditions == ("text_mask",)
-    with pytest.raises(ValueError, match="SD3Transformer2DModel needs the condition pooled, wh"):
-        network(u, T, text=given["text"])
-    with pytest.raises(ValueError, match=r"takes these conditions: text, pooled, .*; got image"):
-        network(u, T, **given, image=u)
-    with pytest.raises(ValueError, match="takes no guidance scale; train without one"):
-        network(u, T, None, T, **given)
-    with pytest.raises(ValueError, match="this SD3Transformer2DModel was built without classes"):
-        network(u, T, torch.zeros(B, dtype=torch.int64), **given)
-    plain = DiffusersNetwork(unet(num_class_embeds=None).double())
-    with pytest.raises(ValueError, match="UNet2DModel was built without classes but got labels; s"):
-        plain(u, T, torch.zeros(B, dtype=torch.int64))
-    with pytest.raises(ValueError, match="takes these conditions: none; got text"):
-        plain(u, T, text=given["text"])
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -353,8 +211,3 @@ def test_a_time_that_is_not_known_is_refused():
     for name in UNKNOWN_TIME:
         with pytest.raises(ValueError, match=f"the time that {name} was trained on is not known"):
             DiffusersNetwork(MODELS[name].build(), time="source")
-
-
-def test_lengths_are_those_of_the_masks():
-    """So that a mask of all True does not pass for one."""
-    assert sorted({*LENGTHS}) == [2, 3, 5]

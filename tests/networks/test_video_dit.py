@@ -26,6 +26,12 @@ def given(randn):
     return randn(5, *SHAPE), torch.linspace(0.1, 1.4, 5).double(), torch.tensor([0, 1, 2, -1, 0])
 
 
+def conditions(randn):
+    """Texts of 0 to 4 tokens, and an image for each clip."""
+    mask = torch.arange(4) < torch.arange(5)[:, None]
+    return {"text": randn(5, 4, 5), "text_mask": mask, "image": randn(5, 1, 4, 6)}
+
+
 def blocks(network):
     return [module for module in network.modules() if hasattr(module, "across")]
 
@@ -81,10 +87,12 @@ def test_every_frame_sees_every_other_and_no_other_clip(network, given):
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_dual_numbers_agree_with_forward_mode(checkpoint, network, given):
+def test_dual_numbers_agree_with_forward_mode(checkpoint, given, randn):
     """Value and derivative in float64, also where every block keeps only its input."""
     u, t, labels = given
-    f = Bound(network, labels, None)
+    network = wake(VideoDiT(SHAPE, **OPTIONS, text_channels=5, image_channels=1)).double()
+    assert set(network.condition_names) == {"text", "text_mask", "image"}
+    f = Bound(network, labels, None, named=conditions(randn))
     point = Point(u, t, torch.cos(3 * u), t.sin() * t.cos())
     value, derivative = DualArithmetic(checkpoint)(f, point)
     expected = torch.func.jvp(f, (u, t), point.input_tangents())
@@ -100,6 +108,18 @@ def test_added_conditions_reach_every_frame(given, randn):
     for options in ((labels, other, 2 * other), (labels, 2 * other, other), (None, other, other)):
         moved = (network(u, t, *options) - out).abs().amax((1, 3, 4))
         assert (moved[:3] > 1e-6).all()
+
+
+def test_text_and_image_reach_every_frame_of_their_clip_alone(given, randn):
+    network = wake(VideoDiT(SHAPE, **OPTIONS, text_channels=5, image_channels=1)).double()
+    named = conditions(randn)
+    out = network(*given, **named)
+    for name in ("text", "image"):
+        other = {**named, name: named[name].clone()}
+        other[name][3] += randn(*other[name][3].shape)
+        moved = (network(*given, **other) - out).abs().amax((1, 3, 4))
+        assert (moved[3] > 1e-6).all()
+        assert moved[[0, 1, 2, 4]].max() < 1e-12
 
 
 def test_a_fresh_network_is_zero_and_a_copy_has_no_shared_parts(given):
