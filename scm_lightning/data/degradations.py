@@ -90,16 +90,17 @@ class Hole(Degradation):
         """See `Degradation`."""
         known = torch.ones_like(data[:, :1])
         for one, generator in zip(known, generators, strict=True):
-            rows, columns = self._rectangle(*data.shape[-2:], generator)
+            rows, columns = self._rectangle(data.shape[-2], data.shape[-1], generator)
             one[..., rows, columns] = 0.0
         return {"image": torch.cat([data * known, known], dim=1)}
 
     def differences(self, data: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Between the known pixels of data and those that were given. (B, ...)."""
-        given, known = conditions["image"].split([data.shape[1], 1], dim=1)
+        given, known = conditions["image"][:, :-1], conditions["image"][:, -1:]
         # Scaled up from all pixels to those that are known.
         area = known.flatten(1).mean(1).clamp(min=torch.finfo(known.dtype).eps)
-        return (data - given) * known / area.sqrt().reshape(-1, *[1] * (data.ndim - 1))
+        scale: Tensor = known / area.sqrt().reshape(-1, *[1] * (data.ndim - 1))
+        return (data - given) * scale
 
     def _rectangle(
         self, num_rows: int, num_columns: int, generator: torch.Generator

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from scm_lightning.core.conditions import MASK
+
 PLACES = ("u", "t", "labels", "guidance", "t_end")
 """Arguments that a network is called with in their order; the last of a flow map alone."""
 AUGMENT = "augment"
@@ -69,15 +71,16 @@ def condition_names(network: nn.Module, two_times: bool = False) -> ConditionNam
     """Names of the conditions that a network takes.
 
     Args:
-        network: its attribute `condition_names` lists all that it needs; without one, the
-            parameters of its forward behind the places are taken, of which those with a default
-            may be missing.
+        network: its attribute `condition_names` lists all that it needs, and masks, which data of
+            one length do without; without that attribute, the parameters of its forward behind the
+            places are taken, of which those with a default may be missing.
         two_times: whether it is called with t_end.
     """
     owner = type(network).__name__
     declared: Any = getattr(network, "condition_names", None)
     if declared is not None:
-        return ConditionNames(owner, tuple(declared))
+        masks = tuple(name for name in declared if name.endswith(MASK))
+        return ConditionNames(owner, tuple(name for name in declared if name not in masks), masks)
     needed: list[str] = []
     optional: list[str] = []
     misplaced: list[str] = []

@@ -113,11 +113,8 @@ class UNet(nn.Module):
         self.up = self._decoder(skips, widths, attend, num_blocks)
         self.output_norm = group_norm(widths[0])
         self.output = convolution(widths[0], num_channels, gain=0.0)
-        self.text = (
-            TextTokens(text_channels, self.token_channels, self.emb_channels)
-            if text_channels
-            else None
-        )
+        emb = self.emb_channels
+        self.text = TextTokens(text_channels, max(widths), emb) if text_channels else None
 
     def _encoder(
         self, width: int, widths: list[int], attend: list[bool], num_blocks: int

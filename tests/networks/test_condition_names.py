@@ -41,11 +41,12 @@ def test_names_are_those_behind_the_places(name):
 
 
 def test_what_a_network_declares_goes_before_its_forward():
+    """Of what it declares, a mask alone may be missing: data of one length have none."""
     network = network_of(lambda self, u, t, labels=None, guidance=None, text=None: u)
     network.condition_names = ("text", "text_mask")
     found = condition_names(network)
-    assert found.needed == ("text", "text_mask")
-    assert found.optional == ()
+    assert (found.needed, found.optional) == (("text",), ("text_mask",))
+    found.check(["text"])
     assert condition_names(mlp()).takes_none
 
 
