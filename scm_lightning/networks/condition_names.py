@@ -69,7 +69,8 @@ def condition_names(network: nn.Module, two_times: bool = False) -> ConditionNam
     """Names of the conditions that a network takes.
 
     Args:
-        network: its attribute `condition_names` lists all that it needs; without one, the
+        network: its attribute `condition_names` lists all that it takes, of which those in
+            `optional_conditions`, if it has that, may be missing; without `condition_names`, the
             parameters of its forward behind the places are taken, of which those with a default
             may be missing.
         two_times: whether it is called with t_end.
@@ -77,7 +78,9 @@ def condition_names(network: nn.Module, two_times: bool = False) -> ConditionNam
     owner = type(network).__name__
     declared: Any = getattr(network, "condition_names", None)
     if declared is not None:
-        return ConditionNames(owner, tuple(declared))
+        spared: Any = getattr(network, "optional_conditions", ())
+        needs = tuple(each for each in declared if each not in spared)
+        return ConditionNames(owner, needs, tuple(spared))
     needed: list[str] = []
     optional: list[str] = []
     misplaced: list[str] = []
