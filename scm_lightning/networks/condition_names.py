@@ -71,16 +71,18 @@ def condition_names(network: nn.Module, two_times: bool = False) -> ConditionNam
     """Names of the conditions that a network takes.
 
     Args:
-        network: its attribute `condition_names` lists all that it needs, and masks, which data of
-            one length do without; without that attribute, the parameters of its forward behind the
-            places are taken, of which those with a default may be missing.
+        network: its attribute `condition_names` lists all that it takes, of which masks, which data
+            of one length do without, and those in `optional_conditions`, if it has that, may be
+            missing; without `condition_names`, the parameters of its forward behind the places are
+            taken, of which those with a default may be missing.
         two_times: whether it is called with t_end.
     """
     owner = type(network).__name__
     declared: Any = getattr(network, "condition_names", None)
     if declared is not None:
-        masks = tuple(name for name in declared if name.endswith(MASK))
-        return ConditionNames(owner, tuple(name for name in declared if name not in masks), masks)
+        optional_names: Any = getattr(network, "optional_conditions", ())
+        spared = tuple(n for n in declared if n in optional_names or n.endswith(MASK))
+        return ConditionNames(owner, tuple(n for n in declared if n not in spared), spared)
     needed: list[str] = []
     optional: list[str] = []
     misplaced: list[str] = []

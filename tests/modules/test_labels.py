@@ -68,7 +68,9 @@ def test_classes_that_no_label_is_of_are_refused():
     trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), loader())
     with pytest.raises(ValueError, match="is the rate of a learned weighting"):
         DiffusionModule(mlp(), PATH, weighting_lr=0.1)
-    with pytest.raises(ValueError, match="hides labels from a network, but this one has none"):
+    with pytest.raises(
+        ValueError, match="hides labels and conditions from a network, but this one"
+    ):
         trainer(3).fit(DiffusionModule(mlp(), PATH, condition_dropout=0.1), loader())
 
 

@@ -15,6 +15,7 @@ from scm_lightning import ConsistencyModule
 from scm_lightning.core import Conditions, Guided
 from scm_lightning.data import Batch
 from scm_lightning.networks import DiffusersNetwork
+from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.objectives import PairVelocity
 
 WITH_TEXT = [name for name, model in MODELS.items() if "text" in model.conditions]
@@ -152,6 +153,7 @@ def test_what_a_model_does_not_take_is_refused_by_name(randn):
     network = DiffusersNetwork(model)
     assert network.condition_names == ("text", "pooled", "text_mask")
     assert network.optional_conditions == ("text_mask",)
+    assert condition_names(network).needed == ("text", "pooled")
     with pytest.raises(ValueError, match="SD3Transformer2DModel needs the condition pooled, wh"):
         network(u, T, text=given["text"])
     with pytest.raises(ValueError, match=r"takes these conditions: text, pooled, .*; got image"):
