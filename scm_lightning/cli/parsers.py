@@ -139,7 +139,7 @@ class CommandParser(ArgumentParser):
         option = name.removeprefix("model.init_args.").partition(".")[0]
         own = self.option_names()
         if "ema" in own and option not in own and (place := place_of_old(option)):
-            return f"; since 0.4.0 {option} is {place}"
+            return f"; its name is now {place}"
         if gone := GONE.get(name.rpartition(".")[2]):
             return f"; {gone}"
         is_first = any(isinstance(action.choices, dict) for action in self._actions)
