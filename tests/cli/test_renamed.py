@@ -193,7 +193,7 @@ def test_on_the_command_line_an_old_name_is_refused_with_the_new_one(option, pla
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(RUN.with_name("digits.yaml")), f"--model.init_args.{option}"])
     line = capsys.readouterr().err
-    assert f"its name is now {place.partition(" is ")[2]}" in line
+    assert f"its name is now {place.partition(' is ')[2]}" in line
     assert line.count("its name is now") == 1
 
 

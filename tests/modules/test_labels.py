@@ -68,9 +68,7 @@ def test_classes_that_no_label_is_of_are_refused():
     trainer(3).fit(DiffusionModule(mlp(num_classes=4), PATH), loader())
     with pytest.raises(ValueError, match="is the rate of a learned weighting"):
         DiffusionModule(mlp(), PATH, weighting_lr=0.1)
-    with pytest.raises(
-        ValueError, match="hides labels and conditions from a network, but"
-    ):
+    with pytest.raises(ValueError, match="hides labels and conditions from a network, but"):
         trainer(3).fit(DiffusionModule(mlp(), PATH, condition_dropout=0.1), loader())
 
 
