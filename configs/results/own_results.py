@@ -101,6 +101,31 @@ def of_digits() -> Iterator[Statement]:
         )
 
 
+def of_given() -> Iterator[Statement]:
+    """State the scores of the digits that samples were given a part of."""
+    scores = {run: of_run["seed 0"] for run, of_run in result("digits_given").items()}
+    distances, deviations = (
+        {run: [of_run[f"{kind}/{n}_step"] for n in (1, 2)] for run, of_run in scores.items()}
+        for kind in ("fd", "deviation")
+    )
+    means = {
+        "superres": ("from the four pixels given {} and {}, of pixels", 3),
+        "inpaint": ("from the known pixels {} and {}, of pixels", 2),
+    }
+    for run, (text, places) in means.items():
+        file = f"configs/digits_{run}.yaml"
+        found = decimals(2, *distances[run])
+        yield Statement(file, "distance {} in one step, {} in two; root", found)
+        yield Statement(file, text, decimals(places, *deviations[run]))
+        row = f"[picture](results/digits_{run}.png) | {{}} | {{}} | 1 min |"
+        yield Statement("configs/README.md", row, found)
+    yield Statement(
+        "configs/README.md",
+        "samples' own 2x2 pixels are {} and {} from those given, known pixels {} and {}, root",
+        decimals(2, *deviations["superres"], *deviations["inpaint"]),
+    )
+
+
 def of_sweep() -> Iterator[Statement]:
     """State the best of the sweep over samplers."""
     rows = list(result("digits_sweep")["rows"].values())

@@ -13,6 +13,7 @@ from own_results import (
     of_benchmarks,
     of_digits,
     of_fashion,
+    of_given,
     of_latents,
     of_sweep,
 )
@@ -24,6 +25,7 @@ def statements() -> list[Statement]:
     """List all of them."""
     return [
         *of_digits(),
+        *of_given(),
         *of_sweep(),
         *of_fashion(),
         *of_latents(),
