@@ -17,6 +17,7 @@ from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.callbacks.word_match import captions_of, word_match, word_table
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.metrics import (
     ClipFeatures,
     FeatureExtractor,
@@ -76,7 +77,8 @@ class SampleMetrics(Callback):
         if not isinstance(datamodule, ShardDataModule):
             return
         index = datamodule.index
-        if self.features is None and stage == "test" and index.captions and index.are_images:
+        has_words = index.captions and TEXT in index.conditions
+        if self.features is None and stage == "test" and has_words and index.are_images:
             self.features, self.kid, self.precision_recall = PixelFeatures(), False, False
         if self.features is None:
             if stage == "test":

@@ -14,6 +14,7 @@ from scm_lightning.cli.run_config import FILE
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.cli.templates import FEATURES, FOLDER, NETWORKS, for_data, for_student, value_of
 from scm_lightning.data.index import ShardIndex
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.saying import say
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ def training_on(folder: str, index: ShardIndex) -> str:
     """
     if words := for_data(folder, index):
         return command("fit", *words)
+    text = index.conditions.get(TEXT)
+    of_text = f", text_channels: {text.shape[-1]}" if text else ""
     return (
         f"no configuration here is for data of shape {index.shape}; copy one of "
-        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]} and "
+        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]}{of_text} and "
         f"num_classes: {index.num_classes}, and root: {folder} of its data"
     )
 
