@@ -114,6 +114,37 @@ def test_from_pictures_to_a_run_by_copying_a_line(is_labelled, here, capsys):
     assert "runs/my data_[_x]_scd holds" in capsys.readouterr().out
 
 
+def test_from_captions_to_scores_and_a_student_by_copying_a_line(here, capsys):
+    """Of another size and width of text than those of the configuration."""
+    rows = ["file,caption"]
+    (here / "pictures").mkdir()
+    for number in range(12):
+        image = Image.new("RGB", (8, 8), (20 * number, 3 * number, 7 * number))
+        image.save(here / "pictures" / f"{number}.png")
+        rows.append(f"{number}.png,gray number {number}")
+    (here / "captions.csv").write_text("\n".join(rows))
+    options = ["--captions=captions.csv", "--text_encoder=words", "--size=8", "--heldout=4"]
+    main(["prepare", "--source=pictures", f"--out={DATA}", "--workers=0", *options])
+    (words,), _ = next_lines(capsys)
+    assert words[2].endswith("emoji32_words_teacher.yaml")
+    main([*words, *STEPS, *FEW])
+    (test, predict, student), _ = next_lines(capsys)
+    main([*test, *FEW])
+    out = capsys.readouterr().out
+    assert "words of the nearest image in pixels averaged to 16x16" in " ".join(out.split())
+    file = here / "runs" / "my data_[_x]_teacher" / "metrics.json"
+    content = json.loads(file.read_text())
+    for row in ("floor", "teacher", "denoiser"):
+        assert content[f"word_match/{row}"] == {"value": 1.0, "num_samples": 4, "seed": 0}
+        assert f"rare_word_match/{row}" not in content  # numbers of held-out images are all new
+    (here / "prompts.txt").write_text("gray\nnumber 3\n")
+    main([*predict, "--prompts=prompts.txt"])
+    assert "runs/my data_[_x]_teacher" in capsys.readouterr().out
+    main([*student, *STEPS, *FEW])
+    lines, _ = next_lines(capsys)
+    assert [each[0] for each in lines] == ["test", "predict"]
+
+
 def index(shape, num_classes):
     ones = [1.0] * shape[0]
     splits = {name: Split([Shard(f"{name}.tar", 50_000, 1, "")]) for name in ("train", "heldout")}
