@@ -71,6 +71,17 @@ def test_commands_are_understood(line, monkeypatch, capsys):
     assert "class_path: scm_lightning" in capsys.readouterr().out
 
 
+def test_lines_by_words_are_those_of_the_configuration():
+    """As they stand there, but for what is left out."""
+    config = (ROOT / "configs" / "emoji32_words_teacher.yaml").read_text()
+    (block,) = blocks("yaml", README)
+    lines = [line.partition("#")[0].rstrip() for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        for part in line.split(" ... "):
+            assert part.replace("prepared_by: ", "").strip() in config, part
+
+
 def test_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     targets = [line.split()[1] for line in commands("make")]

@@ -14,12 +14,14 @@ from scm_lightning.callbacks.logged_pictures import log_numbers, log_picture
 from scm_lightning.callbacks.report import caption, metrics_content, protocol, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.sweep import report_sweep
-from scm_lightning.callbacks.word_match import captions_of, word_match
+from scm_lightning.callbacks.word_match import captions_of, word_match, word_table
 from scm_lightning.data import SampleRequest, ShardDataModule, Shards
 from scm_lightning.data.location import is_remote
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.metrics import (
     ClipFeatures,
     FeatureExtractor,
+    PixelFeatures,
     Reference,
     SampleScores,
     Score,
@@ -39,8 +41,9 @@ class SampleMetrics(Callback):
     training data are kept in the folder of the data, in `.references`.
 
     Args:
-        features: what the Frechet distance looks at; None measures nothing. An extractor of images
-            looks at every frame of a clip.
+        features: what the Frechet distance looks at; None measures nothing, but for `scm test` on
+            images with captions, which then compares pixels, to score words. An extractor of
+            images looks at every frame of a clip.
         kid: whether `scm test` measures the kernel distance, with torch-fidelity.
         precision_recall: whether it measures precision and recall, with torch-fidelity; minutes for
             50,000 samples.
@@ -73,6 +76,10 @@ class SampleMetrics(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, ShardDataModule):
             return
+        index = datamodule.index
+        has_words = index.captions and TEXT in index.conditions
+        if self.features is None and stage == "test" and has_words and index.are_images:
+            self.features, self.kid, self.precision_recall = PixelFeatures(), False, False
         if self.features is None:
             if stage == "test":
                 raise ValueError(
@@ -157,10 +164,7 @@ class SampleMetrics(Callback):
         _ = reference.statistics  # has a progress bar of its own
         scores: dict[str, dict[str, Score]] = {}
         with working("scores of the held-out data") as now:
-            count = 0
-            for batch in compared.heldout_batches():
-                heldout.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
-                count += len(batch.x0)
+            add_heldout(heldout, compared)
             for name, drawn in {"floor": heldout, **self._sets}.items():
                 now(f"scores of {name}")
                 scores[name] = drawn.compute()
@@ -172,7 +176,8 @@ class SampleMetrics(Callback):
         write_result(file, json.dumps(content, indent=2) + "\n")
         below = caption(heldout, any("deviation" in of_row for of_row in scores.values()))
         table = score_table(scores, self._nfe, reference.extractor, below)
-        console().print(table, soft_wrap=False)
+        for each in filter(None, (table, word_table(scores, reference.extractor))):
+            console().print(each, soft_wrap=False)
         say(f"written to {file}")
         distance = reference.extractor.distance_key
         log_numbers(
@@ -228,6 +233,14 @@ class SampleMetrics(Callback):
                 f"{shapes[1]} in {self.reference}; prepare the images at that size"
             )
         return compared
+
+
+def add_heldout(scores: SampleScores, datamodule: ShardDataModule) -> None:
+    """Add the held-out data to a set, numbered in their order."""
+    count = 0
+    for batch in datamodule.heldout_batches():
+        scores.update(torch.arange(count, count + len(batch.x0)), batch.x0, batch.labels)
+        count += len(batch.x0)
 
 
 def training_data(datamodule: ShardDataModule, comparable: bool = True) -> TrainingData:

@@ -22,8 +22,6 @@ OTHER_COLUMNS = {
     "accuracy": "acc.",
     "nearest": "near",
     "deviation": "dev.",
-    "word_match": "words",
-    "word_match_shuffled": "chance",
 }
 """Kinds of scores behind the distances, and the heads of their columns, where a row has them."""
 KID_UNIT = 1e-3
@@ -96,6 +94,8 @@ def protocol(
             f"neighborhood {fidelity.NEIGHBOURHOOD}, against {len(reference.features)} training "
             "images"
         )
+    if any("word_match" in of_row for of_row in scores.values()):
+        words["word_match"] = f"nearest training image in {extractor.description}"
     if left_out := _left_out(scoring):
         words["left_out"] = " ".join(left_out)
     return words

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from scm_lightning.callbacks import RunLog
 from scm_lightning.cli.run_config import FILE
 from scm_lightning.cli.strict_yaml import read_yaml
-from scm_lightning.cli.templates import FEATURES, FOLDER, for_data, for_student, value_of
+from scm_lightning.cli.templates import FEATURES, FOLDER, NETWORKS, for_data, for_student, value_of
 from scm_lightning.data.index import ShardIndex
+from scm_lightning.data.prompts import TEXT
 from scm_lightning.saying import say
 
 if TYPE_CHECKING:
@@ -72,9 +73,11 @@ def training_on(folder: str, index: ShardIndex) -> str:
     """
     if words := for_data(folder, index):
         return command("fit", *words)
+    text = index.conditions.get(TEXT)
+    of_text = f", text_channels: {text.shape[-1]}" if text else ""
     return (
         f"no configuration here is for data of shape {index.shape}; copy one of "
-        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]} and "
+        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]}{of_text} and "
         f"num_classes: {index.num_classes}, and root: {folder} of its data"
     )
 
@@ -98,7 +101,9 @@ def fit_instead(words: Sequence[str], own: Collection[str]) -> str:
 
 def scores_of(config: Mapping[str, Any], *options: str) -> str | None:
     """The command for the table of scores of a run; None, if it measures none."""
-    return _stage("test", config, options) if value_of(config, FEATURES) else None
+    of_text = (value_of(config, f"{key}.init_args.text_channels") for key in NETWORKS)
+    measures = value_of(config, FEATURES) or any(of_text)  # words are scored without features too
+    return _stage("test", config, options) if measures else None
 
 
 def pictures_of(config: Mapping[str, Any], *options: str) -> str:

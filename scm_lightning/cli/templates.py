@@ -17,6 +17,7 @@ import scm_lightning
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.strict_yaml import read_yaml
 from scm_lightning.data.index import ShardIndex
+from scm_lightning.data.prompts import TEXT
 
 ROOT, FOLDER = "data.init_args.root", "trainer.default_root_dir"
 BATCH = "data.init_args.batch_size"
@@ -69,6 +70,11 @@ class Template(NamedTuple):
         return tuple(self.get(f"{self.network}.init_args.data_shape"))
 
     @property
+    def takes_text(self) -> bool:
+        """Tell whether its network has an input of texts."""
+        return bool(self.get(f"{self.network}.init_args.text_channels"))
+
+    @property
     def num_gpus(self) -> int:
         """GPUs that it is written for; 0 for the CPU."""
         if self.get("trainer.accelerator") == "cpu":
@@ -104,12 +110,13 @@ def for_data(folder: str, index: ShardIndex) -> list[str] | None:
     Returns:
         Words, with those first that fit best; None, where no network here is for such data.
     """
-    num_gpus = torch.cuda.device_count()
+    num_gpus, has_text = torch.cuda.device_count(), TEXT in index.conditions
 
     def misfit(template: Template) -> tuple[Any, ...]:
         ratio = math.log(math.prod(index.shape[1:]) / math.prod(template.shape[1:]))
         return (
             template.get(ROOT) != folder,
+            bool(template.get("data.init_args.degradation")),
             template.shape != index.shape,
             bool(num_gpus) != bool(template.num_gpus),
             str(template.get(f"{template.network}.class_path")).endswith("MLP"),
@@ -119,7 +126,7 @@ def for_data(folder: str, index: ShardIndex) -> list[str] | None:
         )
 
     for template in sorted(_of_shards(), key=misfit):
-        if template.num_gpus > num_gpus:
+        if template.num_gpus > num_gpus or template.takes_text != has_text:
             continue
         if template.get(ROOT) == folder:
             return template.words({})
@@ -156,6 +163,7 @@ def for_student(teacher: Mapping[str, Any], weights: str) -> list[str] | None:
             **({} if given.get(FEATURES) else {FEATURES: None}),
             f"{network}.data_shape": list(given.shape),
             f"{network}.num_classes": given.get(f"{NETWORKS[0]}.init_args.num_classes") or 0,
+            f"{network}.text_channels": given.get(f"{NETWORKS[0]}.init_args.text_channels") or 0,
         }
         is_alike = own is not None and own == _network(template, {})
         if is_alike and template.get("data.class_path") == given.get("data.class_path"):
@@ -185,7 +193,7 @@ def _for_index(template: Template, folder: str, index: ShardIndex, num_gpus: int
     network = f"{template.network}.init_args"
     parts = [part for part in Path(folder).parts[-3:] if part not in SAYS_NOTHING]
     name, kind = "_".join(parts) or "run", template.file.stem.rpartition("_")[2]
-    is_for_cpu = template.num_gpus == 0
+    is_for_cpu, text = template.num_gpus == 0, index.conditions.get(TEXT)
     return {
         FOLDER: f"runs/{name}_{kind}",
         ROOT: folder,
@@ -193,6 +201,7 @@ def _for_index(template: Template, folder: str, index: ShardIndex, num_gpus: int
         BATCH: min(template.get(BATCH), index.splits["train"].num_samples),
         f"{network}.data_shape": list(index.shape),
         f"{network}.num_classes": index.num_classes,
+        **({f"{network}.text_channels": text.shape[-1]} if text else {}),
         FEATURES: None,
         **({"trainer.accelerator": "gpu", "trainer.devices": 1} if is_for_cpu and num_gpus else {}),
     }

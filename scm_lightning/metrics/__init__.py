@@ -17,6 +17,7 @@ from scm_lightning.metrics.image_metrics import (
 )
 from scm_lightning.metrics.inception import InceptionFeatures
 from scm_lightning.metrics.neighbours import nearest_distances
+from scm_lightning.metrics.pixels import PixelFeatures
 from scm_lightning.metrics.reference import Reference, TrainingData
 from scm_lightning.metrics.scores import SampleScores, Score
 
@@ -33,6 +34,7 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "MovingDigitFeatures",
+    "PixelFeatures",
     "PrecisionRecall",
     "Reference",
     "SampleScores",
