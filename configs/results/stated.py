@@ -11,6 +11,7 @@ a text that states other numbers, or a score that no result has.
 from own_results import (
     of_ablations,
     of_benchmarks,
+    of_clips,
     of_digits,
     of_fashion,
     of_given,
@@ -29,6 +30,7 @@ def statements() -> list[Statement]:
         *of_sweep(),
         *of_fashion(),
         *of_latents(),
+        *of_clips(),
         *of_ablations(),
         *of_benchmarks(),
         *of_the_paper(),
