@@ -117,7 +117,7 @@ def of_given() -> Iterator[Statement]:
         found = decimals(2, *distances[run])
         yield Statement(file, "distance {} in one step, {} in two; root", found)
         yield Statement(file, text, decimals(places, *deviations[run]))
-        row = f"[picture](results/digits_{run}.png) | {{}} | {{}} | 1 min |"
+        row = f"[picture](results/digits_{run}.png) | {{}} | {{}} | 5 min |"
         yield Statement("configs/README.md", row, found)
     yield Statement(
         "configs/README.md",
