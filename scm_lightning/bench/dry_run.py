@@ -118,7 +118,7 @@ def make_batch(model: GenerativeModule, batch_size: int) -> Batch:
         conditions["text"] = torch.zeros(batch_size, TEXT_LENGTH, num_features)
         conditions["text_mask"] = torch.ones(batch_size, TEXT_LENGTH, dtype=torch.bool)
     if channels := getattr(network, "image_channels", 0):
-        conditions["image"] = torch.zeros(batch_size, channels, *shape[1:])
+        conditions["image"] = torch.zeros(batch_size, channels, *shape[-2:])
     return Batch(torch.zeros(batch_size, *shape), labels, conditions=conditions)
 
 

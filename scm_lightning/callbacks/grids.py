@@ -58,7 +58,7 @@ class SampleGrids(Callback):
     ) -> None:
         """Write the first samples of a validation."""
         if batch_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
-            drawn = shards_of(trainer).collate.given(batch.conditions)
+            drawn = _given(trainer, batch)
             drawn |= {name: samples.x0 for name, samples in outputs.items()}
             shown = {name: x0[: self.columns] for name, x0 in drawn.items()}
             is_alone = trainer.state.fn == "validate"  # which knows of no step
@@ -86,7 +86,7 @@ class SampleGrids(Callback):
     ) -> None:
         """Keep the samples of a batch."""
         labels = {} if batch.labels is None else {"labels": batch.labels.cpu()}
-        drawn = shards_of(trainer).collate.given(batch.conditions)
+        drawn = _given(trainer, batch)
         drawn |= {name: samples.x0 for name, samples in outputs.items()}
         drawn = {name: x0.cpu() for name, x0 in drawn.items()}
         self._seed = batch.seed
@@ -144,7 +144,7 @@ class SampleGrids(Callback):
         if are_clips(next(iter(samples.values()))):
             shown = {name: x0[: self.columns] for name, x0 in samples.items()}
             prompts = prompts[: self.columns]
-            draw = partial(self._captioned, trainer, shown, prompts, moving_rows)
+            draw = partial(self._captioned, trainer, shown, prompts, moving=True)
             write_picture(file.with_suffix(".gif"), draw)
 
     def _folder(self, trainer: Trainer) -> Path:
@@ -155,11 +155,20 @@ class SampleGrids(Callback):
         trainer: Trainer,
         samples: dict[str, Tensor],
         prompts: Sequence[str],
-        draw: Any = captioned_rows,
+        moving: bool = False,
     ) -> Any:
         datamodule = shards_of(trainer)
         named = {SAMPLER_NAMES.get(name, name): x0 for name, x0 in samples.items()}
-        return draw({name: datamodule.to_pictures(x0) for name, x0 in named.items()}, prompts)
+        pictures = {name: datamodule.to_pictures(x0) for name, x0 in named.items()}
+        return (moving_rows if moving else captioned_rows)(pictures, prompts)
+
+
+def _given(trainer: Trainer, batch: SampleRequest) -> dict[str, Tensor]:
+    """Images that samples are drawn by, as data; none of a data module of somebody else's."""
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, ShardDataModule):
+        return {}
+    return datamodule.collate.given(batch.conditions)
 
 
 def heldout_of(datamodule: ShardDataModule, labels: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ def _written(texts: Sequence[str], width: int) -> Any:
 def _lines(text: str, width: int, font: Any) -> list[str]:
     """A text in lines that are not wider than a width, broken between words where it can be."""
     lines = [""]
-    for word in text.split():
+    most = MAX_LINES * width + 1  # letters that could be seen, were each a pixel wide
+    for word in text[:most].split():
         if font.getlength(joined := f"{lines[-1]} {word}".strip()) <= width:
             lines[-1] = joined
             continue

@@ -38,8 +38,9 @@ class Conditions(NamedTuple):
     nulls: Mapping[str, Tensor] = {}
 
     def names(self) -> list[str]:
-        """Names of all that there are, the classes first."""
-        return [*([] if self.labels is None else [LABELS]), *self.named]
+        """Names of all that there are, the classes first; a mask belongs to what it masks."""
+        named = [name for name in self.named if owner_of(name, self.named) == name]
+        return [*([] if self.labels is None else [LABELS]), *named]
 
     def first(self, num: int) -> "Conditions":
         """Conditions of the first samples of a batch."""

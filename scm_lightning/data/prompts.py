@@ -75,7 +75,7 @@ def encoder_of(index: ShardIndex, folder: str | None = None) -> TextEncoder:
         )
     length, width = stored.shape
     encoder: TextEncoder
-    if folder is None and stored.encoder == "words":
+    if stored.encoder == "words" and folder in (None, "words"):
         encoder = Words(width, length)
     else:
         try:

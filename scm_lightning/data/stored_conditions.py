@@ -26,6 +26,8 @@ PICTURE = "uint8"
 CONDITION_DTYPES = (PICTURE, "float16", "float32", "int64")
 MAX_CONDITION_BYTES = 1 << 28
 """Largest condition of one sample."""
+MAX_LENGTH = 1 << 14
+"""Longest of varying length: every sample is padded to the longest that is declared."""
 MAX_NAME = 40
 """Longest name: that of a member must fit in the header of a tar file."""
 TAKEN = {"x", "cls", "txt", "u", "t", "t_end", "guidance", "augment", LABELS}
@@ -71,8 +73,11 @@ class StoredCondition:
                 f"a condition of type {PICTURE} must be a picture of shape (1, H, W) or (3, H, W), "
                 f"got {self.shape!s:.60}{' of varying length' * self.varying}"
             )
-        if self.varying and not self.shape:
-            raise ValueError("a condition of varying length must have an axis, got shape ()")
+        if self.varying and not () < self.shape[:1] <= (MAX_LENGTH,):
+            raise ValueError(
+                f"a condition of varying length must have at most {MAX_LENGTH:,} parts, got shape "
+                f"{self.shape!s:.60}"
+            )
         if self.num_bytes > MAX_CONDITION_BYTES:
             raise ValueError(
                 f"a condition must have at most {MAX_CONDITION_BYTES:,} bytes per sample, got "

@@ -2,7 +2,7 @@
 """Base of teacher and student: EMA, optimizer, checkpoints, the drawing of samples."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from scm_lightning.core import NULL_LABEL, TrigFlow, in_run
+from scm_lightning.core import TrigFlow, in_run
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.batch_checks import BatchChecks
 from scm_lightning.modules.drawing import draw_samples
@@ -24,7 +24,7 @@ from scm_lightning.modules.given_options import (
     keep_options,
     say_untrained,
 )
-from scm_lightning.modules.loaded_checkpoints import check_fits, update_names
+from scm_lightning.modules.loaded_checkpoints import check_fits, name_in, update_names
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, check_rates
 from scm_lightning.modules.outlook import say_outlook
 from scm_lightning.modules.sharding import shard
@@ -110,6 +110,10 @@ class GenerativeModule(LightningModule, ABC):
     def taken_conditions(self) -> list[ConditionNames]:
         """Names of the conditions that every network takes."""
         return [condition_names(self.trained_network())]
+
+    def named_conditions(self) -> dict[str, Collection[str]]:
+        """Conditions that options name, by option."""
+        return {}
 
     def parts_of_run(self) -> dict[str, str]:
         """Further parts that a checkpoint must agree in: their kinds, by a name for the message."""
@@ -207,7 +211,7 @@ class GenerativeModule(LightningModule, ABC):
                 network does not know.
         """
         self.batch_checks.check_kind(batch, Batch)
-        self.batch_checks.check_given(self, batch, NULL_LABEL)
+        self.batch_checks.check_given(self, batch)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         self.batch_checks.check_scale(self, batch.x0)
 
@@ -282,7 +286,7 @@ class GenerativeModule(LightningModule, ABC):
             "format_version": 1,
             "module": self.module_kind,
             "sigma_data": self.path.sigma_data,
-            "trained": self._name_of(self.trained_network()),
+            "trained": name_in(self, self.trained_network()),
             "averages": [average.profile.short_name for average in self.averages()],
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
             **self.parts_of_run(),
@@ -313,7 +317,3 @@ class GenerativeModule(LightningModule, ABC):
         self._saved_optimizers = checkpoint.get(METADATA_KEY, {}).get("optimizers", [])
         own = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
         check_fits(checkpoint, self, own, self.parts_of_run())
-
-    def _name_of(self, network: nn.Module) -> str:
-        names = (name for name, each in self.named_modules() if each is network)
-        return str(next(names))

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from scm_lightning.core import NULL_LABEL, Conditions
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.statistics import check_scale, sample_moments
 from scm_lightning.networks.classes import check_labels, num_known_classes
@@ -51,19 +52,19 @@ class BatchChecks:
                 f"{type(batch).__name__}; return that from the loader's collate_fn"
             )
 
-    def check_given(self, module: Any, batch: Any, least: int = 0) -> None:
-        """Refuse conditions of a batch that do not fit the networks.
+    def check_given(self, module: Any, batch: Any) -> None:
+        """Refuse conditions of a batch that do not fit the networks, or the options.
 
         Args:
             module: a `GenerativeModule` in a trainer.
-            batch: data or a request.
-            least: smallest label there may be.
+            batch: data, or a request: for no class only by a prompt.
 
         Raises:
             ValueError: if there are some.
         """
-        self.check_classes(module, batch, least)
-        self._check_named(module, batch[0], batch.conditions)
+        has_classes = isinstance(batch, SampleRequest) and not batch.prompts
+        self.check_classes(module, batch, 0 if has_classes else NULL_LABEL)
+        self._check_named(module, batch[0], batch.given())
 
     def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:
         """Refuse classes that a network does not know: by their number, or label by label.
@@ -99,8 +100,9 @@ class BatchChecks:
         if not num_classes or labels.device.type == "cpu":  # a GPU would have to be waited for
             check_labels(labels, self._num_known_classes, least)
 
-    def _check_named(self, module: Any, first: Tensor, named: Mapping[str, Any]) -> None:
-        """Refuse names that a network does not take or lacks, and what is not one per sample."""
+    def _check_named(self, module: Any, first: Tensor, given: Conditions) -> None:
+        """Refuse names that do not fit each other, and what is not one per sample."""
+        named: Mapping[str, Any] = given.named
         for name, x in named.items():
             if not isinstance(x, Tensor) or len(x) != len(first):
                 size = f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
@@ -111,6 +113,14 @@ class BatchChecks:
         if self._fitting_names != [*named]:
             for taken in module.taken_conditions():
                 taken.check([*named])
+            names = given.names()
+            for option, wanted in module.named_conditions().items():
+                for name in wanted:
+                    if name not in names:
+                        raise ValueError(
+                            f"{option} must be of conditions that the data have, "
+                            f"{', '.join(names) or 'none'}, got {name}; correct it"
+                        )
             self._fitting_names = [*named]
 
     def check_scale(self, module: LightningModule, x0: Tensor) -> None:

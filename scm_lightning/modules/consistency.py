@@ -4,7 +4,7 @@
 The reading path starts at `training_step`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -223,6 +223,11 @@ class ConsistencyModule(GenerativeModule):
         """Names of the conditions that student and teacher take."""
         of_teacher = [] if self.teacher is None else [condition_names(self.teacher.network)]
         return [condition_names(self.student, self.objective.two_times), *of_teacher]
+
+    def named_conditions(self) -> dict[str, Collection[str]]:
+        """Conditions that the teacher is guided towards, each apart."""
+        scales = self.sampling.teacher.guidance
+        return {"sampling.teacher.guidance": scales} if isinstance(scales, Mapping) else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The student; what the objective trains beside it; the terms."""

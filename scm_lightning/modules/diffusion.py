@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of a TrigFlow diffusion model: the teacher, or a network to sample from in itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from inspect import signature
 from typing import Any, Literal
 
@@ -116,12 +116,22 @@ class DiffusionModule(GenerativeModule):
                 f"{guidance} and condition_dropout 0; set that, the paper's is 0.1, or guidance to "
                 "null"
             )
-        if stage == "fit" and isinstance(guidance, Mapping) and not isinstance(dropout, Mapping):
-            raise ValueError(
-                "guidance of each condition apart needs a network that is trained without each "
-                f"alone, got condition_dropout {dropout}; give a probability for each, such as "
-                f"{dict.fromkeys(guidance, 0.1)}"
-            )
+        if stage == "fit" and isinstance(guidance, Mapping):
+            hidden = dropout if isinstance(dropout, Mapping) else {}
+            if not all(hidden.get(name) for name in guidance):
+                raise ValueError(
+                    "guidance of each condition apart needs a network that is trained without "
+                    f"each alone, got condition_dropout {dropout}; give a probability for each, "
+                    f"such as {dict.fromkeys(guidance, 0.1)}"
+                )
+
+    def named_conditions(self) -> dict[str, Collection[str]]:
+        """Conditions that are hidden and guided towards, each apart."""
+        options = {
+            "condition_dropout": self.condition_dropout,
+            "sampling.guidance": self.sampling.guidance,
+        }
+        return {name: each for name, each in options.items() if isinstance(each, Mapping)}
 
     def trained_network(self) -> nn.Module:
         """The network."""

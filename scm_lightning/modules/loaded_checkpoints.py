@@ -72,3 +72,8 @@ def check_fits(
 
 def _moved(name: str, old: str, new: str) -> str:
     return new + name.removeprefix(old) if name.startswith(old) else name
+
+
+def name_in(module: nn.Module, part: nn.Module) -> str:
+    """Name of a part of a module."""
+    return str(next(name for name, each in module.named_modules() if each is part))

@@ -104,7 +104,7 @@ def check_takes_end(network: nn.Module, asked_by: str) -> None:
     """
     call = signature(network.forward)
     try:
-        call.bind("u", "t", "labels", "guidance", "t_end")
+        call.bind_partial("u", "t", "labels", "guidance", "t_end")  # conditions come by name
     except TypeError:
         raise ValueError(
             f"{asked_by} calls its student as network(u, t, labels, guidance, t_end), but "

@@ -116,6 +116,7 @@ class VideoDiT(nn.Module):
             text_channels,
             image_channels,
         )
+        self.text_channels, self.image_channels = text_channels, image_channels
         self.condition_names = self.frames.condition_names
         self.frames.blocks = nn.ModuleList(
             VideoBlock(block, self.num_frames, model_channels, num_heads)
@@ -145,7 +146,8 @@ class VideoDiT(nn.Module):
             t_end: times that the flow map leads to. (B,), radians, or None.
             text: tokens of a text, constant in u and t. (B, L, text_channels), or None.
             text_mask: which of them there are. (B, L), bool, or None for all.
-            image: image for every frame, constant in u and t. (B, C', H, W), or None.
+            image: image for every frame, (B, C', H, W), or one for each, (B, C', F, H, W); constant
+                in u and t. None for none.
 
         Returns:
             F. (B, *data_shape), unit variance.
@@ -159,6 +161,8 @@ class VideoDiT(nn.Module):
         of_each = (self._for_every_frame(given) for given in (t, labels, guidance, t_end))
         given = {"text": text, "text_mask": text_mask, "image": image}
         named = {name: self._for_every_frame(condition) for name, condition in given.items()}
+        if image is not None and image.ndim == u.ndim:
+            named["image"] = image.transpose(1, 2).flatten(0, 1)
         F: Tensor = self.frames(frames.flatten(0, 1), *of_each, **named)
         return F.reshape(frames.shape).transpose(1, 2)
 

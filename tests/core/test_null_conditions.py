@@ -39,6 +39,7 @@ def test_a_mask_goes_with_what_it_masks_and_others_stay(given):
     assert without_text.named["image"] is given.named["image"]
     assert without_text.labels is LABELS
     assert given.without(["labels"]).named["text_mask"] is MASK
+    assert given.names() == ["labels", "text", "image"]
 
 
 def test_a_mask_of_its_own_is_a_condition(randn):

@@ -12,6 +12,7 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.data import Batch, SampleRequest
 from scm_lightning.networks import DiffusersNetwork, EDM2UNet
 from scm_lightning.objectives import PairVelocity, TeacherVelocity
+from scm_lightning.sampling import DiffusionSampling
 
 SIGMA = PATH.sigma_data
 
@@ -132,3 +133,15 @@ def test_classes_of_a_diffusers_model_are_those_of_its_configuration():
         )
     model = UNet2DModel(4, 1, 1, **options)
     assert DiffusersNetwork(model).num_classes == 0
+
+
+def test_a_prompt_is_of_no_class():
+    """The label of none is refused of requests for classes, and is that of those by prompts."""
+    sampling = DiffusionSampling(num_steps=2)
+    module = DiffusionModule(mlp(num_classes=4), PATH, sampling=sampling)
+    with pytest.raises(ValueError, match="labels must be at least 0, got -1"):
+        trainer(1).predict(module, requests(-1, -1))
+    (request,) = requests(-1, -1)
+    prompts = DataLoader([request._replace(prompts=["a cat", "a dog"])], batch_size=None)
+    (drawn,) = trainer(1).predict(module, prompts)
+    assert drawn["teacher"].x0.shape == (2, 3)

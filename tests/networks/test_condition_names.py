@@ -12,7 +12,9 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.data import Batch
 from scm_lightning.networks import MLP
 from scm_lightning.networks.condition_names import condition_names
+from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import TeacherVelocity
+from scm_lightning.sampling import DiffusionSampling, FewStepSampling
 
 
 def network_of(forward):
@@ -88,6 +90,39 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(name):
 def test_a_teacher_without_the_students_condition_is_refused():
     with pytest.raises(ValueError, match="condition text, but this Owner takes none"):
         fitted(TAKES_TEXT, ZERO, ConsistencyModule)
+
+
+def test_a_flow_map_may_need_a_condition():
+    """It takes t_end, whatever comes behind by name."""
+    check_takes_end(network_of(lambda self, u, t, labels, guidance, t_end, *, text: u), "MeanFlow")
+    with pytest.raises(ValueError, match="add t_end"):
+        check_takes_end(network_of(lambda self, u, t, labels, guidance, *, text: u), "MeanFlow")
+
+
+def test_options_that_name_other_conditions_are_refused_before_the_first_step():
+    batch = Batch(PATH.sigma_data * torch.randn(5, 3), None, conditions=ZERO)
+    network = network_of(TAKES_TEXT)
+    sampling = FewStepSampling(teacher=DiffusionSampling(guidance={"tekst": 2.0}))
+    options = (None, False, PATH)
+    modules = {
+        "condition_dropout": DiffusionModule(network, PATH, condition_dropout={"tekst": 0.1}),
+        "sampling.teacher.guidance": ConsistencyModule(
+            network, TeacherVelocity(), network_of(TAKES_TEXT), *options, sampling=sampling
+        ),
+    }
+    for option, module in modules.items():
+        with pytest.raises(ValueError, match=rf"{option} must be .* have, text, got tekst"):
+            trainer(1).fit(module, DataLoader([batch], batch_size=None))
+
+
+def test_guidance_apart_needs_each_hidden_alone():
+    sampling = DiffusionSampling(guidance={"text": 2.0})
+    for dropout in (0.1, {"text": 0.0}, {"labels": 0.1}):
+        module = DiffusionModule(
+            network_of(TAKES_TEXT), PATH, condition_dropout=dropout, sampling=sampling
+        )
+        with pytest.raises(ValueError, match=r"without each alone, got .*; give a probability"):
+            module.setup("fit")
 
 
 def test_dropout_of_what_no_network_takes_is_refused():

@@ -110,6 +110,20 @@ def test_added_conditions_reach_every_frame(given, randn):
         assert (moved[:3] > 1e-6).all()
 
 
+def test_a_clip_as_image_has_a_frame_for_each(given, randn):
+    """One image for all frames is a clip of equal ones."""
+    network = wake(VideoDiT(SHAPE, **OPTIONS, image_channels=1)).double()
+    clip = randn(5, 1, 3, 4, 6)
+    still = clip[:, :, :1].expand(-1, -1, 3, -1, -1)
+    torch.testing.assert_close(network(*given, image=still), network(*given, image=clip[:, :, 0]))
+    out, changed = network(*given, image=clip), clip.clone()
+    assert not torch.allclose(out, network(*given, image=still))
+    changed[1, :, 2] += 1
+    moved = (network(*given, image=changed) - out).abs().amax((1, 2, 3, 4))
+    assert moved[1] > 1e-4
+    assert moved[[0, 2, 3, 4]].max() < 1e-12
+
+
 def test_text_and_image_reach_every_frame_of_their_clip_alone(given, randn):
     network = wake(VideoDiT(SHAPE, **OPTIONS, text_channels=5, image_channels=1)).double()
     named = conditions(randn)
