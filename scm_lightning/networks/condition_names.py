@@ -56,7 +56,8 @@ class ConditionNames:
             if self.optional is not None and name not in (*self.needed, *self.optional):
                 raise ValueError(
                     f"the data have the condition {name}, but this {self.owner} takes {known}; "
-                    "build the network with it, or leave it out of conditions of the data"
+                    "build the network with it, or leave it, or the degradation that makes it, out "
+                    "of the data"
                 )
         for name in self.needed:
             if name not in given:

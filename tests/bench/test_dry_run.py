@@ -17,7 +17,7 @@ from scm_lightning.bench.plan import GIB, GPU, Plan, StepCost, share
 from scm_lightning.cli import main
 from scm_lightning.core import GuidanceProposal, TrigFlow
 from scm_lightning.modules import ConsistencyModule, DiffusionModule, HalfLife, PowerFunction
-from scm_lightning.networks import EDM2_SIZES, MLP, DiT, EDM2UNet, UNet
+from scm_lightning.networks import EDM2_SIZES, MLP, DiT, EDM2UNet, UNet, VideoDiT
 from scm_lightning.objectives import Consistency, PairVelocity, TeacherVelocity
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,9 @@ MODULES = {
     "sCT, checkpointed": lambda: consistency(mlp(), PairVelocity(), method="dual_checkpoint"),
     "sCT, func": lambda: consistency(dit(), PairVelocity(), method="func"),
     "by text and image": lambda: DiffusionModule(dit(text_channels=6, image_channels=2), PATH),
+    "clips by text and image": lambda: DiffusionModule(
+        VideoDiT((1, 3, 8, 8), 2, 16, 1, 2, text_channels=6, image_channels=2), PATH
+    ),
     "sCD, guided": guided_distillation,
 }
 
@@ -136,6 +139,7 @@ def test_shares_by_hand():
         ("sCT, checkpointed", "32-true", 5.0),
         ("sCT, func", "32-true", 5.0),
         ("by text and image", "32-true", 3.0),
+        ("clips by text and image", "32-true", 3.0),
         ("sCD, guided", "32-true", 6.1),  # the teacher's takes two, an attention's tangent 1.5
         ("sCD, guided", "bf16-mixed", 6.1),
     ],
