@@ -218,6 +218,29 @@ def of_latents() -> Iterator[Statement]:
         yield Statement("data/README.md", f"| {text} | {{}} | {{}} |", distances)
 
 
+WORDS = {
+    "held-out emoji": ("scd", "floor"),
+    "teacher, 46 calls": ("scd", "teacher"),
+    "teacher, one step of 2 calls": ("scd", "denoiser"),
+    "sCD, 1 step": ("scd", "1_step"),
+    "sCD, 2 steps": ("scd", "2_step"),
+    "sCT, 1 step": ("sct", "1_step"),
+    "sCT, 2 steps": ("sct", "2_step"),
+}
+"""Rows of the table of emoji by words."""
+
+
+def of_words() -> Iterator[Statement]:
+    """State the shares of emoji whose nearest real one has a rare word of theirs."""
+    columns = ("", "_shuffled", "_known", "_new")
+    for text, (run, row) in WORDS.items():
+        scores = result("emoji_words")[run]
+        shares = [scores[f"rare_word_match{each}/{row}"] for each in columns]
+        yield Statement(
+            "configs/README.md", f"| {text} | {{}} | {{}} | {{}} | {{}} |", decimals(2, *shares)
+        )
+
+
 def of_clips() -> Iterator[Statement]:
     """State the two distances of clips: per frame, and in time."""
     scores = result("moving_digits")["scd"]["seed 0"]
@@ -225,6 +248,15 @@ def of_clips() -> Iterator[Statement]:
     def of(row: str) -> list[str]:
         return decimals(3, *(scores[f"{kind}_distance/{row}"] for kind in ("frame", "temporal")))
 
+    rows = {
+        "held-out clips": "floor",
+        "teacher, 31 calls": "teacher",
+        "teacher, one call": "denoiser",
+        "sCD of clips, 1 step": "1_step",
+        "sCD of clips, 2 steps": "2_step",
+    }
+    for text, row in rows.items():
+        yield Statement("configs/README.md", f"| {text} | {{}} | {{}} |", of(row))
     real = "held-out clips have {} per frame and {} in time"
     yield Statement(
         "configs/moving_digits_teacher.yaml",

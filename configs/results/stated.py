@@ -17,6 +17,7 @@ from own_results import (
     of_given,
     of_latents,
     of_sweep,
+    of_words,
 )
 from papers_results import of_the_paper
 from statement import ROOT, Statement
@@ -31,6 +32,7 @@ def statements() -> list[Statement]:
         *of_fashion(),
         *of_latents(),
         *of_clips(),
+        *of_words(),
         *of_ablations(),
         *of_benchmarks(),
         *of_the_paper(),

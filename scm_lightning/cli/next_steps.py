@@ -71,13 +71,14 @@ def training_on(folder: str, index: ShardIndex) -> str:
         folder: folder of the shards.
         index: its index.
     """
-    if words := for_data(folder, index):
+    if not index.are_clips and (words := for_data(folder, index)):
         return command("fit", *words)
+    template = "moving_digits_teacher.yaml" if index.are_clips else "*_teacher.yaml"
     text = index.conditions.get(TEXT)
     of_text = f", text_channels: {text.shape[-1]}" if text else ""
     return (
-        f"no configuration here is for data of shape {index.shape}; copy one of "
-        f"configs/*_teacher.yaml and set its network's data_shape: {[*index.shape]}{of_text} and "
+        f"no configuration here is for data of shape {index.shape}; copy "
+        f"configs/{template} and set its network's data_shape: {[*index.shape]}{of_text} and "
         f"num_classes: {index.num_classes}, and root: {folder} of its data"
     )
 

@@ -91,6 +91,26 @@ class Conditions(NamedTuple):
         x = next(x for x in (self.labels, *self.named.values()) if x is not None)
         return self.without(names, torch.rand(len(x), device=x.device) < probability)
 
+    def check_nulls(self) -> None:
+        """Refuse a stand-in for no condition of the data, or of another shape than one sample's.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        for name, null in self.nulls.items():
+            if name not in self.named:
+                raise ValueError(
+                    f"nulls must be of conditions that the data have, "
+                    f"{', '.join(self.named) or 'none'}, got {name}; correct it"
+                )
+            shape = self.named[name].shape[1:]
+            if not isinstance(null, Tensor) or null.shape not in (shape, ()):
+                got = tuple(null.shape) if isinstance(null, Tensor) else repr(null)
+                raise ValueError(
+                    f"the null of {name} must be a tensor of one sample's shape, {tuple(shape)}, "
+                    f"got {got}; correct it"
+                )
+
     def null(self, name: str) -> Tensor:
         """Stand-in for none of a condition. Shape of one sample's."""
         x = self.named[name]

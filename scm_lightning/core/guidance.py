@@ -83,6 +83,7 @@ class Guided:
         labels, named, _ = self.conditions
         check_conditions(labels=labels, **named)
         check_conditions(**self._scales())
+        self.conditions.check_nulls()
         names = self.conditions.names()
         if self.guidance is not None and not names:
             raise ValueError(

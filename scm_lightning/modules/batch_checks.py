@@ -113,6 +113,7 @@ class BatchChecks:
         if self._fitting_names != [*named]:
             for taken in module.taken_conditions():
                 taken.check([*named])
+            given.check_nulls()
             names = given.names()
             for option, wanted in module.named_conditions().items():
                 for name in wanted:

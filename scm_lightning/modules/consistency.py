@@ -108,6 +108,11 @@ class ConsistencyModule(GenerativeModule):
                 f"objective must be an Objective, got {objective!r}; start_from_teacher comes "
                 "after it"
             )
+        if not isinstance(guidance, GuidanceProposal | None):
+            raise ValueError(
+                f"guidance must be the scales to train at, GuidanceProposal(low, high), got "
+                f"{guidance!r}; one scale to sample at is guidance of sampling"
+            )
         teacher = prepare_teacher(teacher, student, path, start_from_teacher)
         super().__init__(student, path, optimizer, lr_schedule, ema)
         self.student = student

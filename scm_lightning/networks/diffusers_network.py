@@ -17,6 +17,16 @@ from scm_lightning.networks.classes import ClassConditioning
 from scm_lightning.networks.diffusers_maps import map_of
 from scm_lightning.networks.model_map import ModelMap
 
+TEXT_WIDTHS = (
+    "caption_channels",
+    "joint_attention_dim",
+    "text_dim",
+    "text_embed_dim",
+    "cap_feat_dim",
+    "cross_attention_dim",
+)
+"""Settings that say how many features a token has: the first that a model has set."""
+
 
 class _GivenTime(nn.Module):
     """Projection whose first call in a forward pass gets a time that was given beside the call.
@@ -167,6 +177,13 @@ class DiffusersNetwork(ClassConditioning):
                     f"{self._name} needs the condition {name}, which the data do not have; prepare "
                     "data with it"
                 )
+        config, text = getattr(self.model, "config", {}), conditions.get("text")
+        width = next((config.get(name) for name in TEXT_WIDTHS if config.get(name)), None)
+        if text is not None and isinstance(width, int) and text.shape[-1] != width:
+            raise ValueError(
+                f"{self._name} takes texts of {width} features, got {text.shape[-1]}; build it "
+                "for those of the data, or encode the captions by its own encoder"
+            )
         return conditions
 
     def _renamed(self, conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:

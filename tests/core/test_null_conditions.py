@@ -49,6 +49,24 @@ def test_a_mask_of_its_own_is_a_condition(randn):
     assert not given.without(["hole_mask"]).named["hole_mask"].any()
 
 
+NULLS = {
+    "of nothing": (
+        {"pose": torch.zeros(3)},
+        "data have, text, text_mask, image, got pose",
+    ),
+    "of a batch": ({"text": torch.zeros(5, 4, 3)}, r"shape, \(4, 3\), got \(5, 4, 3\); correct"),
+    "of another width": ({"text": torch.zeros(4, 2)}, r"the null of text .* got \(4, 2\)"),
+    "a number": ({"image": -3.0}, r"shape, \(2, 6, 6\), got -3\.0"),
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_a_stand_in_that_would_stand_for_nothing_is_refused(name, given):
+    nulls, message = NULLS[name]
+    with pytest.raises(ValueError, match=message):
+        Guided(lambda *_, **__: None, given._replace(nulls=nulls))
+
+
 def test_a_sample_loses_all_of_its_conditions_or_none(randn):
     """As often as asked, within four standard deviations."""
     torch.manual_seed(0)
