@@ -241,6 +241,28 @@ def of_words() -> Iterator[Statement]:
         )
 
 
+def of_words_in_heads() -> Iterator[Statement]:
+    """State the same in the heads of the configurations."""
+    measured = result("emoji_words")
+    real, rows = (
+        [f"rare_word_match{each}/floor" for each in ("", "_shuffled")],
+        ("1_step", "2_step"),
+    )
+    name = "rare_word_match/{}".format
+    yield Statement(
+        "configs/emoji32_words_teacher.yaml",
+        "of the name for {} of them (held-out images {}, by chance {}).",
+        decimals(2, *(measured["scd"][each] for each in (name("teacher"), *real))),
+    )
+    for run in ("scd", "sct"):
+        yield Statement(
+            f"configs/emoji32_words_{run}.yaml",
+            "of the name for {} of them in one step, {} in two (teacher {}, held-out images {}, by "
+            "chance {}).",
+            decimals(2, *(measured[run][each] for each in (*map(name, (*rows, "teacher")), *real))),
+        )
+
+
 def of_clips() -> Iterator[Statement]:
     """State the two distances of clips: per frame, and in time."""
     scores = result("moving_digits")["scd"]["seed 0"]

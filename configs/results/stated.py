@@ -18,6 +18,7 @@ from own_results import (
     of_latents,
     of_sweep,
     of_words,
+    of_words_in_heads,
 )
 from papers_results import of_the_paper
 from statement import ROOT, Statement
@@ -33,6 +34,7 @@ def statements() -> list[Statement]:
         *of_latents(),
         *of_clips(),
         *of_words(),
+        *of_words_in_heads(),
         *of_ablations(),
         *of_benchmarks(),
         *of_the_paper(),
