@@ -57,14 +57,16 @@ class BatchChecks:
 
         Args:
             module: a `GenerativeModule` in a trainer.
-            batch: data, or a request: for no class only by a prompt.
+            batch: data, or a request: for no class only by a prompt. Anything else is what a step
+                of a subclass takes, and passes.
 
         Raises:
             ValueError: if there are some.
         """
         has_classes = isinstance(batch, SampleRequest) and not batch.prompts
         self.check_classes(module, batch, 0 if has_classes else NULL_LABEL)
-        self._check_named(module, batch[0], batch.given())
+        if hasattr(batch, "given"):
+            self._check_named(module, batch[0], batch.given())
 
     def check_classes(self, module: LightningModule, batch: Any, least: int = 0) -> None:
         """Refuse classes that a network does not know: by their number, or label by label.

@@ -20,6 +20,7 @@ from scm_lightning.data import ShardIndex
 from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.storage import SavedRun
+from scm_lightning.text import Words
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORKS = {
@@ -43,6 +44,7 @@ DATA = {
 }
 DATA |= {"fashion16": ((1, 16, 16), 10), "fashion32": ((1, 32, 32), 10)}
 DATA |= {"fashion_latent": ((4, 8, 8), 10), "emoji16": ((3, 16, 16), 9)}
+DATA |= {"emoji32_words": ((3, 32, 32), 0)}
 DATA |= {"moving_digits": ((1, 8, 16, 16), 10)}
 """Shape and number of classes of the data, by a configuration's name without its last word."""
 BASES = sorted(file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("digits"))
@@ -80,8 +82,10 @@ def fit(base, folder, *overlays):
     shape, num_classes = DATA[data]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, *shape)).astype(np.uint8)
-    splits = {name: (images, np.arange(24) % num_classes) for name in ("train", "heldout")}
-    write_set(folder / data, splits, num_classes, 255.0, 10)
+    labels = np.arange(24) % max(num_classes, 1)
+    splits = dict.fromkeys(("train", "heldout"), (images, labels))
+    words = Words() if data.endswith("words") else None
+    write_set(folder / data, splits, num_classes, 255.0, 10, words)
     if data.endswith("latent"):
         make_latents(folder / data)
     options = {

@@ -29,7 +29,11 @@ STEPS = {  # of the run, and until the rate is up
     "fashion_latent_scd": (1600, 50),
 }
 """As versions before 0.5.0 had them, which wrote steps."""
-SHORT = [*STEPS, "emoji16_sct", "digits_superres", "digits_inpaint"]
+SHORT = [
+    *STEPS,
+    *("emoji16_sct", "emoji32_words_teacher", "emoji32_words_scd", "emoji32_words_sct"),
+    *("digits_superres", "digits_inpaint", "moving_digits_teacher", "moving_digits_scd"),
+]
 """Configurations whose lengths are the run's; the paper's count steps, as its tables do."""
 
 
