@@ -88,6 +88,8 @@ class Conditions(NamedTuple):
         return dropped
 
     def _hidden(self, names: Collection[str], probability: float) -> "Conditions":
+        if not probability:  # a run that hides nothing draws no random numbers for it
+            return self
         x = next(x for x in (self.labels, *self.named.values()) if x is not None)
         return self.without(names, torch.rand(len(x), device=x.device) < probability)
 

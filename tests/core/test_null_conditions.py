@@ -80,6 +80,14 @@ def test_a_sample_loses_all_of_its_conditions_or_none(randn):
     assert Conditions().dropped(0.5) == Conditions()
 
 
+def test_a_run_that_hides_nothing_draws_nothing(given):
+    """So that runs of 0.4.0 go on to the same bits."""
+    state = torch.random.get_rng_state()
+    assert given.dropped(0.0) is given
+    assert given.dropped({"text": 0.0, "labels": 0.0}) is given
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_conditions_are_hidden_apart_if_asked(randn):
     """Independently: both are hidden as often as the product says."""
     torch.manual_seed(0)
