@@ -6,7 +6,7 @@ step, so tangents, objectives and samplers see F(u, t) alone, and F(u, t, t_end)
 Axes: B batch, ... data axes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,12 +78,8 @@ class Conditions(NamedTuple):
         names, dropped = self.names(), self
         if not isinstance(probability, Mapping):
             return self._hidden(names, probability) if names else self
+        self.check_names("condition_dropout", probability)
         for name, each in probability.items():
-            if name not in names:
-                raise ValueError(
-                    f"condition_dropout must be of conditions that the data have, "
-                    f"{', '.join(names) or 'none'}, got {name}; correct it"
-                )
             dropped = dropped._hidden([name], each)
         return dropped
 
@@ -92,6 +88,24 @@ class Conditions(NamedTuple):
             return self
         x = next(x for x in (self.labels, *self.named.values()) if x is not None)
         return self.without(names, torch.rand(len(x), device=x.device) < probability)
+
+    def check_names(self, option: str, names: Iterable[str]) -> None:
+        """Refuse names of conditions that there are none of.
+
+        Args:
+            option: what names them, for the message.
+            names: the names.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        known = self.names()
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{option} must be of conditions that the data have, "
+                    f"{', '.join(known) or 'none'}, got {name}; correct it"
+                )
 
     def check_nulls(self) -> None:
         """Refuse a stand-in for no condition of the data, or of another shape than one sample's.

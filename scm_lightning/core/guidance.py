@@ -84,19 +84,13 @@ class Guided:
         check_conditions(labels=labels, **named)
         check_conditions(**self._scales())
         self.conditions.check_nulls()
-        names = self.conditions.names()
-        if self.guidance is not None and not names:
+        if self.guidance is not None and not self.conditions.names():
             raise ValueError(
                 "guidance leads towards a class or another condition, but the data have neither "
                 "labels nor conditions; train without guidance"
             )
         if isinstance(self.guidance, Mapping):
-            for name in self.guidance:
-                if name not in names:
-                    raise ValueError(
-                        f"guidance must be of conditions that the data have, {', '.join(names)}, "
-                        f"got {name}; correct it"
-                    )
+            self.conditions.check_names("guidance", self.guidance)
 
     def __call__(self, u: Tensor, t: Tensor) -> Tensor:
         """Evaluate the guided model.
@@ -108,6 +102,9 @@ class Guided:
         Returns:
             F_s. (B, ...), unit variance, float32 or wider.
         """
+        labels, named, _ = self.conditions
+        if self.guidance is None:
+            return at_least_float32(self.network(u, t, labels, **named))
         scales = self._scales()
         branches = self._branches([*scales])
         num = len(branches)

@@ -116,14 +116,8 @@ class BatchChecks:
             for taken in module.taken_conditions():
                 taken.check([*named])
             given.check_nulls()
-            names = given.names()
-            for option, wanted in module.named_conditions().items():
-                for name in wanted:
-                    if name not in names:
-                        raise ValueError(
-                            f"{option} must be of conditions that the data have, "
-                            f"{', '.join(names) or 'none'}, got {name}; correct it"
-                        )
+            for option, names in module.named_conditions().items():
+                given.check_names(option, names)
             self._fitting_names = [*named]
 
     def check_scale(self, module: LightningModule, x0: Tensor) -> None:
