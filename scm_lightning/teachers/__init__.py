@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 5: anything that yields TrigFlow's F for a student to learn from."""
 
+from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
+from scm_lightning.teachers.source import SourceTeacher
+from scm_lightning.teachers.transplant import Transplant, transplant
 
-__all__ = ["FrozenTeacher", "load_teacher", "weights_mismatch"]
+__all__ = [
+    "FirstLook",
+    "FrozenTeacher",
+    "SourceTeacher",
+    "Transplant",
+    "first_look",
+    "load_teacher",
+    "transplant",
+    "weights_mismatch",
+]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of one network as the start of another, of another architecture.
+
+A weight is copied if it has the same name and shape, belongs to the same kind of layer, and means
+the same: layers that read the time's features do so only if both embed the time alike.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+LEAST_SHARE = 0.5
+"""Share of a student's numbers that must come from elsewhere: less is another architecture."""
+OF_THE_TIME = ("time.", "position.", "augment.")
+"""Parts of a module with a `time_embedding` that read the features of the time."""
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """Weights that fit a network, and reasons why others stay as they are.
+
+    Attributes:
+        tensors: those that fit, by name.
+        left: names of the network's other weights, with the reason.
+        share: share of the network's numbers that fit.
+    """
+
+    tensors: dict[str, Tensor]
+    left: dict[str, str]
+    share: float
+
+    def described(self) -> str:
+        """One line: how much was copied, and what was not, and why."""
+        reasons = Counter(
+            f"{_kind(name)} ({reason})" for name, reason in self.left.items()
+        ).most_common()
+        new = ", ".join(f"{count} {what}" if count > 1 else what for what, count in reasons)
+        return f"copied {len(self.tensors)} weights, {self.share:.1%} of the numbers" + (
+            f"; new: {new}" if new else ""
+        )
+
+
+def transplant(source: nn.Module, network: nn.Module) -> Transplant:
+    """Find the weights of one network that another can start with.
+
+    Args:
+        source: whose weights they are.
+        network: the network that is to start; it is not changed.
+    """
+    theirs, own = source.state_dict(), network.state_dict()
+    left: dict[str, str] = {}
+    for name, weight in own.items():
+        if reason := _misfit(name, weight, theirs, source, network):
+            left[name] = reason
+    found = {name: theirs[name].to(own[name].dtype) for name in own if name not in left}
+    total = sum(weight.numel() for weight in own.values())
+    share = sum(weight.numel() for weight in found.values()) / max(total, 1)
+    return Transplant(found, left, share)
+
+
+def _misfit(
+    name: str, weight: Tensor, theirs: dict[str, Tensor], source: nn.Module, network: nn.Module
+) -> str:
+    """Reason why a weight can't be copied; empty if it can."""
+    if name not in theirs:
+        return "not in the source"
+    if theirs[name].shape != weight.shape:
+        return f"{list(theirs[name].shape)} in the source, {list(weight.shape)} here"
+    parts = name.split(".")[:-1]
+    for depth in range(1, len(parts) + 1):
+        path = ".".join(parts[:depth])
+        mine, other = network.get_submodule(path), source.get_submodule(path)
+        if type(mine) is not type(other):
+            return f"{type(other).__name__} in the source, {type(mine).__name__} here"
+        embeds = getattr(mine, "time_embedding", None)
+        is_of_time = name.removeprefix(f"{path}.").startswith(OF_THE_TIME)
+        if is_of_time and embeds != getattr(other, "time_embedding", None):
+            return "another embedding of the time"
+    if not bool(torch.isfinite(theirs[name]).all()):
+        return "not finite in the source"
+    return ""
+
+
+def _kind(name: str) -> str:
+    """Name of a weight with a star for the numbers of blocks: `encoder.*.norm.scale.weight`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
