@@ -140,6 +140,9 @@ class OneLineParser(CommandParser, LightningArgumentParser):
 class SCMCommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a model and data named in a configuration."""
 
+    _start: str | None = None
+    """Checkpoint that the weights come from."""
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Those of the CLI here: Lightning's, and `bench`."""
@@ -205,6 +208,8 @@ class SCMCommandLine(LightningCLI):
             # A missing or foreign file is refused before the work.
             step = SavedRun.read(self._start).content["global_step"]
             say(f"weights of {self._start}, step {step}")
+        if self._start is not None and "init" in config.model.init_args:
+            config.model.init_args.init = None  # its weights would be replaced at once
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""
