@@ -158,9 +158,7 @@ def test_own_condition(tmp_path):
 
 def test_own_velocity(tmp_path, randn):
     velocity, teacher = example("velocity", tmp_path).Blend(), wake(mlp())
-    assert moved(
-        ConsistencyModule(wake(mlp(), 1), velocity, teacher, start_from_teacher=False, path=PATH)
-    )
+    assert moved(ConsistencyModule(wake(mlp(), 1), velocity, teacher, init=None, path=PATH))
     with pytest.raises(ValueError, match="Blend needs a teacher, got none"):
         trainer(1).fit(ConsistencyModule(mlp(), velocity, path=PATH), loader())
     x0, z, t = randn(5, 3).float(), randn(5, 3).float(), torch.rand(5)

@@ -56,6 +56,8 @@ class GenerativeModule(LightningModule, ABC):
 
     module_kind: str
     """Written into checkpoints, to tell one kind of run from the other."""
+    licence: str | None = None
+    """Licence of the weights that a run is made of, carried into what is made of it."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -290,6 +292,7 @@ class GenerativeModule(LightningModule, ABC):
             "averages": [average.profile.short_name for average in self.averages()],
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
             **self.parts_of_run(),
+            **({} if self.licence is None else {"licence": self.licence}),
         }
 
     @classmethod
@@ -315,5 +318,6 @@ class GenerativeModule(LightningModule, ABC):
         """
         update_names(checkpoint)
         self._saved_optimizers = checkpoint.get(METADATA_KEY, {}).get("optimizers", [])
+        self.licence = checkpoint.get(METADATA_KEY, {}).get("licence", self.licence)
         own = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
         check_fits(checkpoint, self, own, self.parts_of_run())

@@ -69,7 +69,7 @@ class SourceTeacher(ClassConditioning, ABC):
         return None
 
     def amplification(self) -> str:
-        """Name the error of the model that grows on the way to F, and the largest factor; or nothing.
+        """Name an error of the model that grows on the way to F, and by how much; empty if none.
 
         For a prediction of the noise, "its error is divided by cos t: up to 157 times".
         """

@@ -54,7 +54,7 @@ class Student(nn.Module):
 
 
 def distilled(factor, objective):
-    options = {"start_from_teacher": False, "path": PATH, "objective": objective}
+    options = {"init": None, "path": PATH, "objective": objective}
     return ConsistencyModule(Student(factor), TeacherVelocity(), Teacher(), **options)
 
 

@@ -72,7 +72,7 @@ def test_discrete_training_tends_to_continuous(randn):
         for objective in (Consistency(), Discrete(num)):
             module = ConsistencyModule(
                 *(wake(mlp()), TeacherVelocity(), wake(mlp(), seed=1), objective),
-                start_from_teacher=False,
+                init=None,
                 path=PATH,
             )
             found.append(losses_and_gradients(prepared(module, t), batch))
