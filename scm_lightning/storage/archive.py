@@ -219,7 +219,7 @@ def load_tensors(opened: BinaryIO, mmap: bool = False) -> Any:
         ValueError: if it is damaged, or holds what could run code; the message is the reason alone.
     """
     opened.seek(0)
-    by_number = f"/dev/fd/{opened.fileno()}"  # torch maps by a name only
+    by_number = f"/dev/fd/{opened.fileno()}" if mmap else ""  # torch maps by a name only
     mmap = mmap and os.path.exists(by_number)
     source: BinaryIO | str = by_number if mmap else opened
     try:
