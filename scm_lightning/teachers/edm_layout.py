@@ -11,12 +11,31 @@ Axes: C channels.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+from scm_lightning.networks.unet_blocks import Resampling
 
 CONVOLUTION = re.compile(r"enc\.(\d+)x\1_conv\.weight")
 BLOCK = re.compile(r"enc\.(\d+)x\1_block(\d+)\.conv0\.weight")
 Tensors = Mapping[str, Tensor]
+
+
+class Place(NamedTuple):
+    """Block of a U-Net.
+
+    Attributes:
+        name: its published name.
+        side: side of its result. Pixels.
+        width: channels of its level; a block that resamples keeps those it gets.
+        resampling: "down", "up" or "none".
+    """
+
+    name: str
+    side: int
+    width: int
+    resampling: Resampling
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,8 @@ class Layout:
         data_shape: shape of one image, (C, H, W).
         out_channels: channels of the result.
         model_channels: channels of the features of the noise.
+        first_channels: channels of the first convolution.
+        emb_channels: channels of the embedding.
         widths: channels of every level, from the image's own size down.
         num_blocks: blocks per level on the way down, one more on the way up.
         num_classes: number of classes; 0 for none.
@@ -37,6 +58,8 @@ class Layout:
     data_shape: tuple[int, int, int]
     out_channels: int
     model_channels: int
+    first_channels: int
+    emb_channels: int
     widths: tuple[int, ...]
     num_blocks: int
     num_classes: int
@@ -70,6 +93,8 @@ class Layout:
             data_shape=(tensors[first[0][0]].shape[1], side, side),
             out_channels=len(last),
             model_channels=tensors["map_layer0.weight"].shape[1],
+            first_channels=len(tensors[first[0][0]]),
+            emb_channels=len(tensors["map_layer0.weight"]),
             widths=tuple(widths[each] for each in sides),
             num_blocks=num_blocks,
             num_classes=_columns(tensors, "map_label.weight"),
@@ -84,26 +109,30 @@ class Layout:
         """Side of every level, from the image's own down. Pixels."""
         return tuple(self.data_shape[1] >> level for level in range(len(self.widths)))
 
-    def down(self) -> list[str]:
-        """Names of the blocks down, in their order."""
-        names = []
-        for level, side in enumerate(self.sides):
-            names += [f"enc.{side}x{side}_down"] if level else []
-            names += [f"enc.{side}x{side}_block{index}" for index in range(self.num_blocks)]
-        return names
+    def down(self) -> list[Place]:
+        """Blocks down, in their order."""
+        places = []
+        for level, (side, width) in enumerate(zip(self.sides, self.widths, strict=True)):
+            if level:
+                places.append(Place(f"enc.{side}x{side}_down", side, width, "down"))
+            for index in range(self.num_blocks):
+                places.append(Place(f"enc.{side}x{side}_block{index}", side, width, "none"))
+        return places
 
-    def middle(self) -> list[str]:
-        """Names of the two blocks of the lowest level."""
-        side = self.sides[-1]
-        return [f"dec.{side}x{side}_in{index}" for index in range(2)]
+    def middle(self) -> list[Place]:
+        """The two blocks at the lowest level."""
+        side, width = self.sides[-1], self.widths[-1]
+        return [Place(f"dec.{side}x{side}_in{index}", side, width, "none") for index in range(2)]
 
-    def up(self) -> list[str]:
-        """Names of the blocks up, in their order."""
-        names = []
-        for level, side in reversed(list(enumerate(self.sides))):
-            names += [f"dec.{side}x{side}_up"] if level < len(self.widths) - 1 else []
-            names += [f"dec.{side}x{side}_block{index}" for index in range(self.num_blocks + 1)]
-        return names
+    def up(self) -> list[Place]:
+        """Blocks up, in their order."""
+        places = []
+        for side, width in reversed(list(zip(self.sides, self.widths, strict=True))):
+            if side != self.sides[-1]:
+                places.append(Place(f"dec.{side}x{side}_up", side, width, "up"))
+            for index in range(self.num_blocks + 1):
+                places.append(Place(f"dec.{side}x{side}_block{index}", side, width, "none"))
+        return places
 
 
 def check_names(found: Iterable[str], needed: Iterable[str]) -> None:

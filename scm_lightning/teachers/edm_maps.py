@@ -126,14 +126,11 @@ def _places(layout: Layout, network: UNet, norm: Norm) -> dict[str, str]:
         f"dec.{side}x{side}_aux_conv": "output",
         **OF_THE_CONDITIONS,
     }
-    for part, names in (
-        ("down", layout.down()),
-        ("middle", layout.middle()),
-        ("up", layout.up()),
-    ):
-        for index, name in enumerate(names):
+    parts = {"down": layout.down(), "middle": layout.middle(), "up": layout.up()}
+    for part, places in parts.items():
+        for index, place in enumerate(places):
             for theirs, own in IN_A_BLOCK.items():
-                modules[f"{name}.{theirs}"] = f"{part}.{index}.{own}"
+                modules[f"{place.name}.{theirs}"] = f"{part}.{index}.{own}"
     named = {
         f"{theirs}.{kind}": f"{own}.{kind}"
         for theirs, own in modules.items()
@@ -144,7 +141,7 @@ def _places(layout: Layout, network: UNet, norm: Norm) -> dict[str, str]:
 
 
 def _rearranged(tensors: Tensors, norm: Norm) -> dict[str, Tensor]:
-    """Weights as our layers want them, by their published names but for `affine` of a double norm."""
+    """Weights as our layers want them, by published names but for `affine` of a double norm."""
     found: dict[str, Tensor] = {}
     for name, weight in tensors.items():
         module, _, kind = name.rpartition(".")
@@ -175,7 +172,9 @@ def _with_conditions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         label = tensors["map_label.weight"]
         found["map_label.weight"] = math.sqrt(label.shape[1]) * (first @ label).T
         if "map_label.bias" in found and "map_layer0.bias" in found:
-            found["map_layer0.bias"] = found["map_layer0.bias"] + first @ found.pop("map_label.bias")
+            found["map_layer0.bias"] = found["map_layer0.bias"] + first @ found.pop(
+                "map_label.bias"
+            )
     if "map_t_k.weight" in found:
         found["map_t_k.weight"] = _halves_swapped(first @ tensors["map_t_k.weight"], 1)
     return found
