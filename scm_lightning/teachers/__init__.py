@@ -6,8 +6,10 @@ from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
 from scm_lightning.teachers.source import SourceTeacher
 from scm_lightning.teachers.transplant import Transplant, transplant
+from scm_lightning.teachers.unconditional import ClassTeacher
 
 __all__ = [
+    "ClassTeacher",
     "FirstLook",
     "FrozenTeacher",
     "SourceTeacher",
