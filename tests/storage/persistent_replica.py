@@ -199,7 +199,9 @@ class _Maker:
         if node.is_module:
             state = {key: self.mapping() if value == {} else value for key, value in state.items()}
             parameters = {
-                name: value if value is None else torch.nn.Parameter(self.cast(value), False)
+                name: torch.nn.Parameter(self.cast(value), False)
+                if isinstance(value, Tensor)
+                else value  # None, or what a test plants
                 for name, value in node.parameters.items()
             }
             buffers = {name: self.cast(value) for name, value in node.buffers.items()}
