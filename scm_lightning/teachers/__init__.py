@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 5: anything that yields TrigFlow's F for a student to learn from."""
 
+from scm_lightning.teachers.edm import EDMTeacher
 from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
@@ -10,6 +11,7 @@ from scm_lightning.teachers.unconditional import ClassTeacher
 
 __all__ = [
     "ClassTeacher",
+    "EDMTeacher",
     "FirstLook",
     "FrozenTeacher",
     "SourceTeacher",
