@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCardData
 
 from scm_lightning import __version__
@@ -68,15 +67,15 @@ def card(
     lines += [*(f"{remark}\n" for remark in remarks), "## Scores", "", *_scores(facts.scores), ""]
     lines += ["## Licence", "", _licence(facts.licence), ""]
     if facts.network is not None:
-        network = yaml.safe_dump(json.loads(json.dumps(facts.network)), sort_keys=False)
-        lines += ["## Configuration of the network", "", "```yaml", network.strip(), "```", ""]
+        network = json.dumps(facts.network, indent=2)
+        lines += ["## Configuration of the network", "", "```json", network, "```", ""]
     return f"---\n{_head(facts, library)}\n---\n" + "\n".join(lines)
 
 
 def _head(facts: SamplingFacts, library: str) -> str:
     """What the hub reads."""
     name = facts.licence and LICENCES.get(facts.licence, "other")
-    other = {"license_name": facts.licence} if name == "other" else {}
+    other: dict[str, Any] = {"license_name": facts.licence} if name == "other" else {}
     data = ModelCardData(
         license=name,
         library_name=library,
@@ -140,7 +139,5 @@ def _table(heads: Sequence[str], rows: Any) -> list[str]:
 
 def _licence(licence: str | None) -> str:
     if licence is None:
-        return (
-            "None is named: neither its teacher nor its run has one. The owner of the weights can."
-        )
+        return "None is named, neither by its teacher nor by its run."
     return f"{licence}. It is that of the weights which these were made from, and goes with them."

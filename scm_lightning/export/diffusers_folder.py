@@ -188,9 +188,8 @@ def _module(
     told = {
         number: [*map(float, its.told(torch.tensor(each[:-1])))] for number, each in times.items()
     }
-    arguments = {"sample": its.sample, "time": its.time}
-    arguments |= {"labels": its.labels, "null_class": its.null_class}
-    return plain_model(network), told, arguments
+    names = {"sample": its.sample, "time": its.time, "labels": its.labels}
+    return plain_model(network), told, {**names, "null_class": its.null_class}
 
 
 def _is_called_plainly(network: DiffusersNetwork) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, errors, get_token
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 HTTP_ERROR: Any = vars(errors)["HTTPError"]
 """Base of the errors of the library's own HTTP client, whichever that is."""

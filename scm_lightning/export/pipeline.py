@@ -30,7 +30,7 @@ IMAGES_AT_ONCE = 4
 """Latents that are decoded together."""
 
 
-class SCMPipeline(DiffusionPipeline):
+class SCMPipeline(DiffusionPipeline):  # type: ignore[misc]
     """A student and the way it is sampled.
 
     Args:
@@ -100,7 +100,7 @@ class SCMPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback: Callable[[int, float, Tensor], None] | None = None,
         callback_steps: int = 1,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Draw samples.
 
         With a generator for each sample, a sample depends on its own alone. Sample number i of
@@ -126,7 +126,7 @@ class SCMPipeline(DiffusionPipeline):
             callback_steps: steps from one call to the next.
 
         Returns:
-            The images.
+            The images, in an ImagePipelineOutput or a tuple.
 
         Raises:
             ValueError: if the network cannot be sampled as asked.
@@ -177,7 +177,7 @@ class SCMPipeline(DiffusionPipeline):
                 )
             return None
         if given is None:
-            return torch.arange(batch_size, device=device) % num
+            return torch.arange(batch_size, device=device).remainder(num)
         numbers = {name: int(number) for number, name in (self.config.id2label or {}).items()}
         rows = given.tolist() if isinstance(given, Tensor) else given
         rows = [rows] * batch_size if isinstance(rows, int | str) else [*rows]
@@ -279,7 +279,7 @@ class SCMPipeline(DiffusionPipeline):
         if self.vae is None:
             images = (x / data["max_value"]).clamp(0, 1)
         else:
-            chunks = x.to(self.vae.dtype).split(IMAGES_AT_ONCE)
+            chunks = torch.split(x.to(self.vae.dtype), IMAGES_AT_ONCE)
             decoded = torch.cat([self.vae.decode(each).sample for each in chunks]).float()
             if decoded.shape[1] != data["image_channels"]:
                 decoded = decoded.mean(dim=1, keepdim=True)

@@ -17,7 +17,7 @@ from scm_lightning.export.network_of import untrained_network
 from scm_lightning.networks.diffusers_network import DiffusersNetwork
 
 
-class SCMNetwork(ModelMixin, ConfigMixin):
+class SCMNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """F(u, t, labels, guidance) with `save_pretrained` and `from_pretrained`.
 
     Args:
@@ -28,7 +28,7 @@ class SCMNetwork(ModelMixin, ConfigMixin):
         ValueError: if there is no such class, or it has no such arguments.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, class_path: str, init_args: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         spec = {"class_path": class_path, "init_args": init_args or {}}

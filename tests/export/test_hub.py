@@ -65,7 +65,7 @@ def test_a_refusal_is_one_line_with_the_words_of_the_server(hub, folder, route, 
 
 def test_no_server_is_one_line(monkeypatch, folder):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nothing listens
-    with pytest.raises(ValueError, match="could not be made: .*; .* is whole") as refused:
+    with pytest.raises(ValueError, match=r"could not be made: .*; .* is whole") as refused:
         push(folder, "owner/model")
     assert "\n" not in str(refused.value)
 
