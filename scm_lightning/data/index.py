@@ -272,6 +272,11 @@ class ShardIndex:
         return len(self.image_shape) == 4 and self.image_shape[0] in (1, 3)
 
     @property
+    def shows_pixels(self) -> bool:
+        """Tell whether the samples are pixels, from black to white: bytes are, too."""
+        return self.latents is None and (self.are_images or self.dtype == "uint8")
+
+    @property
     def num_stored_bytes(self) -> int:
         """Size of arrays and conditions of the training split; of varying ones the largest."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize

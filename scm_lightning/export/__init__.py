@@ -3,5 +3,6 @@
 
 from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network, can_be_built
+from scm_lightning.export.sampler import Sampler, load
 
-__all__ = ["SamplingFacts", "StudentSampling", "build_network", "can_be_built"]
+__all__ = ["Sampler", "SamplingFacts", "StudentSampling", "build_network", "can_be_built", "load"]
