@@ -88,6 +88,19 @@ def build_network(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.
     return network.eval().requires_grad_(False)
 
 
+def untrained_network(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose weights come later, as a part of a model of diffusers.
+
+    Args:
+        spec: `class_path` and `init_args`.
+
+    Raises:
+        ValueError: if the class is not one of those that are built, or has no such argument.
+    """
+    network: nn.Module = _built(spec)
+    return network
+
+
 def _class_of(spec: Mapping[str, Any]) -> Any:
     """The class that a configuration names, if it is one of those that are built."""
     path = spec["class_path"]
