@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 5: anything that yields TrigFlow's F for a student to learn from."""
 
+from scm_lightning.teachers.edm2 import EDM2Teacher
+from scm_lightning.teachers.edm2_scm import EDM2SCMTeacher
 from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
@@ -10,6 +12,8 @@ from scm_lightning.teachers.unconditional import ClassTeacher
 
 __all__ = [
     "ClassTeacher",
+    "EDM2SCMTeacher",
+    "EDM2Teacher",
     "FirstLook",
     "FrozenTeacher",
     "SourceTeacher",
