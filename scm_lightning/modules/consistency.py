@@ -26,7 +26,6 @@ from scm_lightning.modules.starting import (
     open_teacher,
 )
 from scm_lightning.modules.step_output import StepOutput
-from scm_lightning.modules.teacher_look import check_first_batch
 from scm_lightning.networks.condition_names import ConditionNames, condition_names
 from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import (
@@ -135,15 +134,7 @@ class ConsistencyModule(GenerativeModule):
         for term in terms:
             term.follow(student)
         self.sampling = sampling
-        self._teacher_has_looked = teacher is None
         self.draws(), self.reference_draws(), self.swept_draws()  # refuse what cannot be sampled
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Check the batch; let the teacher denoise the first one."""
-        super().on_train_batch_start(batch, batch_idx)
-        if not self._teacher_has_looked and self.teacher is not None:
-            check_first_batch(self.teacher, batch, self.path, self.trainer)
-        self._teacher_has_looked = True
 
     def training_step(
         self, batch: Batch, batch_idx: int, times: tuple[Tensor, Tensor | None] | None = None

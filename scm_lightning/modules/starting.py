@@ -81,6 +81,11 @@ def begin(
     Raises:
         ValueError: if the source has no weights for it.
     """
+    if not isinstance(init, Init):
+        raise ValueError(
+            f"init must be teacher, a file, a network or None, got {init!r}; start_from_teacher of "
+            "version 0.5.0 is init: teacher for true, None for false"
+        )
     given = teacher if init == TEACHER else init
     if given is None:
         return None

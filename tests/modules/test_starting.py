@@ -114,6 +114,8 @@ def test_a_source_of_another_architecture_is_refused(trained: UNet) -> None:
     student(Foreign(trained), unet(model_channels=24), init=None)
     with pytest.raises(ValueError, match=r"trained with 0\.5, the student has 0\.7"):
         student(Foreign(trained, sigma_data=0.5))
+    with pytest.raises(ValueError, match="got False; start_from_teacher of version"):
+        student(Foreign(trained), init=False)
     with pytest.raises(ValueError, match="has no teacher"):
         DiffusionModule(unet(), path=PATH, init="teacher")
 

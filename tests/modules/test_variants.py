@@ -254,7 +254,7 @@ def test_impossible_variants_are_refused():
         Discrete(8, warmup=TangentWarmup(kind="rcm"))
     segments = Segments(2)
     module = ConsistencyModule(
-        *(mlp(two_times=True), TeacherVelocity(), mlp(), segments, False, PATH),
+        *(mlp(two_times=True), TeacherVelocity(), mlp(), segments, None, PATH),
         terms=[AdaptiveVSD()],
     )
     with pytest.raises(ValueError, match=r"AdaptiveVSD calls the student as F\(u, t\)"):
