@@ -22,11 +22,14 @@ from scm_lightning.core.posthoc import (
     profile_inner_products,
 )
 from scm_lightning.core.processes import (
+    DiscreteProcess,
     EDMProcess,
     F_from_eps,
+    Prediction,
     Process,
     RectifiedFlowProcess,
     VPProcess,
+    linear_alphas_bar,
 )
 from scm_lightning.core.tangents import (
     TangentBound,
@@ -54,12 +57,14 @@ __all__ = [
     "TRIGONOMETRIC",
     "Bound",
     "Conditions",
+    "DiscreteProcess",
     "EDMProcess",
     "F_from_eps",
     "FlowMap",
     "GuidanceProposal",
     "Guided",
     "Length",
+    "Prediction",
     "Process",
     "RectifiedFlowProcess",
     "Segments",
@@ -82,6 +87,7 @@ __all__ = [
     "gamma_from_sigma_rel",
     "half_life_decay",
     "in_run",
+    "linear_alphas_bar",
     "normalize_tangent",
     "owner_of",
     "post_hoc_coefficients",

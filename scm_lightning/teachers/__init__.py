@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floor 5: anything that yields TrigFlow's F for a student to learn from."""
 
+from scm_lightning.teachers.adapted import AdaptedTeacher
+from scm_lightning.teachers.conversion_check import Conversion, check_conversion
+from scm_lightning.teachers.diffusers_teacher import DiffusersStudent, DiffusersTeacher
 from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
@@ -8,10 +11,15 @@ from scm_lightning.teachers.source import SourceTeacher
 from scm_lightning.teachers.transplant import Transplant, transplant
 
 __all__ = [
+    "AdaptedTeacher",
+    "Conversion",
+    "DiffusersStudent",
+    "DiffusersTeacher",
     "FirstLook",
     "FrozenTeacher",
     "SourceTeacher",
     "Transplant",
+    "check_conversion",
     "first_look",
     "load_teacher",
     "transplant",
