@@ -4,6 +4,7 @@
 from scm_lightning.teachers.adapted import AdaptedTeacher
 from scm_lightning.teachers.conversion_check import Conversion, check_conversion
 from scm_lightning.teachers.diffusers_teacher import DiffusersStudent, DiffusersTeacher
+from scm_lightning.teachers.dit_original import DiTTeacher, SiTTeacher
 from scm_lightning.teachers.edm import EDMTeacher
 from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
@@ -16,11 +17,13 @@ __all__ = [
     "AdaptedTeacher",
     "ClassTeacher",
     "Conversion",
+    "DiTTeacher",
     "DiffusersStudent",
     "DiffusersTeacher",
     "EDMTeacher",
     "FirstLook",
     "FrozenTeacher",
+    "SiTTeacher",
     "SourceTeacher",
     "Transplant",
     "check_conversion",
