@@ -28,9 +28,14 @@ def check_first_batch(
         trainer: the run's.
 
     Raises:
-        ValueError: if a model of another source denoises worse than a linear filter, or labels are
-            off by one.
+        ValueError: if a model of another source is of other latents, denoises worse than a linear
+            filter, or labels are off by one.
     """
+    index = getattr(getattr(trainer, "datamodule", None), "index", None)
+    if isinstance(teacher.network, SourceTeacher) and getattr(index, "latents", None) is not None:
+        assert index is not None
+        if misfit := teacher.network.latents_misfit(index.mean, index.std):
+            raise ValueError(f"the teacher does not fit the data: {misfit}")
     with trainer.precision_plugin.forward_context():
         look = first_look(teacher, batch.x0, batch.given(), path, num_known_classes(teacher))
     # All processes must come to the same end, or those that go on wait for ever.
