@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from sources_edm2 import (
+from teachers.sources_edm2 import (
     HEAD,
     LATENT_SHAPE,
     NUM_CLASSES,
@@ -17,7 +17,7 @@ from sources_edm2 import (
     write_edm2,
     write_edm2_scm,
 )
-from toy import toy_data
+from teachers.toy import toy_data
 
 from scm_lightning.core import NULL_LABEL, Conditions, TrigFlow
 from scm_lightning.core.guidance import Guided
