@@ -53,7 +53,7 @@ VARIANTS = sorted(file.stem for file in (CONFIGS / "variants").glob("*.yaml"))
 
 
 def parts_of(base):
-    """Name of the data, kind of the run and whose recipe it is, "_edm2scm" or "" for the paper's."""
+    """Name of the data, kind of the run, and suffix of its recipe; none for the paper's."""
     if base.endswith("_from_edm2"):
         return base.removesuffix("_from_edm2"), "teacher", ""
     recipe = "_edm2scm" if base.endswith("_edm2scm") else ""
