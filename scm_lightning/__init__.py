@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         tangent,
     )
     from scm_lightning.data import Batch
+    from scm_lightning.export import Sampler, load
     from scm_lightning.modules import ConsistencyModule, DiffusionModule
     from scm_lightning.sampling import sample_consistency, sample_ode
 
@@ -28,19 +29,21 @@ __all__ = [
     "Batch",
     "ConsistencyModule",
     "DiffusionModule",
+    "Sampler",
     "TangentComputer",
     "TimeProposal",
     "TrigFlow",
     "__version__",
     "consistency_loss",
     "diffusion_loss",
+    "load",
     "normalize_tangent",
     "sample_consistency",
     "sample_ode",
     "tangent",
 ]
 
-_ROOMS = ("core", "autodiff", "sampling", "data", "modules")
+_ROOMS = ("core", "autodiff", "sampling", "data", "export", "modules")
 
 
 def __getattr__(name: str) -> Any:

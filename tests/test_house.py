@@ -30,6 +30,7 @@ FLOORS = {
     "modules": 6,
     "bench": 7,
     "callbacks": 7,
+    "export": 7,
     "preparation": 7,
     "cli": 8,
 }

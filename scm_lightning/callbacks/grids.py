@@ -15,9 +15,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from scm_lightning.callbacks.logged_pictures import write_and_log
-from scm_lightning.callbacks.pictures import are_clips, captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.run import SAMPLER_NAMES, shards_of
 from scm_lightning.data import SampleRequest, ShardDataModule
+from scm_lightning.data.pictures import are_clips, captioned_rows, image_grid, moving_rows
 from scm_lightning.metrics.gathering import in_first_process
 from scm_lightning.saying import say
 from scm_lightning.whole_files import write_picture, written_whole

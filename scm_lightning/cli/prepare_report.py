@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scm_lightning.callbacks.pictures import captioned_rows, image_grid
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.latents import Autoencoder
+from scm_lightning.data.pictures import captioned_rows, image_grid
 from scm_lightning.data.shards import Sample, read_shard
 from scm_lightning.preparation.engine import NAMED, Preparation
 from scm_lightning.preparation.plan import Recipe

@@ -24,6 +24,7 @@ NEEDED = {
     "prepare": ("source", "out"),
     "reconstruct": ("run", "sigma_rel", "out"),
     "export": ("checkpoint", "out"),
+    "sample": ("checkpoint", "out"),
 }
 """Subcommands that are functions, in files of their names; the options that they need, in order."""
 SUBCOMMANDS = (*OF_MODELS, "ablate", *NEEDED, "completion")
@@ -35,7 +36,6 @@ OTHER_WORDS = {
     "eval": "test",
     "evaluate": "test",
     "score": "test",
-    "sample": "predict",
     "generate": "predict",
     "benchmark": "bench",
     "convert": "export",
@@ -73,8 +73,11 @@ scm_lightning {__version__}: continuous-time consistency models, from training t
   scm ablate   --config FILE   train and score variants over seeds; one table, one plot
   scm reconstruct --run FOLDER --sigma_rel WIDTH --out FILE
                                averaged weights of another width, from the snapshots of a run
-  scm export   --checkpoint FILE --out FILE.safetensors
-                               the averaged network of a checkpoint, to sample from or to teach
+  scm export   --checkpoint FOLDER --out FILE.safetensors
+                               the averaged network of a run, to sample from or to teach
+  scm sample   [--checkpoint FILE.safetensors] [--out FILE.png]
+                               a picture of its samples, by --classes, --n, --steps, --seed; without
+                               a file, of the student of digits that comes with this package
   scm completion bash|zsh|fish
                                a script that lets the shell complete subcommands and options
 

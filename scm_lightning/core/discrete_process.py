@@ -108,5 +108,5 @@ def linear_alphas_bar(
     """
     power = 0.5 if root else 1.0
     ends = beta_start**power, beta_end**power
-    betas = torch.linspace(*ends, num, dtype=torch.float64) ** (1 / power)
+    betas = torch.linspace(*ends, num, dtype=torch.float64, device="cpu") ** (1 / power)
     return tuple((1 - betas).cumprod(0).tolist())

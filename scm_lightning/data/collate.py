@@ -142,7 +142,7 @@ class Collate:
         if image is None or image.shape[1] < index.shape[0]:
             return {}
         image = image[:, : index.shape[0]]
-        if not self._shows_pixels:
+        if not index.shows_pixels:
             return {"given": image * self.sigma_data}
         return {"given": index.arrays_to_data((image + 1) / 2 * index.max_value, self.sigma_data)}
 
@@ -158,16 +158,10 @@ class Collate:
         seeds = (random.Random(f"{self.seed} {use} {p}").getrandbits(63) for p in positions)
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    @property
-    def _shows_pixels(self) -> bool:
-        """Tell whether the data are seen as pixels from black to white."""
-        index = self.index
-        return index.latents is None and (index.are_images or index.dtype == "uint8")
-
     def _seen(self, x0: Tensor) -> Tensor:
         """Data as a degradation sees them: images in [-1, 1], others with unit variance."""
         index = self.index
-        if not self._shows_pixels:
+        if not index.shows_pixels:
             return x0 / self.sigma_data
         return 2 * index.pixels_to_images(index.data_to_arrays(x0, self.sigma_data)) - 1
 

@@ -176,11 +176,41 @@ class ShardIndex:
                 f"{root} and prepare the shards with scm_lightning {__version__}"
             )
         try:
-            return _index_of(fields)
+            return ShardIndex.of_fields(fields)
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{place} does not describe shards: {error}; prepare the shards again"
             ) from error
+
+    @staticmethod
+    def of_fields(fields: Mapping[str, Any]) -> "ShardIndex":
+        """The index that a file's fields describe.
+
+        Args:
+            fields: as `dataclasses.asdict` and JSON make them of an index.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError, OverflowError: if they are others.
+        """
+        splits = {
+            name: Split([Shard(**shard) for shard in split["shards"]])
+            for name, split in fields["splits"].items()
+        }
+        if missing := {"train", "heldout"} - splits.keys():
+            raise ValueError(f"it has no split {' and '.join(sorted(missing))}")
+        for shard in (shard for split in splits.values() for shard in split.shards):
+            place_of("the folder", shard.name)  # refuses a name that is a path or a command
+        latents = fields["latents"]
+        if latents is not None:
+            latents = Latents(**{**latents, "image_shape": tuple(latents["image_shape"])})
+        conditions = {
+            name: StoredCondition(**{**condition, "shape": tuple(condition["shape"])})
+            for name, condition in fields.get("conditions", {}).items()
+        }
+        known = {**fields, "splits": splits, "latents": latents, "shape": tuple(fields["shape"])}
+        index = ShardIndex(**{**known, "conditions": conditions})
+        check_types(index)
+        return index
 
     def damage(self, root: Path | str) -> list[str]:
         """Faults of the files of a folder, by their sizes; none for other places."""
@@ -242,6 +272,11 @@ class ShardIndex:
         return len(self.image_shape) == 4 and self.image_shape[0] in (1, 3)
 
     @property
+    def shows_pixels(self) -> bool:
+        """Tell whether the samples are pixels, from black to white: bytes are, too."""
+        return self.latents is None and (self.are_images or self.dtype == "uint8")
+
+    @property
     def num_stored_bytes(self) -> int:
         """Size of arrays and conditions of the training split; of varying ones the largest."""
         one = math.prod(self.stored_shape) * np.dtype(self.dtype).itemsize
@@ -267,26 +302,3 @@ class ShardIndex:
         mean = torch.tensor(self.mean, device=x.device).reshape(axes)
         std = torch.tensor(self.std, device=x.device).reshape(axes)
         return mean, std
-
-
-def _index_of(fields: dict[str, Any]) -> ShardIndex:
-    """The index that a file's fields describe."""
-    splits = {
-        name: Split([Shard(**shard) for shard in split["shards"]])
-        for name, split in fields["splits"].items()
-    }
-    if missing := {"train", "heldout"} - splits.keys():
-        raise ValueError(f"it has no split {' and '.join(sorted(missing))}")
-    for shard in (shard for split in splits.values() for shard in split.shards):
-        place_of("the folder", shard.name)  # refuses a name that is a path or a command
-    latents = fields["latents"]
-    if latents is not None:
-        latents = Latents(**{**latents, "image_shape": tuple(latents["image_shape"])})
-    conditions = {
-        name: StoredCondition(**{**condition, "shape": tuple(condition["shape"])})
-        for name, condition in fields.get("conditions", {}).items()
-    }
-    known = {**fields, "splits": splits, "latents": latents, "shape": tuple(fields["shape"])}
-    index = ShardIndex(**{**known, "conditions": conditions})
-    check_types(index)
-    return index

@@ -228,7 +228,7 @@ class ShardDataModule(LightningDataModule, ABC):
         Bytes are pixels. For other numbers, gray is the mean of the channel, and black and white
         are two standard deviations below and above. (B, *shape) data units to [0, 1].
         """
-        if self.index.are_images or self.index.latents is not None or self.index.dtype == "uint8":
+        if self.index.shows_pixels or self.index.latents is not None:
             return self.to_images(x0)
         return (0.5 + x0.float() / (4 * self.sigma_data)).clamp(0, 1)
 

@@ -28,18 +28,7 @@ def read_prompts(file: str, index: ShardIndex, encoder: str | None = None) -> li
         ValueError: if the file cannot be read or has no prompts, one has no words, the data have no
             text, or their encoder is not there or has changed.
     """
-    encoding = encoder_of(index, encoder)
-    path = given_path(file)
-    try:
-        lines = read_regular(Path(path), MAX_PROMPT_BYTES).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"prompts must be a text file in UTF-8 with a prompt in each line, got {path}: {error}"
-            f"{meant_path(path)}"
-        ) from error
-    prompts = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    if not prompts:
-        raise ValueError(f"{path} must have a prompt in each line, got none; write one at least")
+    encoding, prompts, path = encoder_of(index, encoder), prompt_lines(file), given_path(file)
     lengths = {number: encoding.num_tokens(prompt) for number, prompt in prompts.items()}
     if wordless := [number for number, length in lengths.items() if not length]:
         raise ValueError(
@@ -55,6 +44,32 @@ def read_prompts(file: str, index: ShardIndex, encoder: str | None = None) -> li
     dtype = index.conditions[TEXT].dtype
     encoded = [np.asarray(tokens, dtype) for tokens in encoding.encode(texts)]
     return [Prompt(text, {TEXT: tokens}) for text, tokens in zip(texts, encoded, strict=True)]
+
+
+def prompt_lines(file: str) -> dict[int, str]:
+    """Read a file with a prompt in each line.
+
+    Args:
+        file: path of the file; blank lines are passed over.
+
+    Returns:
+        Prompts by the numbers of their lines, from 1.
+
+    Raises:
+        ValueError: if the file cannot be read or has no prompts.
+    """
+    path = given_path(file)
+    try:
+        lines = read_regular(Path(path), MAX_PROMPT_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"prompts must be a text file in UTF-8 with a prompt in each line, got {path}: {error}"
+            f"{meant_path(path)}"
+        ) from error
+    prompts = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    if not prompts:
+        raise ValueError(f"{path} must have a prompt in each line, got none; write one at least")
+    return prompts
 
 
 def encoder_of(index: ShardIndex, folder: str | None = None) -> TextEncoder:

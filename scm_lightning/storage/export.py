@@ -3,7 +3,7 @@
 
     FILE.safetensors    parameters and buffers by their names in the network, whole, and metadata
 
-    scm_format_version  1
+    scm_format_version  2; 1 in files without what is needed to sample, which are read too
     scm_version         version of this package that wrote it
     scm_module          kind of the run: diffusion or consistency
     scm_sigma_data      standard deviation of the data, a number
@@ -12,15 +12,16 @@
     scm_profile         of an average, as in tables: a sigma_rel, or a half-life in images
     scm_sha256          of names, types, shapes and bytes of all tensors
     scm_entries_sha256  of the other entries; files of version 0.3.0 have none
+    scm_network, ...    what is needed to sample, as JSON: see `SamplingFacts`
 
-A safetensors file has no checksum of its own: without the last two entries a flipped bit would be a
+A safetensors file has no checksum of its own: without those two entries a flipped bit would be a
 changed weight, or another sigma_data, silently. Trap: what is tied in the network is there
 under each of its names.
 """
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +33,10 @@ from scm_lightning.storage.tensor_file import opened_tensors, write_tensors
 SUFFIX = ".safetensors"
 PREFIX = "scm_"
 """Prefix of our entries, so that they stand apart from those of other programs."""
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+OLDER = "1"
+OWN = ("format_version", "version", "module", "sigma_data", "step", "weights", "profile")
+"""Entries of every export, beside the checksums."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Export:
         weights: `ema` or `trained`.
         profile: short name of the average's profile; empty for trained weights, or if unknown.
         tensors: parameters and buffers by name, on the CPU.
+        entries: further entries, by their names without the prefix; see `SamplingFacts`.
+        version: version of this package that wrote the file.
     """
 
     module: str
@@ -54,6 +60,8 @@ class Export:
     weights: str
     profile: str
     tensors: Mapping[str, Tensor]
+    entries: Mapping[str, str] = field(default_factory=dict)
+    version: str = __version__
 
     def write(self, file: Path) -> None:
         """Write a file, which is there whole or not at all.
@@ -77,6 +85,7 @@ class Export:
             "step": str(self.step),
             "weights": self.weights,
             "profile": self.profile,
+            **self.entries,
             "sha256": content_sha256(copies),
         }
         entries["entries_sha256"] = _entries_sha256(entries)
@@ -101,7 +110,7 @@ class Export:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         version = metadata.get(f"{PREFIX}format_version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, OLDER):
             raise ValueError(
                 f"{file} must be an export of format {FORMAT_VERSION}, its metadata name "
                 f"{'none' if version is None else version}; give a file that `scm export` wrote, "
@@ -115,11 +124,8 @@ class Export:
         try:
             said = _entries_sha256(entry)
             is_whole = entry["sha256"] == content_sha256(tensors)
-            is_whole &= entry.get("entries_sha256", said) == said
-            sigma_data, step = float(entry["sigma_data"]), int(entry["step"])
-            found = cls(
-                entry["module"], sigma_data, step, entry["weights"], entry["profile"], tensors
-            )
+            is_whole &= entry.get("entries_sha256", said if version == OLDER else None) == said
+            found = _export_of(entry, tensors)
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f"the metadata of {file} are damaged: {error}; export it again"
@@ -130,6 +136,21 @@ class Export:
                 "again"
             )
         return found
+
+
+def _export_of(entry: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Export:
+    """The export that a file's entries describe."""
+    sums = {name for name in entry if name.endswith("sha256")}
+    return Export(
+        module=entry["module"],
+        sigma_data=float(entry["sigma_data"]),
+        step=int(entry["step"]),
+        weights=entry["weights"],
+        profile=entry["profile"],
+        tensors=tensors,
+        entries={name: value for name, value in entry.items() if name not in {*OWN, *sums}},
+        version=entry["version"],
+    )
 
 
 def _entries_sha256(entries: Mapping[str, str]) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 from scm_lightning.given_files import open_regular
 from scm_lightning.whole_files import written_whole
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write the file; an older one is replaced once all of this one is on the disk.
@@ -27,7 +29,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     try:
         with written_whole(file) as beside:
+            beside.touch()
+            mode = beside.stat().st_mode  # as the user's umask says; the library's is for one alone
             save_file(dict(tensors), beside, dict(metadata))
+            beside.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"{file} could not be written: {str(error).partition(' at path ')[0]}; make room, or "
@@ -49,7 +54,17 @@ def opened_tensors(file: Path) -> Iterator[Any]:
         OSError: if there is none.
         ValueError: if it is damaged, or of another kind; a pipe in its place would block.
     """
-    open_regular(file).close()
+    with open_regular(file) as read:
+        start = read.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ValueError(
+            f"{file} is a pointer of Git LFS in the place of the file; fetch it with `git lfs pull`"
+        )
+    if start.lstrip()[:1] == b"<":
+        raise ValueError(
+            f"{file} is a web page in the place of a file; download the file itself, by the link "
+            "that its page has for that"
+        )
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened
