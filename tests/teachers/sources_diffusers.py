@@ -63,6 +63,7 @@ KINDS = {
         SCALED | V,
         TEXT,
     ),
+    "classes": Kind("DDIMPipeline", models.unet, "DDIMScheduler", LINEAR | V),
     "flow": Kind(
         "SanaPipeline", models.sana, "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, TEXT
     ),
@@ -119,14 +120,14 @@ KINDS = {
 }
 
 
-def write_diffusers(folder: Path, kind: str, steps: int = 40, **options: Any) -> Path:
+def write_diffusers(folder: Path, kind: str, steps: int = 60, **options: Any) -> Path:
     """Write a pipeline's folder: denoiser, scheduler, an autoencoder's configuration, a card.
 
     Args:
         folder: where to.
         kind: name in `KINDS`.
-        steps: steps of training, of which `v_prediction` needs 40 to beat a linear filter, others
-            some hundreds; 0 for random weights, which is enough where it need not denoise.
+        steps: steps of training, of which `classes` needs 60 to beat a linear filter, others some
+            hundreds; 0 for random weights, which is enough where it need not denoise.
         options: of the model's save_pretrained.
     """
     its = KINDS[kind]

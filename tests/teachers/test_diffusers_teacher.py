@@ -36,11 +36,12 @@ NEEDS_ACCELERATE = {"wan"} if importlib.util.find_spec("accelerate") is None els
 
 @pytest.fixture(scope="module")
 def folders(once):
-    """A pipeline of every prediction; that of v is trained."""
+    """A pipeline of every prediction; the one of v with classes is trained."""
 
     def write(folder):
         for kind in ("epsilon", "sample", "v_prediction", "flow", "dit"):
-            write_diffusers(folder / kind, kind, steps=40 if kind == "v_prediction" else 0)
+            write_diffusers(folder / kind, kind, steps=0)
+        write_diffusers(folder / "classes", "classes", steps=60)
 
     return once("diffusers", write)
 
@@ -70,17 +71,18 @@ def test_wan_says_that_it_needs_accelerate(tmp_path):
         DiffusersTeacher(str(write_diffusers(tmp_path, "wan", steps=0)))
 
 
-def test_what_is_trained_denoises_and_a_wrong_prediction_or_scale_does_not(folders):
-    def looked(**options):
-        teacher = opened(folders / "v_prediction", **options)
-        x0, _ = toy_data(40, SHAPE, CLASSES, SIGMA_DATA, seed=999)
-        given = Conditions(None, KINDS["v_prediction"].given(40))
-        return first_look(teacher, x0, given, PATH)
+def test_what_is_trained_denoises_and_a_wrong_prediction_scale_or_label_does_not(folders):
+    def looked(offset=0, **options):
+        teacher = opened(folders / "classes", **options)
+        x0, labels = toy_data(40, SHAPE, CLASSES, SIGMA_DATA, seed=999)
+        given = Conditions((labels + offset) % CLASSES)
+        return first_look(teacher, x0, given, PATH, CLASSES).misfit()
 
-    assert looked().misfit() == ""
+    assert looked() == ""
     for prediction in ("epsilon", "sample"):  # v and a flow's are too much alike
-        assert "linear filter" in looked(prediction=prediction).misfit()
-    assert "linear filter" in looked(data_scale=1 / 0.18215).misfit()
+        assert "linear filter" in looked(prediction=prediction)
+    assert "linear filter" in looked(data_scale=1 / 0.18215)
+    assert "label moved by -1" in looked(offset=1)
 
 
 def raw(folder, kind):
