@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private names of torch, Lightning, jsonargparse and diffusers: all that are used, where, and what for."""
+"""Private names of torch, Lightning, jsonargparse, diffusers: which, where, and what for."""
 
 import inspect
 from typing import NamedTuple
