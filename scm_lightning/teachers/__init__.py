@@ -4,6 +4,7 @@
 from scm_lightning.teachers.adapted import AdaptedTeacher
 from scm_lightning.teachers.conversion_check import Conversion, check_conversion
 from scm_lightning.teachers.diffusers_teacher import DiffusersStudent, DiffusersTeacher
+from scm_lightning.teachers.dit_original import DiTTeacher, SiTTeacher
 from scm_lightning.teachers.edm import EDMTeacher
 from scm_lightning.teachers.edm2 import EDM2Teacher
 from scm_lightning.teachers.edm2_scm import EDM2SCMTeacher
@@ -18,6 +19,7 @@ __all__ = [
     "AdaptedTeacher",
     "ClassTeacher",
     "Conversion",
+    "DiTTeacher",
     "DiffusersStudent",
     "DiffusersTeacher",
     "EDM2SCMTeacher",
@@ -25,6 +27,7 @@ __all__ = [
     "EDMTeacher",
     "FirstLook",
     "FrozenTeacher",
+    "SiTTeacher",
     "SourceTeacher",
     "Transplant",
     "check_conversion",
