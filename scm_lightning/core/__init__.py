@@ -2,6 +2,7 @@
 """Floor 1: the paper. Tensors in, tensors out; torch alone."""
 
 from scm_lightning.core.conditions import LABELS, MASK, NULL_LABEL, Bound, Conditions, owner_of
+from scm_lightning.core.discrete_process import DiscreteProcess, linear_alphas_bar
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
 from scm_lightning.core.flow_maps import (
     AVERAGE_VELOCITY,
@@ -22,14 +23,12 @@ from scm_lightning.core.posthoc import (
     profile_inner_products,
 )
 from scm_lightning.core.processes import (
-    DiscreteProcess,
     EDMProcess,
     F_from_eps,
     Prediction,
     Process,
     RectifiedFlowProcess,
     VPProcess,
-    linear_alphas_bar,
 )
 from scm_lightning.core.tangents import (
     TangentBound,

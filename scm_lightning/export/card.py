@@ -7,6 +7,7 @@ lines under "Use".
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -35,6 +36,14 @@ KINDS = {
     "word_match": "word match",
 }
 """Heads of scores that are not distances, which are named as they are."""
+
+
+ROWS = {
+    "floor": "held-out data",
+    "teacher": "its teacher",
+    "denoiser": "its teacher, 1 step",
+    "1_step": "1 step",
+}
 
 
 def card(
@@ -99,7 +108,7 @@ def _known(export: Export, facts: SamplingFacts) -> dict[str, str]:
         known["data"] = f"{data.source}; {shape}" + (" latents" if data.latents else "")
         known["classes"] = str(data.num_classes or "none")
     for name, value in facts.training.items():
-        if name != "step" and isinstance(value, str | int | float):
+        if name not in ("step", *known) and isinstance(value, str | int | float):
             known[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else str(value)
     return {**known, "written by": f"scm_lightning {__version__}"}
 
@@ -119,9 +128,11 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     for row in rows:
         calls = scores.get(f"nfe/{row}", {}).get("value", "-")
         found = [_cell(measured.get((kind, row))) for kind in kinds]
-        cells.append((row, str(calls), *found))
+        cells.append((ROWS.get(row, row.replace("_step", " steps")), str(calls), *found))
     heads = ("samples", "network calls", *(KINDS.get(kind, kind) for kind in kinds))
-    protocol = scores.get("protocol", {})
+    protocol = {**scores.get("protocol", {})}
+    if "checkpoint" in protocol:
+        protocol["checkpoint"] = Path(protocol["checkpoint"]).name  # its folders are of one machine
     words = [f"- {name.replace('_', ' ')}: {text}" for name, text in protocol.items()]
     return [*_table(heads, cells), "", *words]
 

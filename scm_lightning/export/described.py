@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports with their cards: a folder of diffusers, and a safetensors file on its way to the hub."""
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# isort: off
-import scm_lightning.torchvision_guard  # noqa: F401  before diffusers
-
-# isort: on
-import torch
-from torch import Tensor
-
 from scm_lightning.core import sample_generators
 from scm_lightning.data.pictures import image_grid
 from scm_lightning.export.card import CARD, PICTURE, card
-from scm_lightning.export.diffusers_folder import write_folder
+from scm_lightning.export.diffusers_folder import NUM_COMPARED, write_folder
 from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.hub import push
 from scm_lightning.export.sampler import Sampler
@@ -60,14 +52,17 @@ def _describe(
     name: str,
 ) -> None:
     assert isinstance(facts.sampling, StudentSampling), "a pipeline is that of a student"
+    assert facts.data is not None, "a pipeline has a shape"
     steps = max(facts.sampling.num_steps)
+    kind = "pt" if facts.data.shows_pixels or facts.data.latents else "latent"
 
     def draw() -> Any:
         generators = sample_generators(range(NUM_DRAWN), 0)
-        images = pipeline(
-            NUM_DRAWN, num_inference_steps=steps, generator=generators, output_type="pt"
+        drawn = pipeline(
+            NUM_DRAWN, num_inference_steps=steps, generator=generators, output_type=kind
         ).images
-        return image_grid(images, COLUMNS)
+        shown = drawn if kind == "pt" else (0.5 + drawn / (4 * facts.sigma_data)).clamp(0, 1)
+        return image_grid(shown, COLUMNS)
 
     is_drawn = write_picture(made / PICTURE, draw)
     own = not pipeline.config.network[0].startswith("diffusers")
@@ -75,7 +70,7 @@ def _describe(
         f"{NUM_DRAWN} samples in {steps} steps are shown, numbers 0 to {NUM_DRAWN - 1} of the seed "
         "0, none chosen.",
         "Samples of this folder differ from those of the run's own sampler by at most "
-        f"{difference:.1g} sigma_data, measured when it was written.",
+        f"{difference:.1g} sigma_data, measured in {NUM_COMPARED} when it was written.",
     ]
     text = card(
         title=name,
@@ -93,9 +88,10 @@ def _use_of_folder(name: str, facts: SamplingFacts, steps: int, own: bool) -> di
     """Lines that load a folder and draw from it, by what is said before them."""
     are_images = facts.data is not None and facts.data.are_images
     needs = f"It needs {OWN}, whose network it has. " if own else ""
+    output = "" if are_images else ', output_type="latent"'
     drawn = f"""
 noise = [torch.Generator().manual_seed(number) for number in range(4)]
-samples = pipeline(4, num_inference_steps={steps}, generator=noise{_output(are_images)}).images
+samples = pipeline(4, num_inference_steps={steps}, generator=noise{output}).images
 """ + ('samples[0].save("sample.png")' if are_images else "print(samples.shape)")
     first = f"""
 import torch
@@ -114,10 +110,6 @@ pipeline = SCMPipeline.from_pretrained({name!r})
         f"{needs}{said}": first.strip() + drawn,
         f"With {OWN}, whose own pipeline runs no code from here:": second.strip() + drawn,
     }
-
-
-def _output(are_images: bool) -> str:
-    return "" if are_images else ', output_type="pt"'
 
 
 def push_file(
@@ -140,8 +132,23 @@ def push_file(
     """
     with scratch_folder(file.absolute().parent, f".{file.name}.") as made:
         shutil.copyfile(file, made / file.name)
-        is_drawn = _can_draw(facts) and write_picture(made / PICTURE, partial(_grid, export))
-        use = {"It is loaded by scm_lightning:": _use_of_file(name, file.name)} if is_drawn else {}
+        is_drawn = write_picture(made / PICTURE, partial(_grid, export))
+        use = {"By scm_lightning:": _use_of_file(name, file.name)} if is_drawn else {}
         text = card(title=name, export=export, facts=facts, library=OWN, use=use, is_drawn=is_drawn)
         write_whole(made / CARD, text)
         return push(made, name, overwrite)
+
+
+def _grid(export: Export) -> Any:
+    sampler = Sampler.of(export)
+    return image_grid(sampler.to_pictures(sampler.sample_arrays(n=NUM_DRAWN)), COLUMNS)
+
+
+def _use_of_file(name: str, file: str) -> str:
+    return f"""
+import scm_lightning
+from huggingface_hub import hf_hub_download
+
+file = hf_hub_download({name!r}, {file!r})
+scm_lightning.load(file).sample(n=4, seed=0)[0].save("sample.png")
+"""

@@ -23,6 +23,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before diffusers
 # isort: on
 import torch
 from diffusers import SCMScheduler
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from torch import nn
 
 from scm_lightning.core import Conditions, sample_generators, standard_normal
@@ -83,8 +84,7 @@ def write_folder(
         made = scratch / "made"
         made.mkdir()
         pipeline.save_pretrained(made)
-        loaded = SCMPipeline.from_pretrained(made, low_cpu_mem_usage=False)
-        loaded.set_progress_bar_config(disable=True)
+        loaded = _loaded(made)
         difference = difference_from_run(loaded, network, facts)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -97,6 +97,18 @@ def write_folder(
             os.replace(folder, scratch / "old")
         os.replace(made, folder)
     return difference
+
+
+def _loaded(folder: Path) -> SCMPipeline:
+    """The pipeline of a folder, without bars on the screen."""
+    disable_progress_bar()
+    try:
+        pipeline = SCMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    finally:
+        enable_progress_bar()
+    pipeline.set_progress_bar_config(disable=True)
+    assert isinstance(pipeline, SCMPipeline), "it loads no other"
+    return pipeline
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

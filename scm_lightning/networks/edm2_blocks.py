@@ -96,7 +96,7 @@ class MPConditioning(ClassConditioning):
         emb: Tensor = self.time(features)
         if self.label is not None:
             # Without a class the time alone is scaled as if there were one.
-            classes = 0.0 * emb if labels is None else self.label(self._one_hot(labels))
+            classes = 0.0 * emb if labels is None else self.label(self._one_hot(labels, emb.dtype))
             emb = mp_sum(emb, classes, 0.5)
         if self.guidance is not None and guidance is not None:
             emb = emb + self.guidance(guidance)
@@ -104,11 +104,11 @@ class MPConditioning(ClassConditioning):
             emb = emb + self.end(t_end)
         return mp_silu(emb)
 
-    def _one_hot(self, labels: Tensor) -> Tensor:
+    def _one_hot(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Unit mean square over the classes; zero for NULL_LABEL. (B,) to (B, num_classes)."""
         known = labels != NULL_LABEL
         one_hot = nn.functional.one_hot(torch.where(known, labels, 0), self.num_classes)
-        return (one_hot * known[:, None]).float() * math.sqrt(self.num_classes)
+        return (one_hot * known[:, None]).to(dtype) * math.sqrt(self.num_classes)
 
 
 class MPDoubleNorm(Normalizing):

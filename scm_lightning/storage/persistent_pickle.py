@@ -102,10 +102,12 @@ class PersistentFile(NamedTuple):
         ema: the network.
         encoder: between images and latents, or None: of networks of latents it has the attributes
             `scale` and `bias`, `vae_name`.
+        loss_fn: loss that it was trained with, or None.
     """
 
     ema: PersistentObject
     encoder: PersistentObject | None
+    loss_fn: PersistentObject | None
 
 
 def read_persistent(file: str | os.PathLike[str]) -> PersistentFile:
@@ -138,7 +140,8 @@ def read_persistent(file: str | os.PathLike[str]) -> PersistentFile:
                 f"{os.fspath(file)} must be a pickle of EDM, EDM2 or edm2_sCM, whole and with "
                 f"nothing else in it: {error}; take the file from its makers' page"
             ) from error
-    return PersistentFile(*found)
+    loss_fn = content.get("loss_fn")
+    return PersistentFile(*found, loss_fn if isinstance(loss_fn, PersistentObject) else None)
 
 
 def _named(value: Any) -> dict[str, Any]:

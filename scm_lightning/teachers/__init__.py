@@ -6,6 +6,8 @@ from scm_lightning.teachers.conversion_check import Conversion, check_conversion
 from scm_lightning.teachers.diffusers_teacher import DiffusersStudent, DiffusersTeacher
 from scm_lightning.teachers.dit_original import DiTTeacher, SiTTeacher
 from scm_lightning.teachers.edm import EDMTeacher
+from scm_lightning.teachers.edm2 import EDM2Teacher
+from scm_lightning.teachers.edm2_scm import EDM2SCMTeacher
 from scm_lightning.teachers.first_batch import FirstLook, first_look
 from scm_lightning.teachers.frozen import FrozenTeacher
 from scm_lightning.teachers.own_runs import load_teacher, weights_mismatch
@@ -20,6 +22,8 @@ __all__ = [
     "DiTTeacher",
     "DiffusersStudent",
     "DiffusersTeacher",
+    "EDM2SCMTeacher",
+    "EDM2Teacher",
     "EDMTeacher",
     "FirstLook",
     "FrozenTeacher",

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from scm_lightning.core import Process, TrigFlow
 from scm_lightning.networks import ParametrizedNetwork
 from scm_lightning.teachers.conversion_check import (
-    NUM_TIMES,
     Conversion,
     Denoiser,
     check_conversion,
+    even_times,
 )
 from scm_lightning.teachers.source import SourceTeacher
 
@@ -134,7 +134,7 @@ class AdaptedTeacher(SourceTeacher):
             ValueError: if they differ; see `check_conversion`.
         """
         if times is None:
-            times = torch.linspace(*self.t_range, NUM_TIMES)
+            times = even_times(self)
         scale = self.data_scale
 
         def in_units_of_the_run(x: Tensor, sigma: Tensor, *rest: Any, **named: Any) -> Tensor:

@@ -28,7 +28,7 @@ Denoiser = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What the check found.
+    """Result of the check.
 
     Attributes:
         error: largest difference of two denoisers in a sample, in units of the largest number there
@@ -84,14 +84,14 @@ def check_conversion(
     )
     path = teacher.path
     if times is None:
-        times = torch.linspace(*teacher.t_range, NUM_TIMES, dtype=dtype)
+        times = even_times(teacher)
     t = times.to(device)
     noise = standard_normal((len(t), *shape), torch.Generator().manual_seed(0), dtype=dtype)
     u = noise.to(device)
     angle = expand_time(t, u)
     x = (path.sigma_data * u / angle.cos()).to(dtype)
     known = [] if labels is None else [labels]
-    expected = denoiser(x, path.sigma_from_t(t), *known, **conditions)
+    expected = denoiser(x, path.sigma_from_t(t).to(dtype), *known, **conditions)
     F = at_least_float32(teacher.F(u, t, labels, **conditions))
     found = path.sigma_data * (angle.cos() * u - angle.sin() * F)
     largest = expected.abs().flatten(1).amax(1).clamp(min=path.sigma_data)
@@ -108,3 +108,8 @@ def check_conversion(
             "predicts, is another than it says"
         )
     return conversion
+
+
+def even_times(teacher: SourceTeacher) -> Tensor:
+    """Times from one end of a teacher's range to the other. (B,), radians."""
+    return torch.linspace(*teacher.t_range, NUM_TIMES, dtype=torch.float64)

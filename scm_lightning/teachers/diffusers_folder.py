@@ -85,6 +85,7 @@ class DiffusersFolder:
         import torch
 
         model_class = getattr(diffusers(), self.config["_class_name"])
+        has_accelerate = find_spec("accelerate") is not None
         try:
             model, found = model_class.from_pretrained(
                 str(self.model),
@@ -93,13 +94,15 @@ class DiffusersFolder:
                 use_safetensors=True,
                 torch_dtype=torch.float32,
                 # A large model is built without random weights, for which it needs accelerate.
-                low_cpu_mem_usage=find_spec("accelerate") is not None,
+                low_cpu_mem_usage=has_accelerate,
                 output_loading_info=True,
             )
         except Exception as error:  # a configuration of another's hand fails in many ways
+            needs_it = not has_accelerate and "low_cpu_mem_usage" in str(error)
+            advice = "pip install accelerate" if needs_it else "give what save_pretrained wrote"
             raise ValueError(
                 f"{self.model} cannot be loaded as {self.config['_class_name']}: {_line(error)}; "
-                "give the folder that save_pretrained wrote"
+                f"{advice}"
             ) from error
         for what, keys in (("lack", "missing_keys"), ("have", "unexpected_keys")):
             if names := sorted(found[keys]):

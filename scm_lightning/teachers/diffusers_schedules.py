@@ -51,9 +51,9 @@ def scheduler_of(config: Mapping[str, Any]) -> Any:
     name = config.get("_class_name")
     if name not in (*DISCRETE, *FLOW):
         raise ValueError(
-            f"the scheduler must be one of {', '.join((*DISCRETE, *FLOW))}, got {name}"
-            f"{meant(str(name), (*DISCRETE, *FLOW))}; save the pipeline with one of them that has "
-            "the same settings, or adapt the model by AdaptedTeacher"
+            "the scheduler must be one of DDPM's process or of flow matching, as "
+            f"{DISCRETE[0]} or {FLOW[0]}, got {name}{meant(str(name), (*DISCRETE, *FLOW))}; save "
+            "the pipeline with one of the same settings, or adapt the model by AdaptedTeacher"
         )
     try:
         return getattr(diffusers(), str(name)).from_config(dict(config))

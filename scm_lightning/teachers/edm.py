@@ -137,6 +137,7 @@ def _preconditioning(found: Published) -> Preconditioning:
         return VE(noise_range=noise_range)
     if found.class_name == "iDDPMPrecond":
         check_names([name for name in found.tensors if name == "u"], ["u"])
+        noise_range = (noise_range[0], min(noise_range[1], EDM_RANGE[1]))  # of 20,000: no data left
         return IDDPM(noise_range=noise_range, sigmas=found.tensors["u"])
     beta_min = float(number("beta_min"))
     return VP(

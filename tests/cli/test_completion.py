@@ -23,6 +23,7 @@ from scm_lightning.cli.misfits import _kinds, _subclasses
 from scm_lightning.cli.parsers import CommandParser
 from scm_lightning.cli.prepare import prepare
 from scm_lightning.cli.reconstruct import reconstruct
+from scm_lightning.cli.sample import sample
 from scm_lightning.data import Shards
 from scm_lightning.modules import ConsistencyModule, DiffusionModule
 from scm_lightning.networks import MLP, DiT, EDM2UNet, UNet
@@ -78,6 +79,7 @@ def options_of_parsers():
         "prepare": prepare,
         "export": export,
         "reconstruct": reconstruct,
+        "sample": sample,
     }.items():
         parser = CommandParser()
         parser.add_function_arguments(function)
