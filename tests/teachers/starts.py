@@ -181,10 +181,11 @@ class Start:
         )
         return module, ToyData(**data, sigma_data=self.sigma_data)
 
-    def fit(self, folder: Path, path: Path, steps: int = 20, **options: Any) -> None:
-        """Distil it by `scm fit`."""
+    @staticmethod
+    def run(folder: Path, config: Init) -> None:
+        """Distil by `scm fit`."""
         file = folder / "config.yaml"
-        file.write_text(yaml.safe_dump(self.config(folder, path, steps, **options)))
+        file.write_text(yaml.safe_dump(config))
         main(["fit", "--config", str(file)])
 
 
