@@ -137,15 +137,16 @@ PICKLE = Kind("a pickle", "give the file of weights that it is about")
 SAFETENSORS = Kind("a safetensors file", "give a file of the kind that is read here")
 ARCHIVE = Kind("a file of torch.save", "give a file of the kind that is read here")
 AGAIN = "download the file itself; its size is that which its page gives"
+POINTER = Kind("a Git LFS pointer, which only names the file", "run `git lfs pull` in its folder")
+HTML, XML = Kind("an HTML page", AGAIN), Kind("an XML page", AGAIN)
+IN_ITS_PLACE = (POINTER, HTML, XML)
+"""Kinds that a download leaves in the place of a file."""
 BEGINNINGS = (
     (rb".{5}\0\0\0\{", SAFETENSORS),
     (rb"\s*$", Kind("an empty file", AGAIN)),
-    (
-        rb"version https://git-lfs\.github\.com/",
-        Kind("a Git LFS pointer, which only names the file", "run `git lfs pull` in its folder"),
-    ),
-    (rb"(?i)\s*<(!doctype html|html)", Kind("an HTML page", AGAIN)),
-    (rb"\s*<[?a-zA-Z]", Kind("an XML page", AGAIN)),
+    (rb"version https://git-lfs\.github\.com/", POINTER),
+    (rb"(?i)\s*<(!doctype html|html)", HTML),
+    (rb"\s*<[?a-zA-Z]", XML),
     (rb"PK\x03\x04|\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", ARCHIVE),
     (rb"\x80[\x02-\x05]", PICKLE),
 )

@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paths mean what is typed; only regular files are read, and within bounds."""
 
+import io
 import os
+import pickle
+import struct
 from pathlib import Path
 
 import pytest
 
-from scm_lightning.given_files import given_path, meant, meant_path, open_regular, read_regular
+from scm_lightning.given_files import (
+    PICKLE,
+    SAFETENSORS,
+    given_path,
+    meant,
+    meant_path,
+    open_regular,
+    read_regular,
+    what_it_is,
+)
 
 
 def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,3 +71,10 @@ def test_the_nearest_path_is_there(tmp_path: Path) -> None:
     assert meant_path(tmp_path / "digits" / "checkpoints" / "lst.ckpt") == found
     assert meant_path(tmp_path / "digit" / "nowhere" / "last.ckpt") == ""
     assert meant_path(tmp_path / "digits") == ""
+
+
+@pytest.mark.parametrize("length", [60, 15392, 0x6120, 0x4B50, 0x0480])
+def test_a_header_is_told_from_text_by_its_length(length: int) -> None:
+    """Bytes of the length of a safetensors header: "<", " <", " a", "PK", those of a pickle."""
+    assert what_it_is(io.BytesIO(struct.pack("<Q", length) + b'{"a":')) == SAFETENSORS
+    assert what_it_is(io.BytesIO(pickle.dumps("x" * length, 4))) == PICKLE

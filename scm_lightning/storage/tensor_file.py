@@ -10,10 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scm_lightning.given_files import open_regular
+from scm_lightning.given_files import IN_ITS_PLACE, open_regular, what_it_is
 from scm_lightning.whole_files import written_whole
-
-LFS_POINTER = b"version https://git-lfs"
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -55,16 +53,9 @@ def opened_tensors(file: Path) -> Iterator[Any]:
         ValueError: if it is damaged, or of another kind; a pipe in its place would block.
     """
     with open_regular(file) as read:
-        start = read.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise ValueError(
-            f"{file} is a pointer of Git LFS in the place of the file; fetch it with `git lfs pull`"
-        )
-    if start.lstrip()[:1] == b"<":
-        raise ValueError(
-            f"{file} is a web page in the place of a file; download the file itself, by the link "
-            "that its page has for that"
-        )
+        found = what_it_is(read)
+    if found in IN_ITS_PLACE:
+        raise ValueError(f"{file} must be a safetensors file, got {found.name}; {found.advice}")
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened
