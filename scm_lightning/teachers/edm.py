@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from scm_lightning.networks import TimeEmbedding, UNet
-from scm_lightning.teachers.edm_layout import Layout, check_names
+from scm_lightning.teachers.edm_layout import FREQUENCIES, Layout, check_names
 from scm_lightning.teachers.edm_maps import ddpmpp_from_edm, without_prefix
 from scm_lightning.teachers.edm_networks import ADM, EDMNetwork, NCSNpp
 from scm_lightning.teachers.edm_preconditioning import EDM, IDDPM, VE, VP, Preconditioning
@@ -104,7 +104,7 @@ def _network(
     tensors: Mapping[str, Tensor], layout: Layout, preconditioning: Preconditioning
 ) -> nn.Module:
     """Network with the weights of a file, told from their names."""
-    kind: type[EDMNetwork] | None = NCSNpp if "map_noise.freqs" in tensors else None
+    kind: type[EDMNetwork] | None = NCSNpp if layout.frequencies else None
     kind = ADM if "out_conv.weight" in tensors else kind
     halves = 2 if isinstance(preconditioning, IDDPM) else 1
     if layout.out_channels != halves * layout.data_shape[0]:
@@ -113,7 +113,8 @@ def _network(
         )
     if kind is None:
         return ddpmpp_from_edm(tensors)
-    weights = {name: each for name, each in tensors.items() if name != "map_augment.weight"}
+    not_loaded = (FREQUENCIES, "map_augment.weight")
+    weights = {name: each for name, each in tensors.items() if name not in not_loaded}
     network = kind(layout)
     check_names(weights, network.state_dict())
     if mismatch := weights_mismatch(weights, network):

@@ -19,6 +19,7 @@ from scm_lightning.networks.unet_blocks import Resampling
 
 CONVOLUTION = re.compile(r"enc\.(\d+)x\1_conv\.weight")
 BLOCK = re.compile(r"enc\.(\d+)x\1_block(\d+)\.conv0\.weight")
+FREQUENCIES = "map_noise.freqs"
 Tensors = Mapping[str, Tensor]
 
 
@@ -53,6 +54,7 @@ class Layout:
         num_classes: number of classes; 0 for none.
         augment_channels: augmentation labels; 0 for none.
         attention: names of the blocks with attention.
+        frequencies: those of the noise's features; empty where a formula gives them.
     """
 
     data_shape: tuple[int, int, int]
@@ -65,6 +67,7 @@ class Layout:
     num_classes: int
     augment_channels: int
     attention: frozenset[str]
+    frequencies: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, tensors: Tensors) -> "Layout":
@@ -89,10 +92,14 @@ class Layout:
         last = next((tensors[name] for name in ends if name in tensors), None)
         if last is None or "map_layer0.weight" not in tensors:
             raise ValueError(f"it has no {ends[0]} or no map_layer0.weight")
+        features = tensors["map_layer0.weight"].shape[1]
+        frequencies = tensors.get(FREQUENCIES)
+        if frequencies is not None and 2 * frequencies.numel() != features:
+            raise ValueError(f"its {FREQUENCIES} must have {features // 2} numbers")
         return cls(
             data_shape=(tensors[first[0][0]].shape[1], side, side),
             out_channels=len(last),
-            model_channels=tensors["map_layer0.weight"].shape[1],
+            model_channels=features,
             first_channels=len(tensors[first[0][0]]),
             emb_channels=len(tensors["map_layer0.weight"]),
             widths=tuple(widths[each] for each in sides),
@@ -102,6 +109,7 @@ class Layout:
             attention=frozenset(
                 name.removesuffix(".qkv.weight") for name in tensors if name.endswith(".qkv.weight")
             ),
+            frequencies=() if frequencies is None else tuple(frequencies.flatten().tolist()),
         )
 
     @property

@@ -75,8 +75,8 @@ class EDMNetwork(nn.Module, ABC):
             Its output. (B, C, H, W).
         """
         emb = self.embedding(c_noise, labels)
-        h = self.enc[self.first](x)
-        kept, seen = [h], x
+        seen = x.to(self.map_layer0.weight.dtype)
+        kept = [h := self.enc[self.first](seen)]
         for place in self.layout.down():
             h = self.get_submodule(place.name)(h, emb)
             if place.resampling == "down":
@@ -115,8 +115,6 @@ class NCSNpp(EDMNetwork):
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
-        self.map_noise = nn.Module()
-        self.map_noise.register_buffer("freqs", torch.zeros(layout.model_channels // 2))
         if layout.num_classes:
             self.map_label = PreciseLinear(layout.num_classes, layout.model_channels)
         seen = layout.data_shape[0]
@@ -133,8 +131,9 @@ class NCSNpp(EDMNetwork):
 
     def embedding(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """See `EDMNetwork`."""
-        freqs = self.map_noise.get_buffer("freqs")
-        angles = 2 * math.pi * at_least_float32(c_noise)[:, None] * freqs
+        t = at_least_float32(c_noise)
+        frequencies = t.new_tensor(self.layout.frequencies)  # no buffer: halves would round them
+        angles = 2 * math.pi * t[:, None] * frequencies
         features = torch.cat([angles.sin(), angles.cos()], dim=1)
         if self.layout.num_classes:
             label = self.map_label

@@ -95,6 +95,21 @@ def test_half_weights_are_computed_in_float32(kind: str, tmp_path: Path) -> None
     torch.testing.assert_close(F, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["ncsnpp", "adm"])
+def test_a_teacher_in_bfloat16_sees_the_noise_exactly(kind: str, tmp_path: Path) -> None:
+    """Random frequencies of some 16, rounded, would turn by a quarter of a radian."""
+    found = {
+        name: each if name.endswith("freqs") else each.bfloat16().double()
+        for name, each in weights(kind).items()
+    }
+    teacher = opened(tmp_path, kind, found=found, dtype=torch.float32)
+    c_noise, labels = torch.tensor([-1.55, 0.1, 1.09]), torch.tensor([2, 0, 1])
+    emb = teacher.network.embedding(c_noise, labels)
+    torch.testing.assert_close(teacher.bfloat16().network.embedding(c_noise, labels), emb)
+    u, t, labels = grid(teacher)
+    assert teacher(u.float(), t.float(), labels).dtype == torch.float32
+
+
 def test_a_ddpmpp_is_a_network_of_ours_at_t(tmp_path: Path) -> None:
     """With a class, with none (zeros in its place), and with augmentation labels."""
     teacher = opened(tmp_path, "ddpmpp")

@@ -32,7 +32,7 @@ def test_F_is_that_of_the_formulas(classes, augment, two_times, widths) -> None:
 def test_a_norm_of_another_kind_is_refused() -> None:
     """EDM's affine has half the rows: neither file is taken for the other."""
     found = weights("ddpmpp")
-    with pytest.raises(ValueError, match="scale.weight has shape"):
+    with pytest.raises(ValueError, match=r"scale\.weight has shape"):
         ddpmpp_from_edm2_scm(found, {})
 
 
