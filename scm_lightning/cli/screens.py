@@ -160,6 +160,9 @@ def mistaken(words: Sequence[str]) -> str | None:
     command, *rest = words
     if command not in SUBCOMMANDS:
         return _not_a_subcommand(command, rest)
+    if command == "sample" and any(word.partition("=")[0] == "--config" for word in rest):
+        line = shlex.join(["scm", "predict", *rest])
+        return f"sample takes a network and no configuration; did you mean: {line}"
     given = list(takewhile(lambda word: not word.startswith("-"), rest))
     if not given or command == "completion":
         return None

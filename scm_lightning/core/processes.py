@@ -73,10 +73,19 @@ class Process(ABC):
         Returns:
             F at (x_t / sigma_data, t). (B, ...), unit variance.
         """
+        known, divisor = self.parts(t)
+        u = x / expand_time(self.scale_from_t(t), x)
+        return (prediction - expand_time(known, x) * u) / expand_time(divisor, x)
+
+    def parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of u and of F in what is predicted. (B,) each.
+
+        Args:
+            t: angles. (B,), radians.
+        """
         of_data, of_noise = self._mix(t)
         known = of_data * self.path.sigma_data * t.cos() + of_noise * t.sin()
-        u = x / expand_time(self.scale_from_t(t), x)
-        return (prediction - expand_time(known, x) * u) / expand_time(self._divisor(t), x)
+        return known, self._divisor(t)
 
     def amplification(self, t: Tensor) -> Tensor:
         """Factor from an error of the network to that of F, both of unit variance. (B,).

@@ -24,7 +24,7 @@ import scm_lightning.torchvision_guard  # noqa: F401  before diffusers
 import torch
 from diffusers import SCMScheduler
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
-from torch import nn
+from torch import Tensor, nn
 
 from scm_lightning.core import Conditions, sample_generators, standard_normal
 from scm_lightning.data.index import Latents
@@ -33,10 +33,11 @@ from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network
 from scm_lightning.export.pipeline import SCMPipeline
 from scm_lightning.export.scm_network import SCMNetwork, plain_model
-from scm_lightning.networks import DiffusersNetwork
+from scm_lightning.networks import DiffusersNetwork, ParametrizedNetwork
 from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.networks.diffusers_layouts import SAME
 from scm_lightning.networks.model_map import no_extras
+from scm_lightning.networks.model_times import ModelTime
 from scm_lightning.sampling import few_step_draw
 from scm_lightning.storage import Export
 from scm_lightning.whole_files import scratch_folder
@@ -163,7 +164,7 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
     times = {number: [*each] for number, each in fields["times"].items()}
     if fields["kind"] == "fresh_noise":
         times = {number: [*each, 0.0] for number, each in times.items()}
-    module, told, arguments = _module(network, facts.network, times)
+    module, calls, arguments = _module(network, facts.network, times)
     pipeline = SCMPipeline(
         module,
         SCMScheduler(sigma_data=facts.sigma_data),
@@ -174,7 +175,7 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
             "times": times,
             "guidance": sampling.scales,
             "tells_end": fields["kind"] != "fresh_noise" or fields["tells_end"],
-            "told": told,
+            "calls": calls,
             "arguments": arguments,
         },
         {
@@ -191,18 +192,30 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
 
 def _module(
     network: nn.Module, spec: Any, times: dict[str, list[float]]
-) -> tuple[Any, dict[str, list[float]] | None, dict[str, Any] | None]:
-    """The network as a model of diffusers, what that is told at the times, and its arguments."""
-    if not (isinstance(network, DiffusersNetwork) and _is_called_plainly(network)):
+) -> tuple[Any, dict[str, list[list[float]]] | None, dict[str, Any] | None]:
+    """The network as a model of diffusers, how that is called at the times, and its arguments."""
+    inner = network.network if isinstance(network, ParametrizedNetwork) else network
+    if not (isinstance(inner, DiffusersNetwork) and _is_called_plainly(inner)):
         wrapped = SCMNetwork(spec["class_path"], spec.get("init_args"))
         wrapped.network.load_state_dict(network.state_dict())
         return wrapped.eval(), None, None
-    its = network.map
-    told = {
-        number: [*map(float, its.told(torch.tensor(each[:-1])))] for number, each in times.items()
+    its = inner.map
+    calls = {
+        number: [_call(network, its.told, torch.tensor([time])) for time in each[:-1]]
+        for number, each in times.items()
     }
     names = {"sample": its.sample, "time": its.time, "labels": its.labels}
-    return plain_model(network), told, {**names, "null_class": its.null_class}
+    return plain_model(inner), calls, {**names, "null_class": its.null_class}
+
+
+def _call(network: nn.Module, told: ModelTime, t: Tensor) -> list[float]:
+    """Time that the model is told; factors of u in its input, of u and of F in its output."""
+    if not isinstance(network, ParametrizedNetwork):
+        return [float(told(t)), 1.0, 0.0, 1.0]
+    process = network.process
+    known, divisor = (network.sign * float(each) for each in process.parts(t))
+    time, scale = process.time_from_t(t), process.scale_from_t(t)
+    return [float(told(time)), float(scale), known, divisor]
 
 
 def _is_called_plainly(network: DiffusersNetwork) -> bool:
@@ -240,7 +253,8 @@ def difference_from_run(pipeline: SCMPipeline, network: nn.Module, facts: Sampli
             generator=sample_generators(indices, 0),
             output_type="latent",
         ).images
-        found = max(found, float((drawn - own).abs().max()) / facts.sigma_data)
+        size = own.abs().clamp(min=facts.sigma_data)  # large where a network is not trained
+        found = max(found, float(((drawn - own).abs() / size).max()))
     return found
 
 

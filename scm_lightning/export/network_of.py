@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from scm_lightning import networks
+from scm_lightning.core import DiscreteProcess, EDMProcess, RectifiedFlowProcess, VPProcess
 from scm_lightning.given_files import meant
 from scm_lightning.networks.diffusers_maps import MAPS
 from scm_lightning.teachers import weights_mismatch
 
+PROCESSES = {
+    each.__name__: each for each in (DiscreteProcess, EDMProcess, RectifiedFlowProcess, VPProcess)
+}
+"""What a network of another process was trained on, by name."""
 LARGEST = 1 << 24
 """Largest whole number among the arguments of a network."""
 MOST_NESTED = 8
@@ -109,6 +114,8 @@ def _class_of(spec: Mapping[str, Any]) -> Any:
     package, _, name = path.rpartition(".")
     room = package.partition(".")[0]
     if room == "diffusers" and name in MAPS:
+        import scm_lightning.torchvision_guard  # noqa: F401  diffusers imports torchvision
+
         try:
             return getattr(importlib.import_module("diffusers"), name)
         except ImportError as error:
@@ -118,6 +125,8 @@ def _class_of(spec: Mapping[str, Any]) -> Any:
     known = network_names()
     if room in ("", "scm_lightning") and name in known:
         return known[name]
+    if room in ("", "scm_lightning") and name in PROCESSES:
+        return PROCESSES[name]
     raise ValueError(
         f"networks that can be built of a file are {', '.join(known)}, with models of diffusers, "
         f"got {path:.60}{meant(name, known)}; give the network yourself, network=..."

@@ -42,8 +42,9 @@ class SCMPipeline(DiffusionPipeline):  # type: ignore[misc]
             `fresh_noise` by the scheduler or jumps without any, `trigonometric` or
             `average_velocity`; `guidance`, scales of a guided network in one step, in two, ...;
             `tells_end`, whether the network is told where a step leads. Of a model of diffusers
-            `told`, what it is told at the times, and `arguments`, its names of `sample`, `time`
-            and `labels`, with the class for none, `null_class`; else null.
+            `calls`, at each time what it is told, the factor of u in its input, and those of u and
+            of F in its output; and `arguments`, its names of `sample`, `time` and `labels`, with
+            the class for none, `null_class`; else null.
         data: `shape` of a sample; `num_classes`; per channel `mean` and `std` of the stored arrays;
             `max_value`, the pixel value that is white; `image_channels`.
     """
@@ -244,16 +245,17 @@ class SCMPipeline(DiffusionPipeline):  # type: ignore[misc]
             ends = (torch.full_like(t, end),) if self.config.sampling["tells_end"] else ()
             F: Tensor = self.network(u, t, labels, scales, *ends)
             return F
-        told = self.config.sampling["told"][str(len(times) - 1)][k]
+        told, scale, of_u, of_F = self.config.sampling["calls"][str(len(times) - 1)][k]
         given = {
-            arguments["sample"]: u,
+            arguments["sample"]: scale * u,
             arguments["time"]: u.new_full(u.shape[:1], told, dtype=torch.float32),
         }
         if labels is not None:
             none = arguments["null_class"]
             given[arguments["labels"]] = labels.where(labels != NO_CLASS, none or 0)
         out: Tensor = self.network(**given, return_dict=False)[0]
-        return out[:, : u.shape[1]]  # what stands behind F is a variance
+        out = out[:, : u.shape[1]]  # behind it there may be a variance
+        return torch.div(out - of_u * (scale * u / scale), of_F)
 
     def _step(
         self, velocity: Tensor, x: Tensor, times: Sequence[float], k: int, generator: Any

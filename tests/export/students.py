@@ -3,7 +3,7 @@
 
 import torch
 
-from scm_lightning.core import Segments
+from scm_lightning.core import Segments, linear_alphas_bar
 from scm_lightning.data.index import Latents, ShardIndex, Split
 from scm_lightning.export import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import untrained_network
@@ -40,6 +40,15 @@ def of_diffusers(model, init_args, **further):
     return "DiffusersNetwork", {"model": spec, **further}
 
 
+def parametrized(process, **arguments):
+    """A UNet2DModel that predicts what a process says, with F made of it."""
+    kind, init_args = of_diffusers("UNet2DModel", UNET2D)
+    spec = {"class_path": f"scm_lightning.networks.{kind}", "init_args": init_args}
+    arguments = {"path": {"sigma_data": SIGMA_DATA}, **arguments}
+    of_process = {"class_path": f"scm_lightning.core.{process}", "init_args": arguments}
+    return "ParametrizedNetwork", {"network": spec, "process": of_process}
+
+
 NETWORKS = {
     "mlp": ("MLP", {"model_channels": 8, "num_blocks": 1, "num_classes": 3, "guided": True}),
     "unet": (
@@ -63,6 +72,10 @@ NETWORKS = {
         "UNet2DModel", {**UNET2D, "time_embedding_type": "fourier", "num_class_embeds": None}
     ),
     "dit2d_source_time": of_diffusers("DiTTransformer2DModel", DIT2D, time="source"),
+    "unet2d_of_noise": parametrized(
+        "DiscreteProcess", alphas_bar=linear_alphas_bar(num=100, beta_start=1e-3, beta_end=0.2)
+    ),
+    "unet2d_of_flow": parametrized("RectifiedFlowProcess"),
     "equal_jumps": ("MLP", {"model_channels": 8, "num_blocks": 1, "two_times": True}),
     "segments": ("MLP", {"model_channels": 8, "num_blocks": 1, "two_times": True}),
 }
@@ -74,7 +87,7 @@ def student(name, shape=None, latents: Latents | None = None):
     """Weights and facts of a student, with its facts among the entries of the export."""
     shape = shape or SHAPES.get(name, SHAPE)
     kind, arguments = NETWORKS[name]
-    if kind != "DiffusersNetwork":
+    if kind not in ("DiffusersNetwork", "ParametrizedNetwork"):
         arguments = {"data_shape": [*shape], **arguments}
     spec = {"class_path": f"scm_lightning.networks.{kind}", "init_args": arguments}
     torch.manual_seed(0)
@@ -90,7 +103,7 @@ def student(name, shape=None, latents: Latents | None = None):
         scales=(1.2, 1.6) if guided else None,
         guidance_range=(1.0, 2.0) if guided else None,
     )
-    has_classes = "num_classes" in arguments or name in ("unet2d", "dit2d_source_time")
+    has_classes = "num_classes" in arguments or bool(getattr(network, "num_classes", 0))
     data = ShardIndex(
         splits={"train": Split([]), "heldout": Split([])},
         shape=shape,

@@ -233,8 +233,9 @@ def test_a_folder_that_draws_something_else_is_not_written(tmp_path, monkeypatch
 
     def other(*of):
         pipeline, network = own(*of)
-        told = {n: [t + 0.3 for t in each] for n, each in pipeline.config.sampling["told"].items()}
-        pipeline.register_to_config(sampling={**pipeline.config.sampling, "told": told})
+        sampling = pipeline.config.sampling
+        later = {n: [[t + 0.3, *f] for t, *f in each] for n, each in sampling["calls"].items()}
+        pipeline.register_to_config(sampling={**sampling, "calls": later})
         return pipeline, network
 
     monkeypatch.setattr(diffusers_folder, "pipeline_of", other)
