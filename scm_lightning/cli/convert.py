@@ -12,6 +12,10 @@ precision become float32.
 from pathlib import Path
 from typing import Any, Literal
 
+# isort: off
+import scm_lightning.torchvision_guard  # noqa: F401  before lightning
+
+# isort: on
 import lightning
 import yaml  # type: ignore[import-untyped]
 
@@ -81,7 +85,7 @@ def convert(
 
 
 def _checkpoint(found: EDM2SCMFile, kind: str) -> dict[str, Any]:
-    """What a run of this kind would have saved, without an optimizer."""
+    """Content of a checkpoint of such a run, without an optimizer."""
     path = TrigFlow(found.sigma_data)
     model: ConsistencyModule | DiffusionModule = (
         ConsistencyModule(found.network, path=path)

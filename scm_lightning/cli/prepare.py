@@ -36,6 +36,7 @@ def prepare(
     latents_stored: Literal["mean", "mean_std"] = "mean_std",
     latents_batch_size: int = 32,
     latents_dtype: Literal["float16", "float32"] = "float16",
+    latents_pixels: Literal["signed", "unit"] = "signed",
     latents_compute_dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     max_unreadable: int = 0,
@@ -83,6 +84,8 @@ def prepare(
         latents_stored: mean of the posterior, or mean_std, both, of which a training batch draws.
         latents_batch_size: images encoded at once.
         latents_dtype: type of the numbers written.
+        latents_pixels: what the autoencoder is given: signed, images in [-1, 1], as the paper; or
+            unit, images in [0, 1], as EDM2, whose networks of latents need it.
         latents_compute_dtype: type that the encoder computes in.
         device: where the encoders of latents and of text run: cpu, cuda, cuda:1.
         max_unreadable: images left out at most because they cannot be read.
@@ -113,7 +116,7 @@ def prepare(
     transform, shape = fit_transform(images, made_by(size, crop, channels, background, upscale))
     content: Pixels | EncodedLatents = Pixels(shape)
     if latents is not None:
-        autoencoder = Autoencoder(latents, shape)
+        autoencoder = Autoencoder(latents, shape, latents_pixels)
         types = latents_dtype, latents_compute_dtype
         content = EncodedLatents(autoencoder, latents_stored, latents_batch_size, *types, device)
     recipe = Recipe(images, transform, content, heldout, samples_per_shard, normalize, seed, texts)

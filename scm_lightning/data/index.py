@@ -78,12 +78,18 @@ class Latents:
         image_shape: shape of the images. (C, H, W).
         stored: `mean` of the posterior, or `mean_std`, both, of which a sample is drawn whenever a
             batch is made.
+        pixels: what the autoencoder is given: `signed`, images in [-1, 1], or `unit`, in [0, 1].
     """
 
     autoencoder: str
     weights_sha256: str
     image_shape: tuple[int, ...]
     stored: str
+    pixels: str = "signed"
+
+    def __post_init__(self) -> None:
+        if self.pixels not in ("signed", "unit"):
+            raise ValueError(f"pixels of latents must be signed or unit, got {self.pixels!s:.20}")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ r"""Latents: an autoencoder between images and the data that a network is traine
 
 The autoencoder is diffusers' AutoencoderKL, frozen. Its `scaling_factor` and `shift_factor` are not
 applied: mean and std of the index take their place.
-Trap: the paper gives images in [-1, 1] to sd-vae-ft-mse, EDM2 images in [0, 1], so their latents
-and statistics differ; mixing them up shifts every score.
+Trap: the paper gives images in [-1, 1] to sd-vae-ft-mse, as above; EDM2 gives it y itself, in
+[0, 1], so their latents and statistics differ. The index says which: `pixels`.
 Source: arXiv 2410.11081, Appendix G. Axes: B batch; C, H, W of images; c, h, w of latents.
 """
 
@@ -40,6 +40,7 @@ class Autoencoder:
             repository of the Hugging Face hub, `OWNER/NAME`, which is downloaded into the cache of
             huggingface_hub, or taken from there.
         image_shape: shape of the images. (C, H, W).
+        pixels: what it is given: `signed`, images in [-1, 1], or `unit`, in [0, 1].
 
     Attributes:
         latent_shape: shape of a latent. (c, h, w).
@@ -50,11 +51,12 @@ class Autoencoder:
             such images.
     """
 
-    def __init__(self, name: str, image_shape: tuple[int, ...]) -> None:
+    def __init__(self, name: str, image_shape: tuple[int, ...], pixels: str = "signed") -> None:
         model_class = _model_class()
         name = given_path(name)
         folder = _folder(name)
-        self.name, self.image_shape = name, image_shape
+        self.name, self.image_shape, self.pixels = name, image_shape, pixels
+        self._black = -1.0 if pixels == "signed" else 0.0
         self.weights_sha256 = _sha256(folder / WEIGHTS_FILE)
         try:
             model = model_class.from_pretrained(
@@ -83,7 +85,8 @@ class Autoencoder:
         Raises:
             ValueError: if its weights are not those that made the latents, or as the class does.
         """
-        found = Autoencoder(latents.autoencoder if path is None else path, latents.image_shape)
+        name = latents.autoencoder if path is None else path
+        found = Autoencoder(name, latents.image_shape, latents.pixels)
         if found.weights_sha256 != latents.weights_sha256:
             raise ValueError(
                 f"the weights of {found.name} must be those that made the latents, of SHA-256 "
@@ -106,7 +109,7 @@ class Autoencoder:
             Mean and standard deviation. (B, c, h, w) each, float32, on the device of the images.
         """
         assert images.shape[1:] == self.image_shape, "the index says the shape of the images"
-        x = 2.0 * images.float() - 1.0
+        x = (1.0 - self._black) * images.float() + self._black
         x = x.expand(-1, self.model.config["in_channels"], -1, -1)
         with (
             _exact(),
@@ -134,7 +137,8 @@ class Autoencoder:
                 images = model.decode(chunk).sample
                 if images.shape[1] != self.image_shape[0]:
                     images = images.mean(dim=1, keepdim=True)
-                decoded.append((0.5 * images + 0.5).clamp(0, 1))
+                scale = 1.0 / (1.0 - self._black)
+                decoded.append((scale * images - scale * self._black).clamp(0, 1))
         return torch.cat(decoded)
 
     def _latent_shape(self) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from torch import Tensor, nn
 
 from scm_lightning.core import Conditions, sample_generators, standard_normal
+from scm_lightning.data.index import Latents
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network
@@ -158,7 +159,7 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
             f"a pipeline of this package draws by classes alone, but the network is given {given}; "
             "export a file FILE.safetensors"
         )
-    autoencoder = None if data.latents is None else Autoencoder.of(data.latents).model
+    autoencoder = None if data.latents is None else _autoencoder(data.latents)
     fields = sampling.fields(facts.path)
     times = {number: [*each] for number, each in fields["times"].items()}
     if fields["kind"] == "fresh_noise":
@@ -266,3 +267,13 @@ def _open_to_others(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
+
+
+def _autoencoder(latents: Latents) -> Any:
+    """Model that decodes the latents as a pipeline of diffusers does."""
+    if latents.pixels != "signed":
+        raise ValueError(
+            "a pipeline of diffusers decodes to images in [-1, 1], but these latents are of images "
+            "in [0, 1]; export a file FILE.safetensors"
+        )
+    return Autoencoder.of(latents).model

@@ -209,7 +209,7 @@ def _index(
 def _statistics(recipe: Recipe, total: Moments) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel that the index is to have."""
     if recipe.normalize == "paper":
-        return paper_statistics(recipe.content.shape)
+        return paper_statistics(recipe.content.shape, recipe.content.latents)
     num_channels = len(total.sums)
     if recipe.normalize == "range":
         white = recipe.source.max_value

@@ -23,6 +23,8 @@ from scm_lightning.preparation.content import Moments, ShardContent
 
 PAPER_STATISTICS = ([1.56, -0.695, 0.483, 0.729], [5.27, 5.91, 4.21, 4.31])
 """Mean and std per channel of the latents of sd-vae-ft-mse on ImageNet, images in [-1, 1]."""
+EDM2_STATISTICS = ([5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28])
+"""The same of images in [0, 1], EDM2's."""
 
 
 class EncodedLatents(ShardContent):
@@ -66,7 +68,11 @@ class EncodedLatents(ShardContent):
         self.dtype: str = dtype
         self.batch_size = batch_size
         self.latents = Latents(
-            autoencoder.name, autoencoder.weights_sha256, autoencoder.image_shape, stored
+            autoencoder.name,
+            autoencoder.weights_sha256,
+            autoencoder.image_shape,
+            stored,
+            autoencoder.pixels,
         )
         self.settings: Mapping[str, Any] = {
             "latents_weights": autoencoder.weights_sha256,
@@ -75,6 +81,8 @@ class EncodedLatents(ShardContent):
             "latents_compute_dtype": compute_dtype,
             "device": torch.device(device).type,
         }
+        if autoencoder.pixels != "signed":
+            self.settings = {**self.settings, "latents_pixels": autoencoder.pixels}
 
     def encode(self, images: Array) -> Array:
         """Encode. (N, C, H, W) uint8 pixels to (N, *stored_shape) `dtype`.
@@ -104,15 +112,23 @@ class EncodedLatents(ShardContent):
         return Moments(mean.shape[1], mean.sum(axis=1).tolist(), squares.tolist())
 
 
-def paper_statistics(latent_shape: tuple[int, ...]) -> tuple[list[float], list[float]]:
-    """Mean and std per channel of sd-vae-ft-mse's latents of ImageNet, images in [-1, 1].
+def paper_statistics(
+    latent_shape: tuple[int, ...], latents: Latents | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and std per channel of sd-vae-ft-mse's latents of ImageNet.
 
-    Source: arXiv 2410.11081, Appendix G.
+    Args:
+        latent_shape: shape of a latent. (c, h, w).
+        latents: what they are of; None for images in [-1, 1].
+
+    Source: arXiv 2410.11081, Appendix G; of unit ones, arXiv 2312.02696, and its files.
 
     Raises:
         ValueError: if latents have another number of channels.
     """
     mean, std = PAPER_STATISTICS
+    if latents is not None and latents.pixels == "unit":
+        mean, std = EDM2_STATISTICS
     if latent_shape[0] != len(mean):
         raise ValueError(
             f"the paper's normalization is that of the {len(mean)} channels of sd-vae-ft-mse, got "

@@ -119,7 +119,7 @@ class Recipe:
                 f"normalize must be measured or {known} for {kind}, got {self.normalize}"
             )
         if self.normalize == "paper":
-            paper_statistics(self.content.shape)
+            paper_statistics(self.content.shape, self.content.latents)
 
     def plan(self) -> Plan:
         """Decide what goes where.

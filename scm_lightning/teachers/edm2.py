@@ -46,7 +46,7 @@ class LatentsOfTeacher:
 
     @classmethod
     def of(cls, file: PersistentFile, sigma_data: float) -> "LatentsOfTeacher | None":
-        """What the encoder of a file says; None for one of images.
+        """Latents that the encoder of a file is for; None for one of images.
 
         Raises:
             ValueError: if it says something else; the message is the reason alone.

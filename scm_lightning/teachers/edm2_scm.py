@@ -26,7 +26,7 @@ LOSSES: dict[str, Kind] = {
     "TrigFlowSCMLoss": "consistency",
     "TrigFlowMSSCDLoss": "segments",
 }
-"""What a network is, by the loss that its file holds."""
+"""Kinds of networks by the loss that their file holds."""
 OTHERS = {
     "Precond": "an EDM2 network of sigma; the files mscd_* are students of another method",
     "EDMPrecond": "an EDM network of sigma; the files mm_s8 are students of another method",

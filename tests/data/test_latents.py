@@ -94,6 +94,22 @@ def test_images_go_in_from_minus_one_to_one_and_come_back_clipped(folder, monkey
     assert 0.05 < float((expected == 0).float().mean()) < 0.5
 
 
+def test_unit_images_go_in_as_they_are(folder, pictures, tmp_path):
+    """EDM2's way; the shards say so, and are decoded so."""
+    images, unit = images_of((3, 8, 8)), Autoencoder(folder, (3, 8, 8), "unit")
+    with torch.no_grad():
+        expected = unit.model.encode(images).latent_dist.mean
+        decoded = unit.model.decode(expected).sample
+    torch.testing.assert_close(unit.encode(images)[0], expected)
+    torch.testing.assert_close(unit.decode(expected), decoded.clamp(0, 1))
+    signed = Autoencoder(folder, (3, 8, 8)).encode(images)[0]
+    assert float((signed - expected).abs().max()) > 0.1
+    index = prepared(pictures, folder, tmp_path / "shards", "--latents_pixels=unit").index
+    assert index.latents.pixels == "unit"
+    assert Autoencoder.of(index.latents).pixels == "unit"
+    assert paper_statistics((4, 8, 8), index.latents)[0] == [5.81, 3.25, 0.12, -2.15]
+
+
 def test_one_channel_is_repeated_and_averaged_back(folder):
     grey, color = Autoencoder(folder, (1, 8, 8)), Autoencoder(folder, (3, 8, 8))
     images = images_of((1, 8, 8))

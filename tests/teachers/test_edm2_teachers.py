@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from storage.persistent_replica import tree, write_persistent
+from teachers.edm_reference import output
+from teachers.sources_edm import weights
 from teachers.sources_edm2 import (
     HEAD,
     LATENT_SHAPE,
@@ -21,7 +24,7 @@ from teachers.toy import toy_data
 
 from scm_lightning.core import NULL_LABEL, Conditions, TrigFlow
 from scm_lightning.core.guidance import Guided
-from scm_lightning.networks import EDM2UNet
+from scm_lightning.networks import EDM2UNet, UNet
 from scm_lightning.networks.edm2_blocks import CosineAttention, GainModulation
 from scm_lightning.teachers import EDM2SCMTeacher, EDM2Teacher, first_look, transplant
 from scm_lightning.teachers.edm2_scm import EDM2SCMFile
@@ -175,6 +178,22 @@ def test_what_a_source_says_of_itself(tmp_path):
             "0.12, -2.15 and std 3.336, 3.696, 2.968, 2.624"
         )
     )
+
+
+@torch.no_grad()
+def test_a_ddpmpp_of_edm2_scm_is_a_unet_with_its_options(randn, tmp_path):
+    """As on CIFAR-10: no classes, labels of augmentation; its formulas are checked with the map."""
+    found = {f"unet.{name}": each for name, each in weights("trigflow", classes=0).items()}
+    classes = {"": "TrigFlowDDPMPPPrecond", "unet": "TrigFlowDDPMPPUNet"}
+    classes |= {"unet.enc": "ModuleDict", "unet.dec": "ModuleDict"}
+    net = tree(found, classes, attributes={"": {"sigma_data": SIGMA_DATA}})
+    file = write_persistent(tmp_path / "BEST.pkl", net, "edm2_scm", dtype=torch.float32)
+    teacher = EDM2SCMTeacher(str(file)).double()
+    u = randn(6, *teacher.data_shape)
+    single = {name: each.float().double() for name, each in weights("trigflow", classes=0).items()}
+    torch.testing.assert_close(teacher(u, T), output(single, u, T), rtol=1e-6, atol=1e-6)
+    options = EDM2SCMFile.read(str(file)).options
+    UNet(**options).load_state_dict(teacher.network.state_dict())
 
 
 def test_latents_of_other_statistics_are_refused(tmp_path):
