@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import NULL_LABEL, Bound, Conditions, Guided, TrigFlow
+from scm_lightning.networks import DiffusersNetwork
 from scm_lightning.networks.classes import num_known_classes
 from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.sampling import sample_ode
@@ -248,12 +249,15 @@ def test_a_student_of_its_class_starts_as_the_teacher(folders, kind):
     assert any(p.requires_grad for p in student.parameters())
 
 
-def test_a_plain_network_of_the_class_takes_no_weight(folders):
-    """Its output is F, not noise: a start from such weights would point elsewhere."""
-    from scm_lightning.networks import DiffusersNetwork
-
-    found = transplant(opened(folders / "epsilon").own_network(), DiffusersNetwork(models.unet()))
-    assert found.share == 0
+def test_a_network_with_another_output_takes_no_weight(folders):
+    """One whose output is F, not noise, or of another sigma_data, would start elsewhere."""
+    own = opened(folders / "epsilon").own_network()
+    assert transplant(own, DiffusersNetwork(models.unet())).share == 0
+    other = DiffusersStudent(str(folders / "epsilon"), 0.5)
+    assert transplant(own, other).share == 0
+    assert set(transplant(own, other).left.values()) == {
+        "of another process, prediction or sigma_data in the source"
+    }
 
 
 def test_times_are_clamped_and_amplification_is_said(folders):
