@@ -18,6 +18,9 @@ class ParametrizedNetwork(ClassConditioning):
     the layers of the network inside. Of a predicted noise an error grows by 1 / cos t, up to 160
     times at t_max: a network of v or of a flow makes the better student.
 
+    A model of diffusers inside must be told the process's time in its own units: take
+    `teachers.DiffusersStudent`, which sees to that.
+
     Args:
         network: network(x, time, labels, guidance, **conditions) at the process's own noisy data
             and time. It is called without what is not given, and its output counts by `process`.

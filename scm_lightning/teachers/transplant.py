@@ -74,6 +74,8 @@ def _misfit(
     """Reason why a weight can't be copied; empty if it can."""
     if name not in theirs:
         return "not in the source"
+    if getattr(source, "process", None) != getattr(network, "process", None):
+        return "of another process, prediction or sigma_data in the source"
     if theirs[name].shape != weight.shape:
         return f"{list(theirs[name].shape)} in the source, {list(weight.shape)} here"
     return _other_meaning(name, source, network) if isinstance(source, nn.Module) else ""

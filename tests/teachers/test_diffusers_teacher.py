@@ -20,13 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scm_lightning.autodiff import TangentComputer
 from scm_lightning.core import NULL_LABEL, Bound, Conditions, Guided, TrigFlow
+from scm_lightning.networks import DiffusersNetwork
 from scm_lightning.networks.classes import num_known_classes
 from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.sampling import sample_ode
 from scm_lightning.teachers import DiffusersStudent, DiffusersTeacher, first_look, transplant
 from scm_lightning.teachers.diffusers_check import check_against_scheduler
 from scm_lightning.teachers.diffusers_folder import DiffusersFolder
-from scm_lightning.teachers.diffusers_schedules import process_of, scheduler_of
+from scm_lightning.teachers.diffusers_schedules import scheduler_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers gives many
 PATH = TrigFlow(SIGMA_DATA)
@@ -248,12 +249,15 @@ def test_a_student_of_its_class_starts_as_the_teacher(folders, kind):
     assert any(p.requires_grad for p in student.parameters())
 
 
-def test_a_plain_network_of_the_class_takes_no_weight(folders):
-    """Its output is F, not noise: a start from such weights would point elsewhere."""
-    from scm_lightning.networks import DiffusersNetwork
-
-    found = transplant(opened(folders / "epsilon").own_network(), DiffusersNetwork(models.unet()))
-    assert found.share == 0
+def test_a_network_with_another_output_takes_no_weight(folders):
+    """One whose output is F, not noise, or of another sigma_data, would start elsewhere."""
+    own = opened(folders / "epsilon").own_network()
+    assert transplant(own, DiffusersNetwork(models.unet())).share == 0
+    other = DiffusersStudent(str(folders / "epsilon"), 0.5)
+    assert transplant(own, other).share == 0
+    assert set(transplant(own, other).left.values()) == {
+        "of another process, prediction or sigma_data in the source"
+    }
 
 
 def test_times_are_clamped_and_amplification_is_said(folders):
@@ -278,41 +282,3 @@ def test_latents_of_another_scale_are_found(folders):
     assert "takes latents with mean 0.0609 and std 7.6775" in found
     assert "those of channel 1 have 0.0609 and 5.49" in found
     assert "have 5.81 and" in teacher.latents_misfit([5.81, 0.0609], [std, std])
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("DDPMScheduler", {}),
-        ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
-        (
-            "PNDMScheduler",
-            {"beta_start": 8.5e-4, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
-        ),
-        ("UniPCMultistepScheduler", {"trained_betas": [0.01 + 0.002 * n for n in range(50)]}),
-        ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
-        ("CogVideoXDDIMScheduler", {"snr_shift_scale": 2.0}),
-    ],
-)
-def test_tables_are_those_of_the_papers(name, settings):
-    """Written out in float64; diffusers computes them in float32."""
-    scheduler = getattr(diffusers, name)(**settings)
-    found = torch.tensor(process_of(scheduler, "v_prediction", PATH).alphas_bar).double()
-    n = torch.arange(1001).double() / 1000
-    if "trained_betas" in settings:
-        betas = torch.tensor(settings["trained_betas"]).double()
-    elif settings.get("beta_schedule") == "squaredcos_cap_v2":
-        bar = ((n + 0.008) / 1.008 * math.pi / 2).cos() ** 2
-        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    elif "rescale_betas_zero_snr" in settings:
-        betas = torch.linspace(1e-4, 0.02, 1000).double()
-    else:
-        betas = torch.linspace(8.5e-4**0.5, 0.012**0.5, 1000).double() ** 2
-        betas = torch.linspace(1e-4, 0.02, 1000).double() if name == "DDPMScheduler" else betas
-    kept = (1 - betas).cumprod(0)
-    if "rescale_betas_zero_snr" in settings:
-        root = kept.sqrt()
-        kept = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    if "snr_shift_scale" in settings:
-        kept = kept / (2.0 + (1 - 2.0) * kept)
-    torch.testing.assert_close(found, kept, rtol=2e-4, atol=1e-6)
