@@ -74,7 +74,8 @@ class DiscreteTime:
     ) -> None:
         power = 0.5 if root else 1.0
         ends = beta_start**power, beta_end**power
-        betas = torch.linspace(*ends, num, dtype=torch.float64) ** (1 / power)
+        # On the CPU also where networks are built without memory, on the device meta.
+        betas = torch.linspace(*ends, num, dtype=torch.float64, device="cpu") ** (1 / power)
         kept = (1 - betas).cumprod(0)
         self.log_ratio = (0.5 * ((1 - kept) / kept).log()).tolist()
         self.sigma_data = sigma_data
