@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 PLACE = re.compile(r"[a-z0-9]+:")
 """Start of an address, `https://...`, or a command, `pipe:...`: not a path of a file."""
@@ -119,3 +119,67 @@ def read_regular(file: str | os.PathLike[str], max_bytes: int) -> bytes:
             f"{os.fspath(file)} must have at most {max_bytes:,} bytes, got more; give another file"
         )
     return content
+
+
+class Kind(NamedTuple):
+    """Content of a file, told from its beginning.
+
+    Attributes:
+        name: what it is, to be said.
+        advice: what to do if it is not what was wanted.
+    """
+
+    name: str
+    advice: str
+
+
+PICKLE = Kind("a pickle", "give the file of weights that it is about")
+SAFETENSORS = Kind("a safetensors file", "give a file of the kind that is read here")
+ARCHIVE = Kind("a file of torch.save", "give a file of the kind that is read here")
+AGAIN = "download the file itself; its size is that which its page gives"
+BEGINNINGS = (
+    (rb".{5}\0\0\0\{", SAFETENSORS),
+    (rb"\s*$", Kind("an empty file", AGAIN)),
+    (
+        rb"version https://git-lfs\.github\.com/",
+        Kind("a Git LFS pointer, which only names the file", "run `git lfs pull` in its folder"),
+    ),
+    (rb"(?i)\s*<(!doctype html|html)", Kind("an HTML page", AGAIN)),
+    (rb"\s*<[?a-zA-Z]", Kind("an XML page", AGAIN)),
+    (rb"PK\x03\x04|\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", ARCHIVE),
+    (rb"\x80[\x02-\x05]", PICKLE),
+)
+"""Beginnings of files, as patterns; the first that fits tells."""
+
+
+def what_it_is(opened: BinaryIO) -> Kind:
+    """Tell from a file's first bytes what it is: a download often ends with something else.
+
+    Args:
+        opened: the file; it is left at its beginning.
+    """
+    opened.seek(0)
+    head = opened.read(512)
+    opened.seek(0)
+    for pattern, kind in BEGINNINGS:
+        if re.match(pattern, head, re.DOTALL):
+            return kind
+    return Kind(f"a file that begins with {head[:8]!r}", AGAIN)
+
+
+def refuse_others(file: str | os.PathLike[str], opened: BinaryIO, wanted: Kind) -> None:
+    """Refuse a file of another kind, a Git LFS pointer or an HTML page in its place.
+
+    Args:
+        file: its name.
+        opened: the file; it is left at its beginning.
+        wanted: `PICKLE`, `SAFETENSORS` or `ARCHIVE`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    found = what_it_is(opened)
+    if found != wanted:
+        raise ValueError(
+            f"{os.fspath(file)} must be {wanted.name}, got {found.name}; {found.advice}"
+        )

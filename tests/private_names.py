@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private names of torch, Lightning and jsonargparse: all that are used, where, and what for."""
+"""Private names of torch, Lightning, jsonargparse, diffusers: which, where, and what for."""
 
 import inspect
 from typing import NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -306,6 +307,11 @@ USES = {
         f"{DUAL}carriers.py", "no derivative at all", has(torch._C, "_set_grad_enabled")
     ),
     "_nn": Use(f"{DUAL}rules.py", "no derivative of gelu and its like", has(torch._C._nn, "gelu")),
+    "_execution_device": Use(
+        "export/pipeline.py",
+        "a pipeline whose parts wait on the CPU draws there",
+        has(DiffusionPipeline, "_execution_device"),
+    ),
     "_buffers _parameters": Use(
         "autodiff/readings.py",
         "the check changes the network",

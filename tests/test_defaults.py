@@ -38,7 +38,7 @@ DEFAULTS = [
         ConsistencyModule,
         {
             "objective": None,  # Consistency()
-            "start_from_teacher": True,
+            "init": "teacher",
             "guidance": None,
             "lr_schedule": None,
             "ema": HalfLife(500_000, 0.05),

@@ -70,9 +70,7 @@ def _students_of(teacher: GenerativeModule) -> list[ConsistencyModule]:
     network, path = teacher.trained_network(), teacher.path
     source = copy.deepcopy(network)
     pair = ConsistencyModule(network, path=path)
-    distilled = ConsistencyModule(
-        network, TeacherVelocity(), source, start_from_teacher=False, path=path
-    )
+    distilled = ConsistencyModule(network, TeacherVelocity(), source, init=None, path=path)
     return [each.to(teacher.device) for each in (pair, distilled)]
 
 

@@ -2,8 +2,6 @@
 """The command line behind `scm`: LightningCLI with this project's callbacks, links and errors."""
 
 import inspect
-import logging
-import warnings
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -42,6 +40,7 @@ from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.built import option_of
 from scm_lightning.cli.failures import said_first
 from scm_lightning.cli.launch_checks import check_launch
+from scm_lightning.cli.lightning_news import leave_out_no_news
 from scm_lightning.cli.network_size import check_network_size
 from scm_lightning.cli.next_steps import (
     after_training,
@@ -80,37 +79,6 @@ STAGES_OF_A_RUN = ("validate", "test", "predict")
 """Stages that take a trained model: not random weights."""
 REFUSALS = (TypeError, ArithmeticError, LookupError, AttributeError, ImportError, RuntimeError)
 """Further errors of building an object of the configuration: its options are the user's."""
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # the shards are in memory
-    ".*is smaller than the logging interval.*",  # it counts steps over the ends of passes
-    ".*`IterableDataset` has `__len__` defined.*",  # one order stream per process, no workers
-    ".*in eval mode at the start of training.*",  # the average and the teacher
-    ".*LeafSpec.*is deprecated.*",  # inside Lightning
-    ".*is not supported by the model summary.*",  # its size in bytes, which is not shown
-    ".*torch.jit.script.*",  # inside torch.func.jvp
-    ".*args parameter is intended to run from within Python.*",  # tests do
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*returned a view tensor.*",  # from a sharded network; nothing writes into its output
-    r"\s*Unable to serialize instance <function.*",  # a default that YAML cannot say
-    ".*use `self.log\\(.*sync_dist=True.*",  # distances are the same in all processes
-)
-NO_NEWS = (
-    "💡 Tip",
-    "TPU available",
-    "GPU available",
-    "Trainer already configured with model summary",
-    "`Trainer.fit` stopped: `max_steps",
-    "Restoring states from the checkpoint",
-    "Restored all states from the checkpoint",
-    "Loaded model weights from the checkpoint",
-)
-"""Beginnings of Lightning's messages that say nothing, or what is said in other words."""
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Tell whether a message of Lightning's says something about this run."""
-    return not record.getMessage().startswith(NO_NEWS)
 
 
 def one_sigma_data(owned: float, data: Namespace | None) -> float:
@@ -139,6 +107,9 @@ class OneLineParser(CommandParser, LightningArgumentParser):
 
 class SCMCommandLine(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of a model and data named in a configuration."""
+
+    _start: str | None = None
+    """Checkpoint that the weights come from."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -205,6 +176,8 @@ class SCMCommandLine(LightningCLI):
             # A missing or foreign file is refused before the work.
             step = SavedRun.read(self._start).content["global_step"]
             say(f"weights of {self._start}, step {step}")
+        if self._start is not None and "init" in config.model.init_args:
+            config.model.init_args.init = None  # its weights would be replaced at once
 
     def instantiate_classes(self) -> None:
         """Build the objects; for a dry run without memory for weights."""
@@ -295,9 +268,7 @@ def run(args: ArgsType) -> None:
     Raises:
         ValueError: if what the user passed does not fit.
     """
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    leave_out_no_news()
     with suppress(AlreadyTrained):
         SCMCommandLine(
             model_class=LightningModule,

@@ -8,6 +8,8 @@ process, medians over interleaved rounds: absolute times depend on the machine a
 
 from copy import deepcopy
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 # isort: off
 import scm_lightning.torchvision_guard  # noqa: F401  before lightning
@@ -33,6 +35,8 @@ from scm_lightning.data import Batch
 from scm_lightning.given_files import given_path
 from scm_lightning.modules import GenerativeModule
 from scm_lightning.networks.classes import check_labels, num_known_classes
+from scm_lightning.saying import say
+from scm_lightning.teachers import SourceTeacher
 
 TOKENS = (512, 1024, 2048, 4096, 8192)
 ONE_PROCESS = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -119,8 +123,8 @@ def _first_batch(
 def prepare(config: Namespace) -> None:
     """Change the configuration of a run into one that needs no files and no GPU.
 
-    The teacher's checkpoint gives way to a network of the student's configuration, and data and
-    metrics to nothing.
+    The teacher's checkpoint, or that of another source, gives way to a network of the student's
+    configuration, and data, metrics and weights to begin with to nothing.
 
     Args:
         config: of the subcommand; changed.
@@ -131,7 +135,11 @@ def prepare(config: Namespace) -> None:
     if config.global_batch is None:
         config.global_batch = _configured_batch(config)
     model = config.model.init_args
-    if isinstance(model.get("teacher"), str):
+    if isinstance(model.get("init"), str | Namespace):
+        model.init = None
+    if is_of_a_source := _is_of_a_source(model.get("teacher")):
+        say("the teacher's file is not opened: it counts as a network of the student's size")
+    if isinstance(model.get("teacher"), str) or is_of_a_source:
         model.teacher = deepcopy(model.student if "student" in model else model.network)
         for name in ADDED_CONDITIONS:
             if name in model.teacher.init_args:
@@ -142,6 +150,14 @@ def prepare(config: Namespace) -> None:
     config.metrics.features = None
     for name, value in {**ONE_PROCESS, **NOTHING_WRITTEN}.items():
         config.trainer[name] = value
+
+
+def _is_of_a_source(teacher: Any) -> bool:
+    """Tell whether a teacher's configuration names a model of another source."""
+    if not isinstance(teacher, Namespace):
+        return False
+    kind = resolve_name(teacher.class_path)
+    return isinstance(kind, type) and issubclass(kind, SourceTeacher)
 
 
 def _configured_batch(config: Namespace) -> int:

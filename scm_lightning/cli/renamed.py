@@ -70,6 +70,8 @@ RENAMED_OF_TEACHER = {
     "label_dropout": "condition_dropout",
 }
 """The same of a `DiffusionModule`, and what 0.4.0 called otherwise."""
+STARTED = "start_from_teacher"
+"""Option of a student until 0.5.0: true for weights of the teacher, now `init: teacher`."""
 TABLES = {"ConsistencyModule": RENAMED, "DiffusionModule": RENAMED_OF_TEACHER}
 NOTES = {"weight_constant": " and added to the sum of squares, not to their mean"}
 ONLY_OF_STUDENTS = (
@@ -107,6 +109,11 @@ def renamed(config: Any) -> Any:
     options = model.get("init_args") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(options, Mapping):
         return config
+    if STARTED in options:
+        _say_once(f"an option of version 0.5.0, model.init_args.{STARTED}, is init")
+        begins = {"init": "teacher" if options[STARTED] else None}
+        options = begins | {name: value for name, value in options.items() if name != STARTED}
+        config = {**config, "model": {**model, "init_args": options}}
     is_mean_flow = str(model.get("class_path")).endswith(MEAN_FLOW)
     names = _names(model, options)
     old = {name: names[name] for name in options if name in names}
@@ -115,7 +122,7 @@ def renamed(config: Any) -> Any:
     kept = {name: value for name, value in options.items() if name not in names}
     if is_mean_flow:
         kept["student"] = kept.pop("network", None)
-        kept = {"start_from_teacher": False, "optimizer": ADAM_OF_MEAN_FLOW, **kept}
+        kept = {"init": None, "optimizer": ADAM_OF_MEAN_FLOW, **kept}
         old = {"network": "student", **old}
         model = {**model, "class_path": STUDENT}
     _move(options, names, kept, is_mean_flow)
@@ -130,7 +137,7 @@ def place_of_old(option: str) -> str | None:
     Args:
         option: its name, with all or none of what stands before it.
     """
-    names = {"network": "student", **RENAMED_OF_TEACHER, **RENAMED}
+    names = {"network": "student", STARTED: "init", **RENAMED_OF_TEACHER, **RENAMED}
     place = names.get(option.removeprefix("model.init_args."))
     return place and f"model.init_args.{place}"
 

@@ -2,6 +2,7 @@
 """Floor 1: the paper. Tensors in, tensors out; torch alone."""
 
 from scm_lightning.core.conditions import LABELS, MASK, NULL_LABEL, Bound, Conditions, owner_of
+from scm_lightning.core.discrete_process import DiscreteProcess, linear_alphas_bar
 from scm_lightning.core.ema import gamma_from_sigma_rel, half_life_decay, power_function_decay
 from scm_lightning.core.flow_maps import (
     AVERAGE_VELOCITY,
@@ -24,6 +25,7 @@ from scm_lightning.core.posthoc import (
 from scm_lightning.core.processes import (
     EDMProcess,
     F_from_eps,
+    Prediction,
     Process,
     RectifiedFlowProcess,
     VPProcess,
@@ -54,12 +56,14 @@ __all__ = [
     "TRIGONOMETRIC",
     "Bound",
     "Conditions",
+    "DiscreteProcess",
     "EDMProcess",
     "F_from_eps",
     "FlowMap",
     "GuidanceProposal",
     "Guided",
     "Length",
+    "Prediction",
     "Process",
     "RectifiedFlowProcess",
     "Segments",
@@ -82,6 +86,7 @@ __all__ = [
     "gamma_from_sigma_rel",
     "half_life_decay",
     "in_run",
+    "linear_alphas_bar",
     "normalize_tangent",
     "owner_of",
     "post_hoc_coefficients",

@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from scm_lightning import networks
+from scm_lightning.core import DiscreteProcess, EDMProcess, RectifiedFlowProcess, VPProcess
 from scm_lightning.given_files import meant
 from scm_lightning.networks.diffusers_maps import MAPS
 from scm_lightning.teachers import weights_mismatch
 
+PROCESSES = {
+    each.__name__: each for each in (DiscreteProcess, EDMProcess, RectifiedFlowProcess, VPProcess)
+}
+"""What a network of another process was trained on, by name."""
 LARGEST = 1 << 24
 """Largest whole number among the arguments of a network."""
 MOST_NESTED = 8
@@ -90,6 +95,19 @@ def build_network(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.
     return network.eval().requires_grad_(False)
 
 
+def untrained_network(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a network whose weights come later, as a part of a model of diffusers.
+
+    Args:
+        spec: `class_path` and `init_args`.
+
+    Raises:
+        ValueError: if the class is not one of those that are built, or has no such argument.
+    """
+    network: nn.Module = _built(spec)
+    return network
+
+
 def _class_of(spec: Mapping[str, Any]) -> Any:
     """The class that a configuration names, if it is one of those that are built."""
     path = spec["class_path"]
@@ -109,6 +127,8 @@ def _class_of(spec: Mapping[str, Any]) -> Any:
     known = network_names()
     if room in ("", "scm_lightning") and name in known:
         return known[name]
+    if room in ("", "scm_lightning") and name in PROCESSES:
+        return PROCESSES[name]
     raise ValueError(
         f"networks that can be built of a file are {', '.join(known)}, with models of diffusers, "
         f"got {path:.60}{meant(name, known)}; give the network yourself, network=..."

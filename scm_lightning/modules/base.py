@@ -25,6 +25,7 @@ from scm_lightning.modules.given_options import (
     say_untrained,
 )
 from scm_lightning.modules.loaded_checkpoints import check_fits, name_in, update_names
+from scm_lightning.modules.moved_methods import MovedMethods
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, check_rates
 from scm_lightning.modules.outlook import say_outlook
 from scm_lightning.modules.sharding import shard
@@ -35,7 +36,7 @@ from scm_lightning.sampling import Draw, Samples
 from scm_lightning.storage.saved_run import METADATA_KEY
 
 
-class GenerativeModule(LightningModule, ABC):
+class GenerativeModule(LightningModule, MovedMethods, ABC):
     """A network trained on `Batch`es and sampled by `SampleRequest`s.
 
     Args:
@@ -52,18 +53,11 @@ class GenerativeModule(LightningModule, ABC):
         "samplers": "draws",
         "reference_samplers": "reference_draws",
     }
-    """Methods of version 0.3.0 that subclasses overrode, and where to do so now."""
 
     module_kind: str
     """Written into checkpoints, to tell one kind of run from the other."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if moved := sorted(cls.moved.keys() & vars(cls).keys()):
-            raise TypeError(
-                f"{cls.__name__}.{moved[0]} would not be called: since 0.4.0 it is "
-                f"{cls.moved[moved[0]]}; see CHANGELOG.md"
-            )
+    licence: str | None = None
+    """Licence of the weights that a run is made of, carried into what is made of it."""
 
     def __init__(
         self,
@@ -204,16 +198,17 @@ class GenerativeModule(LightningModule, ABC):
         self._is_left_out = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Count images; measure the first ones against `sigma_data`.
+        """Count images; measure the first ones against `sigma_data`, and the teacher on them.
 
         Raises:
-            ValueError: if their scale is another, or they are of classes or conditions that a
-                network does not know.
+            ValueError: if their scale is another, they are of classes or conditions that a network
+                does not know, or the teacher is of other data.
         """
         self.batch_checks.check_kind(batch, Batch)
         self.batch_checks.check_given(self, batch)
         self._images_in_step += len(batch.x0) * self.trainer.world_size
         self.batch_checks.check_scale(self, batch.x0)
+        self.batch_checks.check_teacher(self, batch)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the rate of the trained network, and `at_step`, where Lightning writes a row."""
@@ -290,6 +285,7 @@ class GenerativeModule(LightningModule, ABC):
             "averages": [average.profile.short_name for average in self.averages()],
             "optimizers": [class_name(each) for each in self.trainer.optimizers],
             **self.parts_of_run(),
+            **({} if self.licence is None else {"licence": self.licence}),
         }
 
     @classmethod
@@ -315,5 +311,6 @@ class GenerativeModule(LightningModule, ABC):
         """
         update_names(checkpoint)
         self._saved_optimizers = checkpoint.get(METADATA_KEY, {}).get("optimizers", [])
+        self.licence = checkpoint.get(METADATA_KEY, {}).get("licence", self.licence)
         own = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
         check_fits(checkpoint, self, own, self.parts_of_run())

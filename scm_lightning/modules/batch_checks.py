@@ -13,6 +13,7 @@ from torch import Tensor
 from scm_lightning.core import NULL_LABEL, Conditions
 from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.statistics import check_scale, sample_moments
+from scm_lightning.modules.teacher_look import check_first_batch
 from scm_lightning.networks.classes import check_labels, num_known_classes
 
 STATISTICS_SAMPLES = 256
@@ -31,6 +32,7 @@ class BatchChecks:
     def __init__(self, sigma_data: float) -> None:
         self.sigma_data = sigma_data
         self.first_samples: list[Tensor] | None = []
+        self._teacher_has_looked = False
         self._num_known_classes: int | None = None
         self._fitting_names: list[str] | None = None
 
@@ -144,3 +146,15 @@ class BatchChecks:
         warning = check_scale(moments, self.sigma_data, total)
         if warning is not None and trainer.is_global_zero:
             logger.warning(warning)
+
+    def check_teacher(self, module: Any, batch: Batch) -> None:
+        """Let the teacher of a student denoise the first batch; see `check_first_batch`.
+
+        Args:
+            module: a `GenerativeModule` in a trainer.
+            batch: data.
+        """
+        teacher = getattr(module, "teacher", None)
+        if teacher is not None and not self._teacher_has_looked:
+            check_first_batch(teacher, batch, module.path, module.trainer)
+        self._teacher_has_looked = True

@@ -17,8 +17,15 @@ from scm_lightning.data.batch import Batch, SampleRequest
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
+from scm_lightning.modules.starting import (
+    TEACHER,
+    Init,
+    begin,
+    check_teacher,
+    licence_of,
+    open_teacher,
+)
 from scm_lightning.modules.step_output import StepOutput
-from scm_lightning.modules.teacher import check_teacher, prepare_teacher
 from scm_lightning.networks.condition_names import ConditionNames, condition_names
 from scm_lightning.networks.shapes import check_takes_end
 from scm_lightning.objectives import (
@@ -55,10 +62,12 @@ class ConsistencyModule(GenerativeModule):
         velocity: `PairVelocity` makes it consistency training (sCT), `TeacherVelocity`
             consistency distillation (sCD).
         teacher: a checkpoint of a `DiffusionModule` run, whose averaged weights are loaded into a
-            copy of the student; or any network F; or None.
+            copy of the student; or any network F, those of `scm_lightning.teachers` among them; or
+            None.
         objective: what the student is trained for; None for `Consistency()`, Algorithm 1.
-        start_from_teacher: whether the student starts with the teacher's weights, as the paper's
-            does in sCT and sCD. Set to false for a student of another architecture.
+        init: weights that the student begins with: "teacher" for the teacher's, as the paper's does
+            in sCT and sCD; a checkpoint or export; a network; or None for random ones. Those that
+            fit are copied, and the others named.
         path: owner of `sigma_data`.
         guidance: scales that the teacher is guided by while the student learns them as an input;
             the student is built with `guided: true`, the teacher trained with dropped labels. None
@@ -94,7 +103,7 @@ class ConsistencyModule(GenerativeModule):
         velocity: Velocity = PairVelocity(),
         teacher: str | nn.Module | None = None,
         objective: Objective | None = None,
-        start_from_teacher: bool = True,
+        init: Init = TEACHER,
         path: TrigFlow = TrigFlow(),
         guidance: GuidanceProposal | None = None,
         terms: Sequence[Term] = (),
@@ -105,16 +114,17 @@ class ConsistencyModule(GenerativeModule):
     ) -> None:
         if not isinstance(objective, Objective | None):
             raise ValueError(
-                f"objective must be an Objective, got {objective!r}; start_from_teacher comes "
-                "after it"
+                f"objective must be an Objective, got {objective!r}; init comes after it"
             )
         if not isinstance(guidance, GuidanceProposal | None):
             raise ValueError(
                 f"guidance must be the scales to train at, GuidanceProposal(low, high), got "
                 f"{guidance!r}; one scale to sample at is guidance of sampling"
             )
-        teacher = prepare_teacher(teacher, student, path, start_from_teacher)
+        teacher = open_teacher(teacher, student, path)
+        begun = begin(student, init, teacher, path)
         super().__init__(student, path, optimizer, lr_schedule, ema)
+        self.licence = licence_of(teacher, begun)
         self.student = student
         self.objective = Consistency() if objective is None else objective
         self.velocity_source = velocity

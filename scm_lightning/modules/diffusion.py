@@ -13,6 +13,7 @@ from scm_lightning.data.batch import Batch
 from scm_lightning.modules.base import GenerativeModule
 from scm_lightning.modules.ema import EMAProfile, HalfLife
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, parameter_group
+from scm_lightning.modules.starting import TEACHER, Init, begin, licence_of
 from scm_lightning.modules.step_output import StepOutput
 from scm_lightning.networks import WeightingHead
 from scm_lightning.networks.classes import reads_no_labels
@@ -45,9 +46,12 @@ class DiffusionModule(GenerativeModule):
         ema: profile of the averaged copy that is sampled from and that students start from; or
             several profiles, of which the first is that one; see `GenerativeModule`.
         sampling: how it is sampled in validation, test and predict.
+        init: weights that the network begins with: a checkpoint or export; a network, those of
+            `scm_lightning.teachers` among them; or None for random ones. Those that fit are copied,
+            and the others named.
 
     Raises:
-        ValueError: if an option is unknown or out of range.
+        ValueError: if an option is unknown or out of range, or `init` has no such weights.
 
     Source: arXiv 2410.11081, Section 3.1 and Appendix G.
     """
@@ -67,6 +71,7 @@ class DiffusionModule(GenerativeModule):
         lr_schedule: ScheduleFactory | None = None,
         ema: EMAProfile | list[EMAProfile] = HalfLife(),
         sampling: DiffusionSampling = DiffusionSampling(),
+        init: Init = None,
     ) -> None:
         given = condition_dropout
         probabilities = given.values() if isinstance(given, dict) else [given]
@@ -76,7 +81,13 @@ class DiffusionModule(GenerativeModule):
                 "paper: 0.1"
             )
         check_head(weighting, weighting_lr)
+        if init == TEACHER:
+            raise ValueError(
+                "init must be a file or a network, a diffusion model has no teacher; got teacher"
+            )
+        begun = begin(network, init, None, path)
         super().__init__(network, path, optimizer, lr_schedule, ema)
+        self.licence = licence_of(begun)
         self.network = network
         self.weighting_head = WeightingHead() if weighting == "learned" else None
         self.weighting_lr = weighting_lr

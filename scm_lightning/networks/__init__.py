@@ -15,6 +15,7 @@ from scm_lightning.networks.mlp import MLP
 from scm_lightning.networks.model_map import ModelMap
 from scm_lightning.networks.model_times import DiscreteTime, FlowTime, radians
 from scm_lightning.networks.norms import AdaptiveDoubleNorm, pixel_norm
+from scm_lightning.networks.parametrized import ParametrizedNetwork
 from scm_lightning.networks.time_embedding import (
     PositionalEmbedding,
     TimeEmbedding,
@@ -36,6 +37,7 @@ __all__ = [
     "FlowTime",
     "GuidanceEmbedding",
     "ModelMap",
+    "ParametrizedNetwork",
     "PositionalEmbedding",
     "PreciseLinear",
     "TimeEmbedding",

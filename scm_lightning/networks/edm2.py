@@ -5,28 +5,35 @@ r"""The EDM2 U-Net (configuration G), changed for consistency training.
 
 Every level after the first halves the pixels; the encoder's outputs are joined into the decoder.
 All layers keep the magnitude of what goes through them. Changed are the embedding of t, which is
-positional and of t itself, and the adaptive double normalization in every block. Weights are meant
-to be normalised after every optimizer step: see `normalize_weights`.
+positional and of t itself, and the adaptive double normalization in every block; options bring back
+EDM2's own, for its published weights. Weights are meant to be normalised after every optimizer
+step: see `normalize_weights`.
 Source: EDM2, arXiv 2312.02696, configuration G and Table 6; arXiv 2410.11081, Sections 4.1 and 5.
 Axes: B batch, C channels, H and W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from scm_lightning.core import at_least_float32
-from scm_lightning.networks.edm2_blocks import EDM2Block, MPConditioning
-from scm_lightning.networks.magnitude import MPConv2d, mp_concat
+from scm_lightning.networks.edm2_blocks import (
+    EDM2Block,
+    GainModulation,
+    MPConditioning,
+    MPDoubleNorm,
+    UnscaledDoubleNorm,
+)
+from scm_lightning.networks.magnitude import MPConv2d, edm2_normalize, mp_concat, take_norm
 from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape
 from scm_lightning.networks.time_embedding import TimeEmbedding
 
-EDM2_SIZES = {"S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
-"""`model_channels` of the paper's sizes: 280, 498, 778, 1119 and 1523 million parameters on
-ImageNet 512 (arXiv 2410.11081, Table 5)."""
-
-
+EDM2_SIZES = {"XXS": 64, "XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
+"""`model_channels` of EDM2's sizes; from S on the paper's: 280, 498, 778, 1119 and 1523 million
+parameters on ImageNet 512 (arXiv 2410.11081, Table 5)."""
 ATTENTION_PIXELS = (16, 8)
 """Sides of the paper's levels with attention."""
 
@@ -50,11 +57,17 @@ class EDM2UNet(nn.Module):
         dropout_pixels: only levels whose longer side is at most this drop activations.
         shift: whether the embedding shifts the activations of a block, besides scaling them. The
             paper's equation has a shift, its parameter counts leave no room for one.
+        modulation: how the embedding acts in a block. "double" is the paper's double
+            normalization; "unscaled" adds a shift that is not balanced by 1 / sqrt(2), edm2_sCM's;
+            "gain" is EDM2's own, without any normalization.
+        exact_norm: whether to normalise with EDM2's own constant beside the root, as its published
+            weights expect; the default is smooth, and differs by 1e-4 in every layer.
         time_embedding: how the network sees the times.
 
     Raises:
         ValueError: if the pixels cannot be halved as often as there are levels, the heads do not
-            divide the channels, or no level has a size that is to attend or drop.
+            divide the channels, no level has a size that is to attend or drop, or a shift is asked
+            of another modulation than "double".
     """
 
     def __init__(
@@ -72,6 +85,8 @@ class EDM2UNet(nn.Module):
         dropout_pixels: int = 16,
         shift: bool = False,
         time_embedding: TimeEmbedding = TimeEmbedding(),
+        modulation: Literal["double", "unscaled", "gain"] = "double",
+        exact_norm: bool = False,
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
@@ -96,13 +111,16 @@ class EDM2UNet(nn.Module):
         ]
         rates = [dropout if side <= dropout_pixels else 0.0 for side in sides]
         levels = list(zip(widths, heads, rates, strict=True))
+        norm = _modulation(modulation, shift)
         self.input = MPConv2d(self.data_shape[0] + 1, widths[0], 3)
-        self.encoder = _encoder(levels, num_blocks, emb, shift)
+        self.encoder = _encoder(levels, num_blocks, emb, norm)
         self.decoder, self.joins = _decoder(
-            levels, num_blocks, emb, shift, _num_heads(widths[-1], channels_per_head)
+            levels, num_blocks, emb, norm, _num_heads(widths[-1], channels_per_head)
         )
         self.output = MPConv2d(widths[0], self.data_shape[0], 3)
         self.out_gain = nn.Parameter(torch.zeros(1))
+        if exact_norm:
+            take_norm(self, edm2_normalize)
 
     def forward(
         self,
@@ -144,25 +162,42 @@ class EDM2UNet(nn.Module):
 
 Level = tuple[int, int, float]
 """Channels, attention heads and dropout of a level."""
+Modulation = Callable[[int, int], nn.Module]
+"""Layer of (channels, emb_channels) by which the embedding acts."""
 
 
-def _encoder(levels: list[Level], num_blocks: int, emb: int, shift: bool) -> nn.ModuleList:
+def _modulation(name: str, shift: bool) -> Modulation:
+    """Kind of layer by its name."""
+    if shift and name != "double":
+        raise ValueError(
+            f"shift belongs to modulation 'double', got it with {name!r}; leave it out: 'unscaled' "
+            "has a shift of its own, 'gain' none"
+        )
+    layers: dict[str, Modulation] = {
+        "double": partial(MPDoubleNorm, shift=shift),
+        "unscaled": UnscaledDoubleNorm,
+        "gain": GainModulation,
+    }
+    return layers[name]
+
+
+def _encoder(levels: list[Level], num_blocks: int, emb: int, norm: Modulation) -> nn.ModuleList:
     """Blocks on the way down; the output of each is joined into the decoder."""
     blocks = nn.ModuleList()
     width = levels[0][0]
     for index, (channels, heads, dropout) in enumerate(levels):
         if index:
             blocks.append(
-                EDM2Block(width, width, emb, "encoder", "down", dropout=dropout, shift=shift)
+                EDM2Block(width, width, emb, "encoder", "down", dropout=dropout, modulation=norm)
             )
         for _ in range(num_blocks):
-            blocks.append(EDM2Block(width, channels, emb, "encoder", "keep", heads, dropout, shift))
+            blocks.append(EDM2Block(width, channels, emb, "encoder", "keep", heads, dropout, norm))
             width = channels
     return blocks
 
 
 def _decoder(
-    levels: list[Level], num_blocks: int, emb: int, shift: bool, middle_heads: int
+    levels: list[Level], num_blocks: int, emb: int, norm: Modulation, middle_heads: int
 ) -> tuple[nn.ModuleList, list[bool]]:
     """Blocks on the way up, and whether an output of the encoder is joined to a block's input."""
     # What the encoder left: its input layer's output, then a level's blocks and the one going down.
@@ -175,17 +210,15 @@ def _decoder(
         if index == len(levels) - 1:
             for middle in (middle_heads, 0):
                 blocks.append(
-                    EDM2Block(width, width, emb, "decoder", "keep", middle, dropout, shift)
+                    EDM2Block(width, width, emb, "decoder", "keep", middle, dropout, norm)
                 )
                 joins.append(False)
         else:
-            blocks.append(EDM2Block(width, width, emb, "decoder", "up", 0, dropout, shift))
+            blocks.append(EDM2Block(width, width, emb, "decoder", "up", 0, dropout, norm))
             joins.append(False)
         for _ in range(num_blocks + 1):
             joined = width + skips.pop()
-            blocks.append(
-                EDM2Block(joined, channels, emb, "decoder", "keep", heads, dropout, shift)
-            )
+            blocks.append(EDM2Block(joined, channels, emb, "decoder", "keep", heads, dropout, norm))
             joins.append(True)
             width = channels
     return blocks, joins

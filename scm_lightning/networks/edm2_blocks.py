@@ -4,27 +4,31 @@ r"""Blocks of the EDM2 U-Net, changed for consistency training.
     residual branch    y = conv2(dropout(mp_silu(norm(conv1(mp_silu(x)), emb))))
     norm(h, emb)       = normalize(h) * pnorm(s(emb))                              without shift
                        = (normalize(h) * pnorm(s(emb)) + pnorm(b(emb))) / sqrt(2)  with shift
+                       =  normalize(h) * pnorm(s(emb)) + pnorm(b(emb))             unscaled
+                       = h * (1 + gain s(emb))                                     gain
     block              x <- mp_sum(x, y, 0.3),  then x <- mp_sum(x, attention(x), 0.3)
     embedding          emb = mp_silu(mp_sum(time, class, 0.5)),  class = 0 for no class
-    time               sqrt(2) positional features, of unit mean square, through a linear layer
+    time               sqrt(2) features, of unit mean square, through a linear layer
 
-The adaptive double normalization stands where EDM2 has h * (gain s(emb) + 1). The paper does not
-say how it sits in this block; without shift the networks have the paper's parameter counts.
+The adaptive double normalization stands where EDM2 has a gain. The paper does not say how it sits
+in this block; without shift the networks have the paper's parameter counts. "Unscaled" is that of
+the public reimplementation edm2_sCM.
 Source: EDM2, arXiv 2312.02696, configuration G; arXiv 2410.11081, Section 4.1.
 Axes: B batch, C channels, H and W pixels, L = H W tokens, D channels of a head.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
-from scm_lightning.core import NULL_LABEL
+from scm_lightning.core import NULL_LABEL, at_least_float32
 from scm_lightning.networks.classes import ClassConditioning
 from scm_lightning.networks.embeddings import GuidanceEmbedding, check_conditions
-from scm_lightning.networks.magnitude import MPConv2d, MPLinear, mp_silu, mp_sum, normalize
+from scm_lightning.networks.magnitude import MPConv2d, MPLinear, Normalizing, mp_silu, mp_sum
 from scm_lightning.networks.time_embedding import TimeEmbedding
 
 BALANCE = 0.3
@@ -92,7 +96,7 @@ class MPConditioning(ClassConditioning):
         emb: Tensor = self.time(features)
         if self.label is not None:
             # Without a class the time alone is scaled as if there were one.
-            classes = 0.0 * emb if labels is None else self.label(self._one_hot(labels))
+            classes = 0.0 * emb if labels is None else self.label(self._one_hot(labels, emb.dtype))
             emb = mp_sum(emb, classes, 0.5)
         if self.guidance is not None and guidance is not None:
             emb = emb + self.guidance(guidance)
@@ -100,14 +104,14 @@ class MPConditioning(ClassConditioning):
             emb = emb + self.end(t_end)
         return mp_silu(emb)
 
-    def _one_hot(self, labels: Tensor) -> Tensor:
+    def _one_hot(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Unit mean square over the classes; zero for NULL_LABEL. (B,) to (B, num_classes)."""
         known = labels != NULL_LABEL
         one_hot = nn.functional.one_hot(torch.where(known, labels, 0), self.num_classes)
-        return (one_hot * known[:, None]).float() * math.sqrt(self.num_classes)
+        return (one_hot * known[:, None]).to(dtype) * math.sqrt(self.num_classes)
 
 
-class MPDoubleNorm(nn.Module):
+class MPDoubleNorm(Normalizing):
     """Adaptive double normalization of every pixel, without a bias anywhere.
 
     Args:
@@ -116,20 +120,56 @@ class MPDoubleNorm(nn.Module):
         shift: whether the embedding shifts the activations too.
     """
 
-    def __init__(self, num_channels: int, emb_channels: int, shift: bool) -> None:
+    balance = 0.5**0.5
+    """Factor of the sum with a shift: unit variance again."""
+
+    def __init__(self, num_channels: int, emb_channels: int, shift: bool = False) -> None:
         super().__init__()
         self.scale = MPLinear(emb_channels, num_channels)
         self.shift = MPLinear(emb_channels, num_channels) if shift else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W), of the type of `x`."""
-        y = normalize(x) * normalize(self.scale(emb))[:, :, None, None]
+        y = self.normalize(x) * self.normalize(self.scale(emb))[:, :, None, None]
         if self.shift is not None:
-            y = (y + normalize(self.shift(emb))[:, :, None, None]) * 0.5**0.5
+            y = (y + self.normalize(self.shift(emb))[:, :, None, None]) * self.balance
         return y.to(x.dtype)
 
 
-class CosineAttention(nn.Module):
+class UnscaledDoubleNorm(MPDoubleNorm):
+    """Adaptive double normalization with a shift, of variance 2: edm2_sCM's.
+
+    Args:
+        num_channels: channels C of the activations.
+        emb_channels: channels of the embedding.
+    """
+
+    balance = 1.0
+
+    def __init__(self, num_channels: int, emb_channels: int) -> None:
+        super().__init__(num_channels, emb_channels, shift=True)
+
+
+class GainModulation(nn.Module):
+    """EDM2's own modulation of activations that are not normalised: h * (1 + gain s(emb)).
+
+    Args:
+        num_channels: channels C of the activations.
+        emb_channels: channels of the embedding.
+    """
+
+    def __init__(self, num_channels: int, emb_channels: int) -> None:
+        super().__init__()
+        self.linear = MPLinear(emb_channels, num_channels)
+        self.gain = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W), of the type of `x`."""
+        scale: Tensor = 1 + at_least_float32(self.gain) * self.linear(emb)
+        return x * scale[:, :, None, None].to(x.dtype)
+
+
+class CosineAttention(Normalizing):
     """Multi-head self-attention among pixels; queries, keys and values normalised per head.
 
     Args:
@@ -147,13 +187,13 @@ class CosineAttention(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         qkv = self.qkv(x)
         size = (qkv.shape[0], qkv.shape[2] * qkv.shape[3], 3, self.num_heads, -1)
-        qkv = normalize(qkv.permute(0, 2, 3, 1).reshape(size), dim=-1).to(qkv.dtype)
+        qkv = self.normalize(qkv.permute(0, 2, 3, 1).reshape(size), dim=-1).to(qkv.dtype)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, L, D) each
         y = attention(q, k, v).transpose(1, 2).reshape(x.shape[0], *x.shape[2:], -1)
         return self.out(y.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
 
-class EDM2Block(nn.Module):
+class EDM2Block(Normalizing):
     """Resampling, a residual branch of two convolutions, and attention.
 
     Args:
@@ -165,7 +205,7 @@ class EDM2Block(nn.Module):
         resample: "down" halves height and width first, "up" doubles them.
         num_heads: heads of the attention; 0 for none.
         dropout: probability of dropping an activation before the second convolution.
-        shift: whether the embedding shifts the activations too.
+        modulation: layer of (channels, emb_channels) by which the embedding acts.
     """
 
     def __init__(
@@ -177,7 +217,7 @@ class EDM2Block(nn.Module):
         resample: Literal["keep", "down", "up"] = "keep",
         num_heads: int = 0,
         dropout: float = 0.0,
-        shift: bool = False,
+        modulation: Callable[[int, int], nn.Module] = MPDoubleNorm,
     ) -> None:
         super().__init__()
         self.encodes = side == "encoder"
@@ -189,7 +229,7 @@ class EDM2Block(nn.Module):
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else MPConv2d(in_channels, out_channels, 1)
         self.conv1 = MPConv2d(out_channels if self.encodes else in_channels, out_channels, 3)
-        self.norm = MPDoubleNorm(out_channels, emb_channels, shift)
+        self.norm = modulation(out_channels, emb_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = MPConv2d(out_channels, out_channels, 3)
         self.attention = CosineAttention(out_channels, num_heads) if num_heads else None
@@ -199,7 +239,7 @@ class EDM2Block(nn.Module):
         x = self.resample(x)
         if self.encodes:
             x = self.skip(x)
-            x = normalize(x).to(x.dtype)
+            x = self.normalize(x).to(x.dtype)
         y = mp_silu(self.norm(self.conv1(mp_silu(x)), emb))
         if self.training and self.dropout.p:
             # On ones of a fixed layout: forward mode would draw another mask for channels last.
@@ -207,5 +247,6 @@ class EDM2Block(nn.Module):
         x = mp_sum(x if self.encodes else self.skip(x), self.conv2(y), BALANCE)
         if self.attention is not None:
             x = mp_sum(x, self.attention(x), BALANCE)
-        # Value and tangent are cut together; wider types need no limit, and pay nothing for it.
+        # Value and tangent are cut together; wider types need no limit, and pay nothing for it
+        # (EDM2 cuts there too, far beyond what its trained networks reach).
         return x.clamp(-LIMIT, LIMIT) if x.dtype == torch.float16 else x

@@ -7,8 +7,9 @@ r"""Parts that keep the magnitude of what goes through them: unit variance in, u
     layers             y = x * w / ||w||, one norm per output channel, no bias
     normalize(x)       = x / sqrt(mean of x^2 + eps^2),  eps = 1e-4
 
-EDM2 divides by ||x|| / sqrt(n) + 1e-4, which has no derivative at x = 0; the root above is smooth,
-has the same slope 1e4 there and differs by less than 1e-4 from it (ours).
+EDM2 divides by ||x|| / sqrt(n) + 1e-4, which has no second derivative at x = 0; the root above is
+smooth, has the same slope 1e4 there and differs by less than 1e-4 from it (ours). Networks with
+EDM2's weights can take its own: `take_norm`.
 The stored weights are brought back to unit variance after every optimizer step by
 `normalize_weights`, never in forward: then the step size of Adam is relative to the weights, and a
 forward changes nothing.
@@ -17,6 +18,7 @@ Axes: B batch, C channels, H and W pixels, n elements that a norm is taken over.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,37 @@ def normalize(x: Tensor, dim: int = 1) -> Tensor:
     """
     last = at_least_float32(x).movedim(dim, -1)
     return nn.functional.rms_norm(last, last.shape[-1:], eps=EPS**2).movedim(-1, dim)
+
+
+def edm2_normalize(x: Tensor, dim: int = 1) -> Tensor:
+    """Scale vectors to unit mean square as EDM2 does: eps = 1e-4 beside the root, not inside.
+
+    Args:
+        x: any tensor, the vectors along `dim`. (..., n, ...).
+        dim: axis of the vectors.
+
+    Returns:
+        The scaled vectors, in float32 or wider.
+
+    Source: arXiv 2312.02696, Appendix B.1.
+    """
+    x = at_least_float32(x)
+    # A number far below any other, for the slope of the root at zero.
+    root = (x.square().mean(dim, keepdim=True) + 1e-30).sqrt()
+    return x / (root + EPS)
+
+
+class Normalizing(nn.Module):
+    """Layer that normalises its weights or activations, smoothly unless `take_norm` was called."""
+
+    normalize: Callable[..., Tensor] = staticmethod(normalize)
+
+
+def take_norm(network: nn.Module, norm: Callable[..., Tensor]) -> None:
+    """Let every layer of a network normalise by `norm`: `normalize` or `edm2_normalize`."""
+    for module in network.modules():
+        if isinstance(module, Normalizing):
+            module.normalize = norm
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -83,7 +116,19 @@ def mp_concat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     return torch.cat([factor * (1 - t) / Na**0.5 * a, factor * t / Nb**0.5 * b], dim=1)
 
 
-class MPLinear(nn.Module):
+class NormalizedRows(Normalizing):
+    """Layer whose weights are used with norm 1 per output channel. (O, ...)."""
+
+    weight: nn.Parameter
+
+    def unit_rows(self) -> Tensor:
+        """Weights with norm 1 per output channel, in float32 or wider. (O, ...)."""
+        rows = self.weight.flatten(1)
+        unit: Tensor = self.normalize(rows) * rows.shape[1] ** -0.5
+        return unit.reshape(self.weight.shape)
+
+
+class MPLinear(NormalizedRows):
     """Linear layer with normalised weights, computed in float32 or wider under autocast too.
 
     Args:
@@ -99,10 +144,10 @@ class MPLinear(nn.Module):
         """Map (..., in_features) to (..., out_features)."""
         dtype = torch.promote_types(at_least_float32(x).dtype, self.weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return nn.functional.linear(x.to(dtype), _unit_rows(self.weight).to(dtype))
+            return nn.functional.linear(x.to(dtype), self.unit_rows().to(dtype))
 
 
-class MPConv2d(nn.Module):
+class MPConv2d(NormalizedRows):
     """Convolution with normalised weights, zero padding and the size of its input.
 
     Args:
@@ -118,7 +163,7 @@ class MPConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        weight = _unit_rows(self.weight).to(self.weight.dtype)
+        weight = self.unit_rows().to(self.weight.dtype)
         return nn.functional.conv2d(x, weight, padding=self.weight.shape[-1] // 2)
 
 
@@ -135,7 +180,7 @@ def normalize_weights(network: nn.Module) -> None:
     Source: arXiv 2312.02696, Section 2.3, forced weight normalization.
     """
     for module in network.modules():
-        if isinstance(module, (MPLinear, MPConv2d)):
+        if isinstance(module, NormalizedRows):
             _normalize_rows(module.weight)
 
 
@@ -147,10 +192,3 @@ def _normalize_rows(weight: Tensor) -> None:
     norm = torch.linalg.vector_norm(weight, dim=axes, keepdim=True, dtype=dtype)
     root = math.prod(weight.shape[1:]) ** 0.5
     weight.mul_(root / norm.clamp_min(torch.finfo(dtype).tiny ** 0.5))
-
-
-def _unit_rows(weight: Tensor) -> Tensor:
-    """Weights with norm 1 per output channel, in float32 or wider. (O, ...)."""
-    rows = weight.flatten(1)
-    unit: Tensor = normalize(rows) * rows.shape[1] ** -0.5
-    return unit.reshape(weight.shape)

@@ -69,6 +69,29 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class PhasedFourierEmbedding(nn.Module):
+    """Random Fourier features of a scalar, as EDM2's: cosines of random frequencies and phases.
+
+    Args:
+        num_channels: channels C of the result.
+
+    Source: arXiv 2312.02696, Eq. 75, without its factor sqrt(2).
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(num_channels))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(num_channels))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed one scalar per sample. (B,) to (B, C)."""
+        t = at_least_float32(t)
+        return (t[:, None] * self.frequencies.to(t.dtype) + self.phases.to(t.dtype)).cos()
+
+
 @dataclass(frozen=True)
 class TimeEmbedding:
     """Embedding of the time; the defaults are the paper's, the others what it replaced.
@@ -76,7 +99,7 @@ class TimeEmbedding:
     Args:
         transform: "identity" is c_noise = t. "log" is log(tan t) / 4, EDM's c_noise but for a
             constant; its derivative is infinite at 0 and pi/2.
-        features: "positional", or "fourier" of EDM's scale 16.
+        features: "positional", "fourier" of EDM's scale 16, or "mp_fourier", EDM2's.
         sigma_data: that of the path, with "log": EDM's own c_noise = log(sigma) / 4, where sigma =
             sigma_data tan t. None leaves out the constant log(sigma_data) / 4.
 
@@ -87,16 +110,16 @@ class TimeEmbedding:
     """
 
     transform: Literal["identity", "log"] = "identity"
-    features: Literal["positional", "fourier"] = "positional"
+    features: Literal["positional", "fourier", "mp_fourier"] = "positional"
     sigma_data: float | None = None
 
     def __post_init__(self) -> None:
         if self.transform not in ("identity", "log") or (
-            self.features not in ("positional", "fourier")
+            self.features not in ("positional", "fourier", "mp_fourier")
         ):
             raise ValueError(
-                "a time embedding has transform identity or log and features positional or "
-                f"fourier, got {self.transform} and {self.features}; the paper's are the first"
+                "a time embedding has transform identity or log, features positional, fourier or "
+                f"mp_fourier, got {self.transform} and {self.features}; the first are the paper's"
             )
         if self.sigma_data is not None and (self.transform != "log" or not self.sigma_data > 0):
             raise ValueError(
@@ -108,6 +131,8 @@ class TimeEmbedding:
         """Module from c_noise (B,) to features (B, num_channels)."""
         if self.features == "fourier":
             return FourierEmbedding(num_channels, scale=16.0)
+        if self.features == "mp_fourier":
+            return PhasedFourierEmbedding(num_channels)
         return PositionalEmbedding(num_channels)
 
     def c_noise(self, t: Tensor) -> Tensor:

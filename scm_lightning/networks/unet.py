@@ -23,6 +23,7 @@ from scm_lightning.networks.embeddings import Conditioning, condition_names
 from scm_lightning.networks.shapes import check_data_shape, check_levels, checked_shape, with_image
 from scm_lightning.networks.time_embedding import TimeEmbedding
 from scm_lightning.networks.unet_blocks import (
+    Norm,
     Resampling,
     ResidualBlock,
     convolution,
@@ -52,13 +53,16 @@ class UNet(nn.Module):
         text_channels: features D of the tokens of a text, to which the pixels attend wherever they
             attend to each other; 0 for none.
         image_channels: channels C' of an image that the network is given; 0 for none.
+        norm: norm that the embedding enters by: "double", the paper's; "affine_double", with
+            weights and biases of the norm before scale and shift; "additive", DDPM++'s own. The
+            last two are those of published networks.
 
     Attributes:
         condition_names: the conditions that the network is called with by name.
 
     Raises:
-        ValueError: if the pixels cannot be halved as often as there are levels, or no level has a
-            size that is to attend.
+        ValueError: if the pixels cannot be halved as often as there are levels, no level has a size
+            that is to attend, or the norm is unknown.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class UNet(nn.Module):
         time_embedding: TimeEmbedding = TimeEmbedding(),
         text_channels: int = 0,
         image_channels: int = 0,
+        norm: Norm = "double",
     ) -> None:
         super().__init__()
         self.data_shape = checked_shape(data_shape, model_channels, num_blocks)
@@ -86,7 +91,7 @@ class UNet(nn.Module):
                 f"divisible by {factor}, got {self.data_shape}; use fewer levels"
             )
         self.emb_channels = 4 * model_channels
-        self.dropout = dropout
+        self.dropout, self.norm = dropout, norm
         self.conditioning = Conditioning(
             self.emb_channels,
             num_classes,
@@ -162,6 +167,7 @@ class UNet(nn.Module):
             resampling,
             with_attention,
             self.token_channels,
+            self.norm,
         )
 
     def forward(

@@ -5,6 +5,8 @@ r"""Blocks of DDPM++, with adaptive double normalization in place of its additiv
     h = conv2(dropout(silu(double_norm(h, emb))))
     y = sqrt(1/2) (skip(resample(x)) + h);    with attention then  y = sqrt(1/2) (y + attend(y))
 
+or with the norms of published networks in place of double_norm.
+
 Resampling is by the box filter: the mean of four pixels down, a pixel four times up. The last
 layer of every branch starts at zero; what goes into a pixel norm does not. Attention to a text is
 added to that, y + attend(y, text): not scaled, it changes nothing at the start.
@@ -20,13 +22,31 @@ from torch import Tensor, nn
 
 from scm_lightning.autodiff import attention
 from scm_lightning.networks.cross_attention import CrossAttention
-from scm_lightning.networks.norms import AdaptiveDoubleNorm
+from scm_lightning.networks.norms import AdaptiveDoubleNorm, AdditiveNorm
 
 SKIP_SCALE = math.sqrt(0.5)
 """Factor that keeps the variance of a sum of two."""
 ATTENTION_GAIN = math.sqrt(0.2)
 """Factor of the first weights of queries, keys and values, beside Glorot's."""
 Resampling = Literal["none", "down", "up"]
+Norm = Literal["double", "affine_double", "additive"]
+
+
+def conditional_norm(norm: Norm, num_channels: int, emb_channels: int) -> nn.Module:
+    """Norm of activations (B, C, H, W) under an embedding (B, emb_channels).
+
+    Raises:
+        ValueError: if the norm is unknown.
+    """
+    groups = num_groups(num_channels)
+    if norm == "additive":
+        return AdditiveNorm(num_channels, emb_channels, groups)
+    if norm not in ("double", "affine_double"):
+        raise ValueError(
+            f"norm must be double (the paper's), affine_double or additive, got {norm}; set it to "
+            "one of these"
+        )
+    return AdaptiveDoubleNorm(num_channels, emb_channels, groups, affine=norm == "affine_double")
 
 
 def num_groups(num_channels: int) -> int:
@@ -116,6 +136,7 @@ class ResidualBlock(nn.Module):
         resampling: "down" halves the sides of the image, "up" doubles them.
         with_attention: whether the pixels of the result attend to each other.
         token_channels: channels of the tokens of a text that they then attend to; 0 for none.
+        norm: kind of the norm that the embedding enters by.
     """
 
     def __init__(
@@ -127,12 +148,13 @@ class ResidualBlock(nn.Module):
         resampling: Resampling = "none",
         with_attention: bool = False,
         token_channels: int = 0,
+        norm: Norm = "double",
     ) -> None:
         super().__init__()
         self.resampling = resampling
         self.norm1 = group_norm(in_channels)
         self.conv1 = convolution(in_channels, out_channels)
-        self.norm2 = AdaptiveDoubleNorm(out_channels, emb_channels, num_groups(out_channels))
+        self.norm2 = conditional_norm(norm, out_channels, emb_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = convolution(out_channels, out_channels, gain=0.0)
         same = in_channels == out_channels and resampling == "none"

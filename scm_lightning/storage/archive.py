@@ -32,7 +32,9 @@ COMMENT = re.compile(rb"scm_lightning step (\d{12}) sha256 ([0-9a-f]{64})")
 COMMENT_SIZE = 19 + 12 + 8 + 64
 HEX_SIZE = 64
 BLOCK = 1 << 22
-REFUSED = re.compile(r"WeightsUnpickler error: ([^\n]*?)(?:\. Please| by default|\n|$)")
+REFUSED = re.compile(
+    r"(?:WeightsUnpickler error: |\n(?=Trying to load ))([^\n]*?)(?:\. Please| by default|\.?\n|$)"
+)
 """Pattern of what is wrong with a file, before torch's advice to load it unrestricted."""
 SETTLED_NS = 2_000_000_000
 """Age from which a file's time would tell a change; clocks of file systems are coarse."""
@@ -219,7 +221,7 @@ def load_tensors(opened: BinaryIO, mmap: bool = False) -> Any:
         ValueError: if it is damaged, or holds what could run code; the message is the reason alone.
     """
     opened.seek(0)
-    by_number = f"/dev/fd/{opened.fileno()}"  # torch maps by a name only
+    by_number = f"/dev/fd/{opened.fileno()}" if mmap else ""  # torch maps by a name only
     mmap = mmap and os.path.exists(by_number)
     source: BinaryIO | str = by_number if mmap else opened
     try:

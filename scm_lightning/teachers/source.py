@@ -8,6 +8,7 @@ Axes: B batch, ... data axes.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -69,9 +70,18 @@ class SourceTeacher(ClassConditioning, ABC):
         return None
 
     def amplification(self) -> str:
-        """Name the error of the model that grows on the way to F, and the largest factor; or nothing.
+        """Name an error of the model that grows on the way to F, and by how much; empty if none.
 
         For a prediction of the noise, "its error is divided by cos t: up to 157 times".
+        """
+        return ""
+
+    def latents_misfit(self, mean: Sequence[float], std: Sequence[float]) -> str:
+        """Say in one clause why latents are not those that it was trained on; empty if not known.
+
+        Args:
+            mean: mean that is subtracted from a latent of the data, per channel.
+            std: standard deviation that it is divided by, per channel.
         """
         return ""
 

@@ -6,15 +6,20 @@ the same: layers that read the time's features do so only if both embed the time
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 LEAST_SHARE = 0.5
 """Share of a student's numbers that must come from elsewhere: less is another architecture."""
+MOST_NAMED = 8
+"""Most kinds of weights that are named as new."""
 OF_THE_TIME = ("time.", "position.", "augment.")
 """Parts of a module with a `time_embedding` that read the features of the time."""
+
+Weights = nn.Module | Mapping[str, Tensor]
+"""A network, or the weights of one by name, whose layers are not known."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,23 @@ class Transplant:
         reasons = Counter(
             f"{_kind(name)} ({reason})" for name, reason in self.left.items()
         ).most_common()
-        new = ", ".join(f"{count} {what}" if count > 1 else what for what, count in reasons)
+        named = [f"{count} {what}" if count > 1 else what for what, count in reasons[:MOST_NAMED]]
+        more = sum(count for _, count in reasons[MOST_NAMED:])
+        new = ", ".join([*named, *([f"{more} others"] if more else [])])
         return f"copied {len(self.tensors)} weights, {self.share:.1%} of the numbers" + (
             f"; new: {new}" if new else ""
         )
 
 
-def transplant(source: nn.Module, network: nn.Module) -> Transplant:
+def transplant(source: Weights, network: nn.Module) -> Transplant:
     """Find the weights of one network that another can start with.
 
     Args:
         source: whose weights they are.
         network: the network that is to start; it is not changed.
     """
-    theirs, own = source.state_dict(), network.state_dict()
+    theirs = source.state_dict() if isinstance(source, nn.Module) else source
+    own = network.state_dict()
     left: dict[str, str] = {}
     for name, weight in own.items():
         if reason := _misfit(name, weight, theirs, source, network):
@@ -61,13 +69,18 @@ def transplant(source: nn.Module, network: nn.Module) -> Transplant:
 
 
 def _misfit(
-    name: str, weight: Tensor, theirs: dict[str, Tensor], source: nn.Module, network: nn.Module
+    name: str, weight: Tensor, theirs: Mapping[str, Tensor], source: Weights, network: nn.Module
 ) -> str:
     """Reason why a weight can't be copied; empty if it can."""
     if name not in theirs:
         return "not in the source"
     if theirs[name].shape != weight.shape:
         return f"{list(theirs[name].shape)} in the source, {list(weight.shape)} here"
+    return _other_meaning(name, source, network) if isinstance(source, nn.Module) else ""
+
+
+def _other_meaning(name: str, source: nn.Module, network: nn.Module) -> str:
+    """Reason why a weight means something else in one of two networks; empty if it does not."""
     parts = name.split(".")[:-1]
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
@@ -78,8 +91,6 @@ def _misfit(
         is_of_time = name.removeprefix(f"{path}.").startswith(OF_THE_TIME)
         if is_of_time and embeds != getattr(other, "time_embedding", None):
             return "another embedding of the time"
-    if not bool(torch.isfinite(theirs[name]).all()):
-        return "not finite in the source"
     return ""
 
 

@@ -30,7 +30,7 @@ def consistency(student, velocity, teacher=None, method="dual", **options):
         student,
         velocity,
         teacher,
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         # Costs of a step alone.
         objective=Consistency(tangents=TangentComputer(method, check=False)),

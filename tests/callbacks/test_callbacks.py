@@ -16,11 +16,11 @@ from tiny import loader, trainer
 from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import Checkpoints, Diagnostics, SampleGrids
 from scm_lightning.callbacks.diagnostics import TIME_EDGES
-from scm_lightning.data.pictures import captioned_rows, image_grid
 from scm_lightning.callbacks.report import metrics_content, score_table
 from scm_lightning.callbacks.run import shards_of
 from scm_lightning.callbacks.run_log import RunLog
 from scm_lightning.core import TangentWarmup
+from scm_lightning.data.pictures import captioned_rows, image_grid
 from scm_lightning.metrics import FeatureExtractor, Features, Score
 from scm_lightning.modules import FlatCosine
 from scm_lightning.networks import MLP

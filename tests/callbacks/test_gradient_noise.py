@@ -77,7 +77,7 @@ def test_the_exact_student_has_no_tangent_and_a_known_derivative(tmp_path):
         ExactStudent(),
         TeacherVelocity(),
         ExactTeacher(),
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         objective=Consistency(warmup=TangentWarmup(0)),
     )

@@ -14,9 +14,9 @@ from scm_lightning import ConsistencyModule
 from scm_lightning.callbacks import SampleGrids, SampleMetrics
 from scm_lightning.callbacks import grids as grids_module
 from scm_lightning.callbacks.grids import heldout_of
-from scm_lightning.data.pictures import captioned_rows, image_grid, moving_rows
 from scm_lightning.callbacks.sweep import report_sweep
 from scm_lightning.data import SampleRequest, Shards
+from scm_lightning.data.pictures import captioned_rows, image_grid, moving_rows
 from scm_lightning.metrics import DigitFeatures, Score
 from scm_lightning.networks import MLP
 from scm_lightning.sampling import FewStepSampling, SamplerSweep

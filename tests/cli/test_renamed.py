@@ -57,7 +57,7 @@ def test_a_kept_configuration_is_translated_whole(capsys):
         "sweep": None,
     }
     assert found["terms"] == []
-    kept = {"student", "velocity", "teacher", "start_from_teacher", "path", "guidance"}
+    kept = {"student", "velocity", "teacher", "init", "path", "guidance"}
     kept |= {"optimizer", "lr_schedule", "ema", "objective", "sampling", "terms"}
     assert found.keys() == kept
     assert found["velocity"]["class_path"] == "scm_lightning.objectives.PairVelocity"
@@ -66,6 +66,14 @@ def test_a_kept_configuration_is_translated_whole(capsys):
     assert renamed({"model": {"init_args": found}}) == {"model": {"init_args": found}}
     student()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "teacher"), (False, None)])
+def test_a_configuration_of_0_5_says_what_a_student_begins_with(old, new):
+    options = {"student": {"class_path": "MLP"}, "objective": None, "start_from_teacher": old}
+    found = renamed({"model": {"class_path": "ConsistencyModule", "init_args": options}})
+    kept = {"student": {"class_path": "MLP"}, "objective": None, "init": new}
+    assert found["model"]["init_args"] == kept
 
 
 def test_options_choose_the_objective():
@@ -151,7 +159,7 @@ def test_a_mean_flow_module_is_a_student_of_that_objective(capsys):
     assert model["class_path"] == "scm_lightning.modules.ConsistencyModule"
     found = model["init_args"]
     assert found["student"] == {"class_path": "x"}
-    assert found["start_from_teacher"] is False
+    assert found["init"] is None
     assert found["optimizer"]["class_path"] == "torch.optim.Adam"
     assert found["objective"] == {
         "class_path": "scm_lightning.objectives.MeanFlow",

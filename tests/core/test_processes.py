@@ -2,17 +2,20 @@
 """Other processes: one pair (x0, eps) pushed through each gives the same x_t, velocity and F."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from scm_lightning.core import (
+    DiscreteProcess,
     EDMProcess,
     F_from_eps,
     RectifiedFlowProcess,
     TrigFlow,
     VPProcess,
     expand_time,
+    linear_alphas_bar,
 )
 
 PATH = TrigFlow(sigma_data=0.7)
@@ -90,3 +93,101 @@ def test_vp_is_the_integral_of_beta():
     integral = torch.cat([torch.zeros(1).double(), torch.cumulative_trapezoid(beta, time)])
     torch.testing.assert_close(process.alpha(time) ** 2, (-integral).exp())
     torch.testing.assert_close(process.sigma(time) ** 2, 1 - (-integral).exp())
+
+
+LINEAR = linear_alphas_bar()
+ZERO_SNR = (*(0.9 - 0.8 * n / 9 for n in range(10)), 0.0)
+DISCRETE = (
+    DiscreteProcess(PATH, LINEAR),
+    DiscreteProcess(PATH, linear_alphas_bar(8.5e-4, 1.2e-2, root=True)),
+    DiscreteProcess(PATH, ZERO_SNR),
+)
+PROCESSES = (RectifiedFlowProcess(PATH), VPProcess(PATH), EDMProcess(PATH), *DISCRETE)
+
+
+def ends(process, predicts):
+    """Angles from one end of a process to the other, as near as a prediction says something."""
+    if isinstance(process, DiscreteProcess):
+        last = len(process.alphas_bar) - 1
+        if predicts == "epsilon" and process.ends_in_noise:
+            last -= 1
+        whole = process.t_from_time(torch.tensor([0.0, last]).double()).tolist()
+    else:
+        bounded = isinstance(process, EDMProcess) or predicts == "epsilon"
+        whole = [1e-5 if predicts == "sample" else 0.0, T_MAX if bounded else math.pi / 2]
+    return torch.linspace(*whole, 9, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "predicts", ["epsilon", "sample", "v_prediction", "flow_prediction", "edm"]
+)
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda each: type(each).__name__)
+def test_the_best_prediction_of_gaussian_data_is_the_known_F(randn, process, predicts):
+    """Closed form: E[x0 | x'] of data N(0, s^2), mixed with E[eps | x'] as the prediction says."""
+    process = replace(process, predicts=predicts)
+    if predicts == "v_prediction" and not isinstance(process, DiscreteProcess | VPProcess):
+        return  # it is that of alpha^2 + sigma^2 = 1
+    t, data_std = ends(process, predicts), 0.4
+    u = randn(9, 3, 2)
+    time, angle = process.time_from_t(t), expand_time(t, u)
+    x = process.x_from_trigflow(PATH.sigma_data * u, t)
+    alpha, sigma = (expand_time(f(time), u) for f in (process.alpha, process.sigma))
+    variance = alpha**2 * data_std**2 + sigma**2
+    x0, eps = alpha * data_std**2 / variance * x, sigma / variance * x
+    mixed = {
+        "epsilon": eps,
+        "sample": x0,
+        "v_prediction": alpha * eps - sigma * x0,
+        "flow_prediction": eps - x0,
+        "edm": angle.sin() * x0 / PATH.sigma_data - angle.cos() * eps,
+    }[predicts]
+    known = angle.cos() ** 2 * data_std**2 + angle.sin() ** 2 * PATH.sigma_data**2
+    F = angle.cos() * angle.sin() * (PATH.sigma_data**2 - data_std**2) / known * u
+    found = process.F_from_prediction(mixed, x, t)
+    exact = 1e-11 * float(process.amplification(t).max())
+    torch.testing.assert_close(found, F, rtol=0, atol=max(exact, 1e-11))
+
+
+@pytest.mark.parametrize("process", DISCRETE, ids=["linear", "scaled", "zero SNR"])
+def test_a_discrete_process_is_exact_at_whole_steps_and_inverts_between(process):
+    kept = torch.tensor(process.alphas_bar, dtype=torch.float64)
+    whole = torch.arange(len(kept)).double()
+    torch.testing.assert_close(process.alpha(whole), kept.sqrt(), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(process.sigma(whole), (1 - kept).sqrt(), rtol=1e-12, atol=0)
+    t = torch.atan2((1 - kept).sqrt(), PATH.sigma_data * kept.sqrt())
+    torch.testing.assert_close(process.time_from_t(t), whole, rtol=1e-12, atol=1e-9)
+    between = torch.linspace(0, len(kept) - 1.001, 77, dtype=torch.float64)
+    back = process.time_from_t(process.t_from_time(between))
+    torch.testing.assert_close(back, between, rtol=0, atol=1e-9)
+    beyond = torch.tensor([1e-9, math.pi / 2], dtype=torch.float64)
+    torch.testing.assert_close(
+        process.time_from_t(beyond), torch.tensor([0, len(kept) - 1]).double(), rtol=0, atol=1e-9
+    )
+
+
+def test_between_steps_the_logarithm_of_the_ratio_is_linear_and_before_all_noise_its_inverse_is():
+    first, last = DISCRETE[0], DISCRETE[2]
+    steps = torch.tensor([500.0, 500.5, 501.0]).double()
+    ratio = (first.sigma(steps) / first.alpha(steps)).log()
+    torch.testing.assert_close(ratio[1], (ratio[0] + ratio[2]) / 2, rtol=1e-12, atol=0)
+    steps = torch.tensor([9.0, 9.5, 10.0]).double()
+    inverse = last.alpha(steps) / last.sigma(steps)
+    torch.testing.assert_close(inverse[1], (inverse[0] + inverse[2]) / 2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("table", [(0.5,), (0.5, 0.5), (1.0, 0.5), (0.5, -0.1), (0.3, 0.4)])
+def test_a_table_that_does_not_fall_is_refused(table):
+    with pytest.raises(ValueError, match="alphas_bar must be two or more numbers that fall"):
+        DiscreteProcess(PATH, table)
+
+
+def test_only_noise_and_data_amplify_an_error():
+    t = torch.tensor([0.05, 0.8, 1.5]).double()
+    for predicts, expected in [("epsilon", 1 / t.cos()), ("sample", 1 / t.sin())]:
+        process = DiscreteProcess(PATH, LINEAR, predicts=predicts)
+        torch.testing.assert_close(process.amplification(t), expected)
+    most = 1 / PATH.sigma_data
+    assert float(RectifiedFlowProcess(PATH).amplification(t).max()) < most
+    assert (
+        float(DiscreteProcess(PATH, LINEAR, predicts="v_prediction").amplification(t).max()) < most
+    )

@@ -177,7 +177,7 @@ def consistency(velocity, method, kind=ConsistencyModule, network=mlp):
         network(0),
         velocity,
         network(7),
-        start_from_teacher=False,
+        init=None,
         path=NoiseOfTheData(SIGMA_DATA),
         objective=Consistency(
             tangents=TangentComputer(method),

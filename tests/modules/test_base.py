@@ -98,7 +98,7 @@ def test_the_second_network_of_vsd_is_forced_too():
         MagnitudePreserving(),
         TeacherVelocity(),
         wake(mlp(), seed=1),
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         terms=[AdaptiveVSD()],
     )

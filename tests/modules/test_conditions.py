@@ -58,7 +58,7 @@ def distilled(objective):
     """Only the teacher listens."""
     student = without_classes(wake(mlp(two_times=objective.two_times, **CLASSES)))
     teacher = wake(mlp(**CLASSES), 1)
-    return ConsistencyModule(student, TeacherVelocity(), teacher, objective, False, PATH)
+    return ConsistencyModule(student, TeacherVelocity(), teacher, objective, None, PATH)
 
 
 KINDS = {

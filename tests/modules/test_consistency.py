@@ -27,7 +27,7 @@ def one_step(velocity, randn, step=30, **options):
     teacher = wake(mlp(), seed=1)
     objective = Consistency(FixedTimes(T), warmup=TangentWarmup(40), **options)
     module = ConsistencyModule(
-        *(wake(mlp()), velocity, teacher, objective), start_from_teacher=False, path=PATH
+        *(wake(mlp()), velocity, teacher, objective), init=None, path=PATH
     ).double()
     wake(module.objective.weighting_head, seed=2)
     module._trainer = SimpleNamespace(global_step=step)
@@ -228,7 +228,7 @@ def test_distillation_on_gaussian_data_reaches_the_exact_function():
         network,
         TeacherVelocity(),
         ExactTeacher(),
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         objective=Consistency(
             TimeProposal(-1.0, 1.8), warmup=TangentWarmup(2000), weighting_lr=1e-2

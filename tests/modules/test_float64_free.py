@@ -38,7 +38,7 @@ class WithoutFloat64(TorchDispatchMode):
 
 def student(velocity, objective):
     network = mlp(two_times=objective.two_times)
-    return ConsistencyModule(network, velocity, wake(mlp()), objective, False, PATH)
+    return ConsistencyModule(network, velocity, wake(mlp()), objective, None, PATH)
 
 
 MODULES = {

@@ -79,7 +79,7 @@ def test_every_network_is_looked_at():
         mlp(num_classes=5),
         TeacherVelocity(),
         mlp(num_classes=4),
-        start_from_teacher=False,
+        init=None,
         path=PATH,
     )
     with pytest.raises(ValueError, match="the data have 5 classes, the network has 4"):

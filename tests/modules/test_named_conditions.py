@@ -54,7 +54,7 @@ class Student(nn.Module):
 
 
 def distilled(factor, objective):
-    options = {"start_from_teacher": False, "path": PATH, "objective": objective}
+    options = {"init": None, "path": PATH, "objective": objective}
     return ConsistencyModule(Student(factor), TeacherVelocity(), Teacher(), **options)
 
 
@@ -121,7 +121,7 @@ def test_samples_are_of_their_own_mean(randn):
     """The exact student in one step and in two, and the teacher by its solver."""
     sampling = FewStepSampling(teacher=DiffusionSampling(30))
     module = ConsistencyModule(
-        Student(), TeacherVelocity(), Teacher(), None, False, PATH, sampling=sampling
+        Student(), TeacherVelocity(), Teacher(), None, None, PATH, sampling=sampling
     ).double()
     mean = 10 * randn(5, 3)
     noise = SIGMA * randn(5, 3)

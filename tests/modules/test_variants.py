@@ -72,7 +72,7 @@ def test_discrete_training_tends_to_continuous(randn):
         for objective in (Consistency(), Discrete(num)):
             module = ConsistencyModule(
                 *(wake(mlp()), TeacherVelocity(), wake(mlp(), seed=1), objective),
-                start_from_teacher=False,
+                init=None,
                 path=PATH,
             )
             found.append(losses_and_gradients(prepared(module, t), batch))
@@ -254,7 +254,7 @@ def test_impossible_variants_are_refused():
         Discrete(8, warmup=TangentWarmup(kind="rcm"))
     segments = Segments(2)
     module = ConsistencyModule(
-        *(mlp(two_times=True), TeacherVelocity(), mlp(), segments, False, PATH),
+        *(mlp(two_times=True), TeacherVelocity(), mlp(), segments, None, PATH),
         terms=[AdaptiveVSD()],
     )
     with pytest.raises(ValueError, match=r"AdaptiveVSD calls the student as F\(u, t\)"):

@@ -57,7 +57,7 @@ def fitted(forward, conditions, module=DiffusionModule):
     network = network_of(forward)
     if module is ConsistencyModule:
         teacher = network_of(lambda self, u, t, labels=None, guidance=None: u)
-        module = module(network, TeacherVelocity(), teacher, None, False, PATH)
+        module = module(network, TeacherVelocity(), teacher, None, None, PATH)
     else:
         module = module(network, PATH)
     trainer(1).fit(module, DataLoader([batch], batch_size=None))
@@ -103,7 +103,7 @@ def test_options_that_name_other_conditions_are_refused_before_the_first_step():
     batch = Batch(PATH.sigma_data * torch.randn(5, 3), None, conditions=ZERO)
     network = network_of(TAKES_TEXT)
     sampling = FewStepSampling(teacher=DiffusionSampling(guidance={"tekst": 2.0}))
-    options = (None, False, PATH)
+    options = (None, None, PATH)
     modules = {
         "condition_dropout": DiffusionModule(network, PATH, condition_dropout={"tekst": 0.1}),
         "sampling.teacher.guidance": ConsistencyModule(

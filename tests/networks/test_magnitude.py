@@ -13,6 +13,7 @@ from scm_lightning.networks import normalize_weights, pixel_norm
 from scm_lightning.networks.magnitude import (
     MPConv2d,
     MPLinear,
+    edm2_normalize,
     mp_concat,
     mp_silu,
     mp_sum,
@@ -50,9 +51,12 @@ def test_normalize_stays_close_to_the_original_formula(randn, scale):
     root = x.norm(dim=1, keepdim=True) / math.sqrt(7)
     denominator = x / normalize(x)
     assert bool(((denominator - root > 0) & (denominator - root <= 1e-4)).all())
+    torch.testing.assert_close(edm2_normalize(x), x / (1e-4 + root))
+    torch.testing.assert_close(edm2_normalize(x.T, dim=0).T, x / (1e-4 + root))
 
 
-def test_normalize_has_a_derivative_at_zero(randn):
+@pytest.mark.parametrize("normalize", [normalize, edm2_normalize])
+def test_normalize_has_a_derivative_at_zero(randn, normalize):
     """Slope 1e4, where ||x|| itself has none; forward, reverse and by dual numbers."""
     zero, direction = torch.zeros(5, 7, dtype=torch.float64, requires_grad=True), randn(5, 7)
     _, tangent = torch.func.jvp(normalize, (zero,), (direction,))

@@ -13,6 +13,7 @@ from scm_lightning.autodiff import TangentComputer
 from scm_lightning.autodiff.dual import fallback_calls
 from scm_lightning.core import Bound
 from scm_lightning.networks import TimeEmbedding, UNet, pixel_norm
+from scm_lightning.networks.norms import AdditiveNorm
 from scm_lightning.networks.unet_blocks import PixelAttention, ResidualBlock
 
 SIGMA_DATA = 0.7
@@ -58,6 +59,8 @@ def test_number_of_parameters(paper):
     linear, norm = 512 * 256 + 256, 2 * 256
     assert size(paper) == 55_733_891 + 33 * (linear - norm) == 60_050_819
     assert size(paper) - size(paper.conditioning.augment) == 60_049_667
+    with torch.device("meta"):
+        assert size(UNet((3, 32, 32), augment_channels=9, norm="additive")) == 55_733_891
 
 
 def test_blocks_of_the_paper(paper):
@@ -123,9 +126,18 @@ def written_out(block, x, emb):
     norm = block.norm1
     h = group_norm(x, norm) * image(norm.weight[None]) + image(norm.bias[None])
     h = block.conv1(resample(silu(h)))
-    s = pixel_norm(emb @ block.norm2.scale.weight.T + block.norm2.scale.bias)
-    b = pixel_norm(emb @ block.norm2.shift.weight.T + block.norm2.shift.bias)
-    h = block.conv2(silu(group_norm(h, block.norm2) * image(s) + image(b)))
+    norm = block.norm2
+    if isinstance(norm, AdditiveNorm):
+        h = group_norm(h + image(emb @ norm.added.weight.T + norm.added.bias), norm)
+        h = h * image(norm.weight[None]) + image(norm.bias[None])
+    else:
+        s = pixel_norm(emb @ norm.scale.weight.T + norm.scale.bias)
+        b = pixel_norm(emb @ norm.shift.weight.T + norm.shift.bias)
+        h = group_norm(h, norm)
+        if norm.weight is not None:
+            h = h * image(norm.weight[None]) + image(norm.bias[None])
+        h = h * image(s) + image(b)
+    h = block.conv2(silu(h))
     y = (block.skip(resample(x)) + h) / math.sqrt(2)
     if block.attention is None:
         return y
@@ -143,8 +155,10 @@ def written_out(block, x, emb):
 @pytest.mark.parametrize("resampling", ["none", "down", "up"])
 @pytest.mark.parametrize("with_attention", [False, True])
 @pytest.mark.parametrize("out_channels", [8, 12])
-def test_a_block_written_out(randn, resampling, with_attention, out_channels):
-    block = wake(ResidualBlock(8, out_channels, 5, 0.4, resampling, with_attention)).double().eval()
+@pytest.mark.parametrize("norm", ["double", "affine_double", "additive"])
+def test_a_block_written_out(randn, resampling, with_attention, out_channels, norm):
+    block = ResidualBlock(8, out_channels, 5, 0.4, resampling, with_attention, norm=norm)
+    block = wake(block).double().eval()
     x, emb = randn(3, 8, 4, 6), randn(3, 5)
     torch.testing.assert_close(block(x, emb), written_out(block, x, emb))
     plain = isinstance(block.skip, nn.Identity)
@@ -193,6 +207,16 @@ def test_branches_say_nothing_at_the_start_and_conditions_do(randn):
     assert not network(randn(3, *SHAPE).float(), torch.ones(3)).any()
 
 
+def test_an_affine_norm_starts_as_the_plain_one(randn):
+    """Weights of one and biases of zero: the same states but for these, and the same F."""
+    plain, affine = small(), small(norm="affine_double")
+    missing, extra = affine.load_state_dict(wake(plain).state_dict(), strict=False)
+    assert not extra
+    assert {name.rsplit("norm2.")[1] for name in missing} == {"weight", "bias"}
+    u, t = randn(3, *SHAPE).float(), torch.tensor([0.1, 0.8, 1.5])
+    torch.testing.assert_close(affine.eval()(u, t), plain.eval()(u, t))
+
+
 def test_no_augmentation_is_labels_of_zeros(randn):
     """With a gradient, of zero, since DDP waits for that of every weight."""
     network = wake(small(augment_channels=9)).double().eval()
@@ -235,11 +259,20 @@ def derivative(method, network, randn_seed=0):
     return F.detach(), J, [parameter.grad.clone() for parameter in network.parameters()]
 
 
-@pytest.mark.parametrize(("attention_pixels", "dropout"), [((6,), 0.4), ((12, 6), 0.0)])
-def test_all_methods_agree_and_dual_numbers_have_every_rule(attention_pixels, dropout, randn):
+@pytest.mark.parametrize(
+    ("attention_pixels", "dropout", "norm"),
+    [
+        ((6,), 0.4, "double"),
+        ((12, 6), 0.0, "double"),
+        ((6,), 0.4, "affine_double"),
+        ((6,), 0.4, "additive"),
+    ],
+)
+def test_all_methods_agree_and_dual_numbers_have_every_rule(attention_pixels, dropout, norm, randn):
     network = small(
         attention_pixels=attention_pixels,
         dropout=dropout,
+        norm=norm,
         num_classes=3,
         guided=True,
         two_times=True,
@@ -272,6 +305,8 @@ def test_a_network_with_all_options_of_the_time_embedding(randn):
 def test_misfits_are_refused(randn):
     with pytest.raises(ValueError, match=r"3 levels takes images .* divisible by 4, got"):
         UNet((3, 32, 30))
+    with pytest.raises(ValueError, match=r"the paper.s., affine_double or additive, got no"):
+        small(norm="no")
     with pytest.raises(ValueError, match="divisible by 1, got"):
         UNet((32,), channel_mult=(1,))
     with pytest.raises(ValueError, match=r"without augmentation labels .* augment_channels to 9"):

@@ -190,6 +190,20 @@ def test_embeddings_that_the_paper_replaced_written_out():
     torch.testing.assert_close(features(T), torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+def test_the_features_of_edm2_written_out():
+    """cos(f c + phi), f of std 2 pi, phi anywhere on the circle: mean square 1/2 at any c."""
+    torch.manual_seed(0)
+    layer = TimeEmbedding("log", "mp_fourier").make_features(20_000)
+    f, phi = layer.frequencies.double(), layer.phases.double()
+    assert float(f.std()) == pytest.approx(2 * math.pi, rel=4 / 40_000**0.5)
+    assert 0 <= float(phi.min()) < 0.01
+    assert 6.27 < float(phi.max()) < 2 * math.pi
+    torch.testing.assert_close(layer(T), (T[:, None] * f + phi).cos())
+    torch.testing.assert_close(
+        layer(T).square().mean(1), torch.full((5,), 0.5).double(), atol=0.01, rtol=0
+    )
+
+
 @pytest.mark.parametrize(("transform", "sigma_data"), [("identity", 0.7), ("log", -0.7)])
 def test_time_embeddings_take_the_spread_of_the_data_for_log_sigma_alone(transform, sigma_data):
     with pytest.raises(ValueError, match="a positive sigma_data, and only with transform log"):

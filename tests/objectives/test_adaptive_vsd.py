@@ -173,7 +173,7 @@ def test_the_module_weighs_the_student_s_term_and_adds_both(randn):
         student,
         TeacherVelocity(),
         teacher,
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         guidance=GuidanceProposal(),
         terms=[vsd],
