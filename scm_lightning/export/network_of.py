@@ -42,7 +42,9 @@ def network_names() -> dict[str, type[nn.Module]]:
     return {
         name: each
         for name, each in own.items()
-        if isinstance(each, type) and issubclass(each, nn.Module)
+        if isinstance(each, type)
+        and issubclass(each, nn.Module)
+        and "u" in inspect.signature(each.forward).parameters
     }
 
 

@@ -53,9 +53,8 @@ def _number(given: int | str, names: Sequence[str]) -> int:
     if text.lstrip("-").isdecimal() and NULL_LABEL <= int(text) < len(names):
         return int(text)
     listed = ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
-    raise ValueError(
-        f"there is no class {text:.60}{meant(text, names, LIKENESS)}; the {len(names)} classes are {listed}"
-    )
+    near = "" if text.lstrip("-").isdecimal() else meant(text, names, LIKENESS)
+    raise ValueError(f"there is no class {text:.60}{near}; the {len(names)} classes are {listed}")
 
 
 def encoded(

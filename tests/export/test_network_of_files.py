@@ -80,7 +80,7 @@ HOSTILE = {
     "import": ({"class_path": "os.system", "init_args": {"command": "true"}}, "got os.system"),
     "class": ({"class_path": "torch.nn.Linear", "init_args": {}}, "networks that can be built"),
     "package": ({"class_path": "evil.MLP", "init_args": {}}, "got evil.MLP"),
-    "misspelt": ({"class_path": "MPL", "init_args": {}}, "did you mean MLP"),
+    "misspelt": ({"class_path": "UNett", "init_args": {}}, r"did you mean UNet\?"),
     "no_name": ({"class_path": 7, "init_args": {}}, "a class has a name"),
     "wide": (spec_of("MLP", model_channels=2**40), "arguments must be at most 16,777,216"),
     "wider": (spec_of("MLP", model_channels=2**23), "the weights are of another network"),

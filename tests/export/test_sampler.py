@@ -74,7 +74,7 @@ def test_samples_are_those_of_the_student(name, tmp_path):
         network,
         *([TeacherVelocity(), wake(MLP(**SMALL, num_classes=3))] if guided else []),
         objective=objective,
-        start_from_teacher=False,
+        init=None,
         path=PATH,
         guidance=proposal,
         sampling=FewStepSampling(**given),
