@@ -147,10 +147,17 @@ def _read_or_set_aside(saved: Path) -> tuple[dict[str, Any] | None, Collection[s
 
 
 def _refuse_reconstructed(file: Path) -> None:
-    """Refuse what `scm reconstruct` wrote, which lacks what a run continues with."""
+    """Refuse what `scm reconstruct` or `scm convert` wrote, which a run can't continue with."""
     if file.is_dir():
-        return  # a reconstruction is a file; to read a folder would load all of its weights
-    if "reconstructed" in Checkpoint(file).read(mmap=True).get(METADATA_KEY, {}):
+        return  # these are files; to read a folder would load all of its weights
+    metadata = Checkpoint(file).read(mmap=True).get(METADATA_KEY, {})
+    if "converted" in metadata:
+        raise ValueError(
+            f"a run cannot continue from {file}, which `scm convert` wrote: it has no optimizer's "
+            f"state; begin with it in a folder of its own: --model.init_args.init {file} "
+            "--trainer.default_root_dir FOLDER"
+        )
+    if "reconstructed" in metadata:
         raise ValueError(
             f"a run cannot continue from {file}, which `scm reconstruct` wrote to sample from; "
             "give a checkpoint of the run itself"

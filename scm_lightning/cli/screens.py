@@ -24,6 +24,7 @@ NEEDED = {
     "prepare": ("source", "out"),
     "reconstruct": ("run", "sigma_rel", "out"),
     "export": ("checkpoint", "out"),
+    "convert": ("source", "out"),
     "sample": ("checkpoint", "out"),
 }
 """Subcommands that are functions, in files of their names; the options that they need, in order."""
@@ -38,7 +39,6 @@ OTHER_WORDS = {
     "score": "test",
     "generate": "predict",
     "benchmark": "bench",
-    "convert": "export",
     "version": "--version",
 }
 """Names of the subcommands in other programs."""
@@ -78,6 +78,8 @@ scm_lightning {__version__}: continuous-time consistency models, from training t
   scm sample   [--checkpoint FILE.safetensors] [--out FILE.png]
                                a picture of its samples, by --classes, --n, --steps, --seed; without
                                a file, of the student of digits that comes with this package
+  scm convert  --source FILE.pkl --out FOLDER
+                               a network of edm2_sCM as a run, to test, to export, to go on from
   scm completion bash|zsh|fish
                                a script that lets the shell complete subcommands and options
 
@@ -158,6 +160,9 @@ def mistaken(words: Sequence[str]) -> str | None:
     command, *rest = words
     if command not in SUBCOMMANDS:
         return _not_a_subcommand(command, rest)
+    if command == "sample" and any(word.partition("=")[0] == "--config" for word in rest):
+        line = shlex.join(["scm", "predict", *rest])
+        return f"sample takes a network and no configuration; did you mean: {line}"
     given = list(takewhile(lambda word: not word.startswith("-"), rest))
     if not given or command == "completion":
         return None

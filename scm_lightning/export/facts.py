@@ -61,8 +61,8 @@ class StudentSampling:
         if known is not None and num_steps not in known:
             listed = " or ".join(filter(None, [", ".join(map(str, known[:-1])), str(known[-1])]))
             raise ValueError(
-                f"this network is sampled in {listed} steps, for which its file has times, got "
-                f"{num_steps}; give one of these numbers"
+                f"steps must be {listed}, the numbers that this network has times for, got "
+                f"{num_steps}; give one of these"
             )
         return self.steps.times(num_steps, None, self.intermediate_times, path)
 

@@ -114,6 +114,8 @@ def _class_of(spec: Mapping[str, Any]) -> Any:
     package, _, name = path.rpartition(".")
     room = package.partition(".")[0]
     if room == "diffusers" and name in MAPS:
+        import scm_lightning.torchvision_guard  # noqa: F401  diffusers imports torchvision
+
         try:
             return getattr(importlib.import_module("diffusers"), name)
         except ImportError as error:

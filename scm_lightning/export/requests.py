@@ -13,6 +13,8 @@ from scm_lightning.given_files import meant
 
 MOST_LISTED = 20
 """Class names that a message lists."""
+LIKENESS = 0.6
+"""Share of the letters of a class that a mistyped one has: names are short."""
 
 
 def labels_of(
@@ -52,7 +54,7 @@ def _number(given: int | str, names: Sequence[str]) -> int:
         return int(text)
     listed = ", ".join(names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
     raise ValueError(
-        f"there is no class {text:.60}{meant(text, names)}; the {len(names)} classes are {listed}"
+        f"there is no class {text:.60}{meant(text, names, LIKENESS)}; the {len(names)} classes are {listed}"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network
 from scm_lightning.export.requests import encoded, labels_of
 from scm_lightning.given_files import given_path, meant_path
+from scm_lightning.networks.classes import num_known_classes
 from scm_lightning.networks.condition_names import condition_names
 from scm_lightning.sampling import DiffusionSampling, Draw, few_step_draw
 from scm_lightning.saying import warn
@@ -151,8 +152,7 @@ class Sampler:
         data = self.facts.data
         if data is not None:
             return data.class_names or [str(each) for each in range(data.num_classes)]
-        num: Any = getattr(self.network, "num_classes", 0)
-        return [str(each) for each in range(num if isinstance(num, int) else 0)]
+        return [str(each) for each in range(num_known_classes(self.network))]
 
     def sample(
         self,
@@ -266,6 +266,8 @@ class Sampler:
 
     @cached_property
     def _decoder(self) -> Autoencoder:
+        import scm_lightning.torchvision_guard  # noqa: F401  diffusers imports torchvision
+
         assert self.facts.data is not None
         assert self.facts.data.latents is not None
         return Autoencoder.of(self.facts.data.latents, self.autoencoder)

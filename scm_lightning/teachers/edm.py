@@ -123,7 +123,7 @@ def _network(
 
 
 def _preconditioning(found: Published) -> Preconditioning:
-    """What the file's outermost class says."""
+    """Preconditioning by the file's outermost class."""
     if found.class_name in ("", "EDMPrecond"):
         return EDM(noise_range=EDM_RANGE, sigma_data=float(found.attribute("sigma_data", 0.5)))
     if found.record is None or found.class_name not in ("VPPrecond", "VEPrecond", "iDDPMPrecond"):

@@ -11,6 +11,7 @@ Axes: B batch, C channels, H and W pixels.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from scm_lightning.teachers.unconditional import ClassTeacher
 LICENCE = "CC BY-NC-SA 4.0"
 NOISE_RANGE = (0.002, 80.0)
 """Sigmas of EDM2's own sampler, which its networks were trained around. Data units."""
+SAME = 0.05
+"""Largest difference of statistics of latents that are the same, in standard deviations."""
 PROFILE = re.compile(r".*-(\d{7})-(\d\.\d{3})\.pkl")
 
 
@@ -58,6 +61,25 @@ class LatentsOfTeacher:
             str(encoder.attribute("vae_name")),
             tuple(round(each, 4) for each in (-bias / scale).tolist()),
             tuple(round(each, 4) for each in (sigma_data / scale).tolist()),
+        )
+
+    def misfit(self, mean: Sequence[float], std: Sequence[float]) -> str:
+        """Say in one clause why latents of such statistics are others; empty if they are these.
+
+        Args:
+            mean: mean that is subtracted from a latent of the data, per channel.
+            std: standard deviation that it is divided by, per channel.
+        """
+        is_same = len(mean) == len(self.mean) and all(
+            abs(m - own_m) < SAME * own_std and abs(s - own_std) < SAME * own_std
+            for m, s, own_m, own_std in zip(mean, std, self.mean, self.std, strict=True)
+        )
+        if is_same:
+            return ""
+        found = ", ".join(f"{each:.3g}" for each in mean)
+        return (
+            f"it is {self.described()}, and the data's have mean {found}; prepare such latents, or "
+            "take its weights as a start alone, with `init` of a DiffusionModule"
         )
 
     def described(self) -> str:
@@ -117,6 +139,12 @@ class EDM2Teacher(ClassTeacher):
     def own_network(self) -> nn.Module:
         """See `SourceTeacher`."""
         return self.network
+
+    def latents_misfit(self, mean: Sequence[float], std: Sequence[float]) -> str:
+        """See `SourceTeacher`."""
+        if self.latents is None:
+            return f"{self.source} is of images, the data are latents; give it prepared images"
+        return self.latents.misfit(mean, std)
 
     def described(self) -> str:
         """One line, with the latents that it takes."""

@@ -11,6 +11,7 @@ training/networks_trigflow.py, for names and formulas. Axes: C channels.
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,30 +77,46 @@ def edm2_unet(net: PersistentObject, *, is_trigflow: bool) -> EDM2UNet:
             raise ValueError(
                 f"it was built with {name} {given[name]!s:.40}, all published ones with {value}"
             )
+    options = edm2_options(net, is_trigflow=is_trigflow)
+    if not is_trigflow:
+        sigma_data = float(net.attribute("sigma_data"))
+        options["time_embedding"] = TimeEmbedding("log", "mp_fourier", sigma_data)
     tensors = without_prefix(net.state_dict(), "unet.")
-    layout = _layout(tensors)
-    head_channels = _head_channels(given.get("channels_per_head", HEAD_CHANNELS), layout)
-    dropout, dropout_pixels = dropout_of(net)
-    network = EDM2UNet(
-        layout.data_shape,
-        layout.model_channels,
-        [width // layout.model_channels for width in layout.widths],
-        layout.num_blocks,
-        [side for side in layout.sides if f"enc.{side}x{side}_block0" in layout.attention],
-        head_channels,
-        num_classes=layout.num_classes,
-        two_times="emb_t_k.weight" in tensors,
-        dropout=dropout,
-        dropout_pixels=dropout_pixels or layout.data_shape[1],
-        time_embedding=TimeEmbedding()
-        if is_trigflow
-        else TimeEmbedding("log", "mp_fourier", net.attribute("sigma_data")),
-        modulation="unscaled" if is_trigflow else "gain",
-        exact_norm=True,
-    )
-    found = _rearranged(tensors, layout, head_channels, is_trigflow)
+    layout, network = _layout(tensors), EDM2UNet(**options)
+    found = _rearranged(tensors, layout, options["channels_per_head"], is_trigflow)
     _fill(network, found, _places(layout, network))
     return network
+
+
+def edm2_options(net: PersistentObject, *, is_trigflow: bool) -> dict[str, Any]:
+    """Options of the `EDM2UNet` with the F of a network, but its embedding of the time.
+
+    Args:
+        net: the network of a file.
+        is_trigflow: whether it is one of edm2_sCM.
+
+    Raises:
+        ValueError: if it is another network; the message is the reason alone.
+    """
+    tensors = without_prefix(net.state_dict(), "unet.")
+    layout = _layout(tensors)
+    dropout, dropout_pixels = dropout_of(net)
+    return {
+        "data_shape": list(layout.data_shape),
+        "model_channels": layout.model_channels,
+        "channel_mult": [width // layout.model_channels for width in layout.widths],
+        "num_blocks": layout.num_blocks,
+        "attention_pixels": layout.attending_sides(),
+        "channels_per_head": _head_channels(
+            net.init_kwargs.get("channels_per_head", HEAD_CHANNELS), layout
+        ),
+        "num_classes": layout.num_classes,
+        "two_times": "emb_t_k.weight" in tensors,
+        "dropout": dropout,
+        "dropout_pixels": dropout_pixels or layout.data_shape[1],
+        "modulation": "unscaled" if is_trigflow else "gain",
+        "exact_norm": True,
+    }
 
 
 def _layout(tensors: Tensors) -> Layout:

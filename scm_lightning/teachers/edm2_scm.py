@@ -7,7 +7,7 @@ Axes: B batch, C channels, H and W pixels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,7 +15,8 @@ from scm_lightning.given_files import given_path
 from scm_lightning.networks import EDM2UNet, UNet
 from scm_lightning.storage.persistent_pickle import PersistentObject, read_persistent
 from scm_lightning.teachers.edm2 import LICENCE, NOISE_RANGE, source_of
-from scm_lightning.teachers.edm2_maps import dropout_of, edm2_unet
+from scm_lightning.teachers.edm2_maps import dropout_of, edm2_options, edm2_unet
+from scm_lightning.teachers.edm_layout import Layout
 from scm_lightning.teachers.edm_maps import ddpmpp_from_edm2_scm, without_prefix
 from scm_lightning.teachers.unconditional import ClassTeacher
 
@@ -39,17 +40,17 @@ class EDM2SCMFile:
     Attributes:
         source: name of the file.
         network: the package's own network with the same F.
+        options: what it is built with.
         sigma_data: standard deviation of the data that it was trained on. Data units.
         kind: a diffusion model, a consistency model, or one of several segments; None if the file
             does not say.
-        loss: what it was trained with, if the file says so.
     """
 
     source: str
     network: EDM2UNet | UNet
+    options: dict[str, Any]
     sigma_data: float
     kind: Kind | None
-    loss: PersistentObject | None
 
     @classmethod
     def read(cls, path: str) -> "EDM2SCMFile":
@@ -65,7 +66,7 @@ class EDM2SCMFile:
         path = given_path(path)
         file = read_persistent(path)
         try:
-            network = _network(file.ema)
+            network, options = _opened(file.ema)
             sigma_data = float(file.ema.attribute("sigma_data"))
         except ValueError as error:
             raise ValueError(
@@ -75,7 +76,7 @@ class EDM2SCMFile:
         kind = None if file.loss_fn is None else LOSSES.get(file.loss_fn.class_name)
         if network.conditioning.end is not None:
             kind = "segments"
-        return cls(source_of(path), network.eval(), sigma_data, kind, file.loss_fn)
+        return cls(source_of(path), network.eval(), options, sigma_data, kind)
 
 
 class EDM2SCMTeacher(ClassTeacher):
@@ -118,11 +119,24 @@ class EDM2SCMTeacher(ClassTeacher):
         return self.network
 
 
-def _network(net: PersistentObject) -> EDM2UNet | UNet:
+def _opened(net: PersistentObject) -> tuple[EDM2UNet | UNet, dict[str, Any]]:
+    """The package's own network, and the options that it is built with."""
     if net.class_name == "TrigFlowPrecond":
-        return edm2_unet(net, is_trigflow=True)
+        return edm2_unet(net, is_trigflow=True), edm2_options(net, is_trigflow=True)
     if net.class_name == "TrigFlowDDPMPPPrecond":
-        tensors = without_prefix(net.state_dict(), "unet.")
-        return ddpmpp_from_edm2_scm(tensors, {"dropout": dropout_of(net)[0]})
+        tensors, dropout = without_prefix(net.state_dict(), "unet."), dropout_of(net)[0]
+        layout = Layout.read(tensors)
+        network = ddpmpp_from_edm2_scm(tensors, {"dropout": dropout})
+        return network, {
+            "data_shape": list(layout.data_shape),
+            "model_channels": layout.model_channels,
+            "channel_mult": [width // layout.model_channels for width in layout.widths],
+            "num_blocks": layout.num_blocks,
+            "attention_pixels": layout.attending_sides(),
+            "dropout": dropout,
+            "num_classes": layout.num_classes,
+            "augment_channels": layout.augment_channels,
+            "norm": "affine_double",
+        }
     known = OTHERS.get(net.class_name, "TrigFlowPrecond and TrigFlowDDPMPPPrecond are known")
     raise ValueError(f"its class is {net.class_name}: {known}")

@@ -109,6 +109,10 @@ class Layout:
         """Side of every level, from the image's own down. Pixels."""
         return tuple(self.data_shape[1] >> level for level in range(len(self.widths)))
 
+    def attending_sides(self) -> list[int]:
+        """Sides of the levels with attention. Pixels."""
+        return [side for side in self.sides if f"enc.{side}x{side}_block0" in self.attention]
+
     def down(self) -> list[Place]:
         """Blocks down, in their order."""
         places = []

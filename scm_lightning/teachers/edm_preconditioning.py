@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What the networks of EDM's files are called with, and how their output becomes F.
+r"""Inputs of the networks of EDM's files, and their outputs as F.
 
     sigma = sigma_data tan t,    x = x0 + sigma eps = sigma_data u / cos t
     EDM     u,                       log(sigma) / 4,              F = -output

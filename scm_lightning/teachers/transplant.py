@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 LEAST_SHARE = 0.5
 """Share of a student's numbers that must come from elsewhere: less is another architecture."""
+MOST_NAMED = 8
+"""Most kinds of weights that are named as new."""
 OF_THE_TIME = ("time.", "position.", "augment.")
 """Parts of a module with a `time_embedding` that read the features of the time."""
 
@@ -39,7 +41,9 @@ class Transplant:
         reasons = Counter(
             f"{_kind(name)} ({reason})" for name, reason in self.left.items()
         ).most_common()
-        new = ", ".join(f"{count} {what}" if count > 1 else what for what, count in reasons)
+        named = [f"{count} {what}" if count > 1 else what for what, count in reasons[:MOST_NAMED]]
+        more = sum(count for _, count in reasons[MOST_NAMED:])
+        new = ", ".join([*named, *([f"{more} others"] if more else [])])
         return f"copied {len(self.tensors)} weights, {self.share:.1%} of the numbers" + (
             f"; new: {new}" if new else ""
         )

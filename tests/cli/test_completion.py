@@ -18,6 +18,7 @@ import scm_lightning.cli
 from scm_lightning.cli import main
 from scm_lightning.cli.ablation import Ablation
 from scm_lightning.cli.app import SCMCommandLine
+from scm_lightning.cli.convert import convert
 from scm_lightning.cli.export import export
 from scm_lightning.cli.misfits import _kinds, _subclasses
 from scm_lightning.cli.parsers import CommandParser
@@ -78,6 +79,7 @@ def options_of_parsers():
     for name, function in {
         "prepare": prepare,
         "export": export,
+        "convert": convert,
         "reconstruct": reconstruct,
         "sample": sample,
     }.items():

@@ -52,9 +52,18 @@ SIZES = sorted(file.stem for file in (CONFIGS / "sizes").glob("*.yaml"))
 VARIANTS = sorted(file.stem for file in (CONFIGS / "variants").glob("*.yaml"))
 
 
+def parts_of(base):
+    """Name of the data, kind of the run, and suffix of its recipe; none for the paper's."""
+    if base.endswith("_from_edm2"):
+        return base.removesuffix("_from_edm2"), "teacher", ""
+    recipe = "_edm2scm" if base.endswith("_edm2scm") else ""
+    data, _, kind = base.removesuffix(recipe).rpartition("_")
+    return data, kind, recipe
+
+
 def network_of(base):
     """Key of the trained network, and its class."""
-    key = "network" if base.endswith("_teacher") else "student"
+    key = "network" if parts_of(base)[1] == "teacher" else "student"
     lines = (CONFIGS / f"{base}.yaml").read_text().splitlines()
     place = next(i for i, line in enumerate(lines) if line.strip() == f"{key}:")
     return key, lines[place + 1].split("networks.")[1].split()[0]
@@ -78,7 +87,7 @@ def make_latents(shards):
 
 def fit(base, folder, *overlays):
     """Two steps of a configuration with overlays, on the CPU by that overlay; its checkpoint."""
-    data, (key, network) = base.rpartition("_")[0], network_of(base)
+    (data, _, recipe), (key, network) = parts_of(base), network_of(base)
     shape, num_classes = DATA[data]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, *shape)).astype(np.uint8)
@@ -102,10 +111,12 @@ def fit(base, folder, *overlays):
     }
     for name, value in NETWORKS[network].items():
         options[f"model.init_args.{key}.init_args.{name}"] = value
-    if key == "student" and f"{data}_teacher" in BASES:
-        teacher = folder / f"{data}_teacher" / "checkpoints" / "last.ckpt"
+    if base.endswith("_from_edm2"):
+        options["model.init_args.init"] = "null"  # its file is of another width
+    if key == "student" and f"{data}_teacher{recipe}" in BASES:
+        teacher = folder / f"{data}_teacher{recipe}" / "checkpoints" / "last.ckpt"
         if not teacher.is_file():
-            fit(f"{data}_teacher", folder)
+            fit(f"{data}_teacher{recipe}", folder)
         options["model.init_args.teacher"] = teacher
     names = [base, *overlays, "overlays/cpu"]
     files = [CONFIGS / f"{name}.yaml" for name in names]

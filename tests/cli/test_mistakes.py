@@ -81,7 +81,7 @@ FILES = {
     "scm fit --config nowhere.yaml": "there is no file nowhere.yaml",
     "scm fit --config run": "run is a folder; did you mean run/config.yaml?",
     "scm fit --config runs/config.yaml": "did you mean run/config.yaml?",
-    "scm export --checkpoint run --out x.safetensors": "did you mean run/checkpoints/last.ckpt?",
+    "scm export --checkpoint run --out x.safetensors": "run/checkpoints/last.ckpt is not a check",
     "scm export --checkpoint run/checkpoints/lst.ckpt --out x.safetensors": "has last.ckpt",
     "scm prepare --source image --out out": "there is nothing at image; did you mean images",
     "scm ablate --config ablation.yaml --base bse.yaml": "bse.yaml: No such file or directory; did",

@@ -90,8 +90,8 @@ def block(w: Weights, name: str, x: Tensor, emb: Tensor, kind: str) -> Tensor:
         qkv = convolved(w, f"{name}.qkv", group_norm(w, f"{name}.norm2", y, eps))
         q, k, v = qkv.reshape(len(y), heads, -1, 3, y[0, 0].numel()).unbind(3)  # (B, H, D, L)
         attend = (torch.einsum("bhdi,bhdj->bhij", q, k) / math.sqrt(q.shape[2])).softmax(-1)
-        seen = torch.einsum("bhij,bhdj->bhdi", attend, v).reshape(y.shape)
-        y = c * (y + convolved(w, f"{name}.proj", seen))
+        mixed = torch.einsum("bhij,bhdj->bhdi", attend, v).reshape(y.shape)
+        y = c * (y + convolved(w, f"{name}.proj", mixed))
     return y
 
 
@@ -105,9 +105,8 @@ def kind_of(w: Weights) -> str:
     return "ddpmpp" if len(affine) == len(conv) else "trigflow"
 
 
-def embedded(
-    w: Weights, c_noise: Tensor, one_hot: Tensor | None, augment: Tensor | None, kind: str
-) -> Tensor:
+def seen(w: Weights, c_noise: Tensor, kind: str) -> Tensor:
+    """Features of the noise: cosines before sines in ADM, behind them in the others."""
     columns = w["map_layer0.weight"].shape[1]
     index = torch.arange(columns // 2, dtype=c_noise.dtype)
     if kind == "ncsnpp":
@@ -116,7 +115,20 @@ def embedded(
         last = columns // 2 - (0 if kind == "adm" else 1)
         angles = c_noise[:, None] * 10000 ** -(index / last)
     cos_sin = (angles.cos(), angles.sin())
-    features = torch.cat(cos_sin if kind == "adm" else cos_sin[::-1], 1)
+    return torch.cat(cos_sin if kind == "adm" else cos_sin[::-1], 1)
+
+
+def embedded(
+    w: Weights,
+    c_noise: Tensor,
+    one_hot: Tensor | None,
+    augment: Tensor | None,
+    t_end: Tensor | None,
+    kind: str,
+) -> Tensor:
+    features = seen(w, c_noise, kind)
+    if t_end is not None:
+        features = features + linear(w, "map_t_k", seen(w, t_end, kind))
     if augment is not None:
         features = features + linear(w, "map_augment", augment)
     if one_hot is not None and kind != "adm":
@@ -133,18 +145,19 @@ def output(
     c_noise: Tensor,
     one_hot: Tensor | None = None,
     augment: Tensor | None = None,
+    t_end: Tensor | None = None,
 ) -> Tensor:
     """Output of the network of weights without the prefix `model.`."""
     kind = kind_of(w)
-    emb = embedded(w, c_noise, one_hot, augment, kind)
+    emb = embedded(w, c_noise, one_hot, augment, t_end, kind)
     parts = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in w if name[3] == "."))
     kept: list[Tensor] = []
-    h, seen = x, x
+    h, before = x, x
     for name in parts:
         if name.endswith("_aux_residual"):
-            wide = f.conv2d(seen, w[f"{name}.weight"], padding=2)  # one pixel more on every side
+            wide = f.conv2d(before, w[f"{name}.weight"], padding=2)  # one pixel more on every side
             again = resampled(wide, "down", (1, 3, 3, 1), 0) + w[f"{name}.bias"][:, None, None]
-            h = seen = kept[-1] = (h + again) / math.sqrt(2)
+            h = before = kept[-1] = (h + again) / math.sqrt(2)
         elif name.startswith("enc."):
             h = block(w, name, h, emb, kind) if "_conv" not in name else convolved(w, name, h)
             kept.append(h)

@@ -63,6 +63,7 @@ KINDS = {
         SCALED | V,
         TEXT,
     ),
+    "classes": Kind("DDIMPipeline", models.unet, "DDIMScheduler", LINEAR | V),
     "flow": Kind(
         "SanaPipeline", models.sana, "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, TEXT
     ),
@@ -125,8 +126,8 @@ def write_diffusers(folder: Path, kind: str, steps: int = 60, **options: Any) ->
     Args:
         folder: where to.
         kind: name in `KINDS`.
-        steps: steps of training, of which `v_prediction` needs 60 to beat a linear filter, others
-            some hundreds; 0 for random weights, which is enough where it need not denoise.
+        steps: steps of training, of which `classes` needs 60 to beat a linear filter, others some
+            hundreds; 0 for random weights, which is enough where it need not denoise.
         options: of the model's save_pretrained.
     """
     its = KINDS[kind]
@@ -165,7 +166,7 @@ def train(model: nn.Module, scheduler: Any, its: Kind, steps: int) -> float:
         CLASSES,
         SIGMA_DATA,
         steps=steps,
-        lr=5e-3,
+        lr=8e-3,
         with_labels=network.num_classes > 0,
         **given,
     )

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from storage.persistent_replica import Node, stability_encoder, tree, write_persistent
+from teachers.toy import train_on_toy
 from torch import Tensor
-from toy import train_on_toy
 
 SHAPE, SIGMA_DATA, NUM_CLASSES = (3, 8, 8), 0.4, 5
 CHANNELS, MULTIPLES, HEAD = 16, (1, 2), 16

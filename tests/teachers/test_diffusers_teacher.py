@@ -36,11 +36,12 @@ NEEDS_ACCELERATE = {"wan"} if importlib.util.find_spec("accelerate") is None els
 
 @pytest.fixture(scope="module")
 def folders(once):
-    """A pipeline of every prediction; that of v is trained."""
+    """A pipeline of every prediction; the one of v with classes is trained."""
 
     def write(folder):
         for kind in ("epsilon", "sample", "v_prediction", "flow", "dit"):
-            write_diffusers(folder / kind, kind, steps=60 if kind == "v_prediction" else 0)
+            write_diffusers(folder / kind, kind, steps=0)
+        write_diffusers(folder / "classes", "classes", steps=60)
 
     return once("diffusers", write)
 
@@ -70,17 +71,18 @@ def test_wan_says_that_it_needs_accelerate(tmp_path):
         DiffusersTeacher(str(write_diffusers(tmp_path, "wan", steps=0)))
 
 
-def test_what_is_trained_denoises_and_a_wrong_prediction_or_scale_does_not(folders):
-    def looked(**options):
-        teacher = opened(folders / "v_prediction", **options)
-        x0, _ = toy_data(40, SHAPE, CLASSES, SIGMA_DATA, seed=999)
-        given = Conditions(None, KINDS["v_prediction"].given(40))
-        return first_look(teacher, x0, given, PATH)
+def test_what_is_trained_denoises_and_a_wrong_prediction_scale_or_label_does_not(folders):
+    def looked(offset=0, **options):
+        teacher = opened(folders / "classes", **options)
+        x0, labels = toy_data(40, SHAPE, CLASSES, SIGMA_DATA, seed=999)
+        given = Conditions((labels + offset) % CLASSES)
+        return first_look(teacher, x0, given, PATH, CLASSES).misfit()
 
-    assert looked().misfit() == ""
+    assert looked() == ""
     for prediction in ("epsilon", "sample"):  # v and a flow's are too much alike
-        assert "linear filter" in looked(prediction=prediction).misfit()
-    assert "linear filter" in looked(data_scale=1 / 0.18215).misfit()
+        assert "linear filter" in looked(prediction=prediction)
+    assert "linear filter" in looked(data_scale=1 / 0.18215)
+    assert "label moved by -1" in looked(offset=1)
 
 
 def raw(folder, kind):
@@ -158,6 +160,31 @@ def test_trajectories_of_other_schedulers_are_ours(folders, kind, name):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4 * float(theirs.abs().max()))
 
 
+FLOWS = {
+    "flow": lambda m, x, s, given: m(x, given["text"], 1000 * s)[0],
+    "sd3": lambda m, x, s, given: m(x, given["text"], given["pooled"], 1000 * s)[0],
+    "aura_flow": lambda m, x, s, given: m(x, given["text"], s)[0],
+    "lumina2": lambda m, x, s, given: -m(x, 1 - s, given["text"], torch.ones(NUM, 5).bool())[0],
+}
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@torch.no_grad()
+def test_times_and_signs_of_flows_are_those_of_their_pipelines(tmp_path, kind):
+    """Written out: the time that the model is told, and the sign its pipeline gives its output."""
+    folder = write_diffusers(tmp_path, kind, steps=0)
+    its, given = KINDS[kind], KINDS[kind].given(NUM)
+    model = type(its.build()).from_pretrained(folder / its.part).eval()
+    s = torch.tensor([0.1, 0.4, 0.8, 1.0])
+    x = torch.randn(NUM, *SHAPE, generator=torch.Generator().manual_seed(4))
+    expected = x - s[:, None, None, None] * FLOWS[kind](model, x, s, given)
+    teacher = opened(folder)
+    t = torch.atan2(s, SIGMA_DATA * (1 - s))
+    x_t = teacher.network.process.x_to_trigflow(x, s)
+    F = teacher(x_t / SIGMA_DATA, t, None, **given)
+    torch.testing.assert_close(PATH.consistency(F, x_t, t), expected, rtol=0, atol=1e-4)
+
+
 @torch.no_grad()
 def test_classes_none_and_guidance(folders):
     """DiT has a row for none; guidance mixes the two as its pipeline does, by the noise."""
@@ -191,7 +218,7 @@ def test_a_unet_may_have_a_class_for_none(folders):
         opened(folders / "epsilon", null_class=1)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize("kind", ["dit", "v_prediction", "flow"])
 def test_a_student_of_its_class_starts_as_the_teacher(folders, kind):
     """All weights are copied, F is the same, and its derivative is that of forward mode."""
     teacher = opened(folders / kind)
@@ -207,7 +234,7 @@ def test_a_student_of_its_class_starts_as_the_teacher(folders, kind):
     assert condition_names(student).needed == condition_names(teacher).needed
     assert condition_names(student).optional == condition_names(teacher).optional
     named = {name: x.double() for name, x in KINDS[kind].given(NUM).items()}
-    labels = torch.tensor([2, 0, 1, 1]) if kind == "epsilon" else None
+    labels = torch.tensor([2, 0, 1, 1]) if kind == "dit" else None
     generator = torch.Generator().manual_seed(4)
     u, dx = (torch.randn(NUM, *SHAPE, generator=generator).double() for _ in range(2))
     t = torch.tensor([0.1, 0.5, 1.0, 1.45]).double()

@@ -15,6 +15,7 @@ from teachers.toy import toy_data
 from scm_lightning.core import NULL_LABEL, Conditions, TrigFlow
 from scm_lightning.core.guidance import Guided
 from scm_lightning.teachers import DiTTeacher, SiTTeacher, first_look
+from scm_lightning.teachers.dit_network import OriginalDiT
 from scm_lightning.teachers.dit_original import read_dit
 
 KINDS = {"dit": DiTTeacher, "sit": SiTTeacher}
@@ -229,6 +230,19 @@ def test_heads_are_known_by_the_width(tmp_path):
     for width, heads in ((384, 6), (768, 12), (1024, 16), (1152, 16)):
         sized = weights | {"x_embedder.proj.weight": torch.zeros(width, 2, 2, 2)}
         assert type(SIZES).of(sized).num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "millions"),
+    [(384, 12, 33), (768, 12, 130), (1024, 24, 458), (1152, 28, 675)],
+)
+def test_published_sizes_have_their_published_numbers_of_weights(width, depth, millions):
+    """Table 1 of arXiv 2212.09748."""
+    heads = {384: 6, 768: 12, 1024: 16, 1152: 16}[width]
+    published = type(SIZES)(width, depth, heads, 2, 256, 4, 8, 1000, 256, 4 * width)
+    with torch.device("meta"):
+        network = OriginalDiT(published)
+    assert round(sum(each.numel() for each in network.parameters()) / 1e6) == millions
 
 
 def test_half_precision_is_read_as_float32(tmp_path):

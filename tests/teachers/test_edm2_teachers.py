@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from sources_edm2 import (
+from teachers.sources_edm2 import (
     HEAD,
     LATENT_SHAPE,
     NUM_CLASSES,
@@ -17,7 +17,7 @@ from sources_edm2 import (
     write_edm2,
     write_edm2_scm,
 )
-from toy import toy_data
+from teachers.toy import toy_data
 
 from scm_lightning.core import NULL_LABEL, Conditions, TrigFlow
 from scm_lightning.core.guidance import Guided
@@ -175,6 +175,17 @@ def test_what_a_source_says_of_itself(tmp_path):
             "0.12, -2.15 and std 3.336, 3.696, 2.968, 2.624"
         )
     )
+
+
+def test_latents_of_other_statistics_are_refused(tmp_path):
+    """Those of the paper, of images in [-1, 1], are (paper, Appendix G)."""
+    p = Source(shape=LATENT_SHAPE).random()
+    teacher = EDM2Teacher(str(write_edm2(tmp_path, shape=LATENT_SHAPE, tensors=p)))
+    mean, std = teacher.latents.mean, teacher.latents.std
+    assert teacher.latents_misfit(mean, [1.02 * each for each in std]) == ""
+    for other in ((1.56, -0.695, 0.483, 0.729), (5.81, 3.25, 0.12, -1.6)):
+        assert "for images in [0, 1], with mean 5.81" in teacher.latents_misfit(other, std)
+    assert teacher.latents_misfit(mean, [1.2 * each for each in std]) != ""
 
 
 def test_a_student_takes_what_means_the_same(tmp_path):
