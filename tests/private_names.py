@@ -308,9 +308,7 @@ USES = {
     ),
     "_nn": Use(f"{DUAL}rules.py", "no derivative of gelu and its like", has(torch._C._nn, "gelu")),
     "_execution_device": Use(
-        "export/pipeline.py",
-        "a pipeline whose parts wait on the CPU draws there",
-        has(DiffusionPipeline, "_execution_device"),
+        "export/pipeline.py", "offloading", has(DiffusionPipeline, "_execution_device")
     ),
     "_buffers _parameters": Use(
         "autodiff/readings.py",

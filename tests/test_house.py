@@ -48,6 +48,8 @@ AT_THE_DOOR = {
     "constraints.txt",
     "pyproject.toml",
 }
+SELF_CONTAINED = PACKAGE / "export" / "pipeline.py"
+"""A copy of it works without this package; here it is imported by files that mend torchvision."""
 TORCH_ONLY = {"core", "autodiff", "networks"}
 NO_BEGINNINGS = {
     *("How", "What", "Where", "Whether", "Which", "When", "Who", "Whose", "Why"),
@@ -167,7 +169,7 @@ def test_a_broken_torchvision_is_mended_before_it_is_imported():
         "scm_lightning.torchvision_guard",
         {"lightning", "torchmetrics", "diffusers", "transformers"},
     )
-    for file in FILES:
+    for file in sorted({*FILES} - {SELF_CONTAINED}):
         names = []
         for path in {file.parent / "__init__.py", file} if file.parent != PACKAGE else {file}:
             found = [

@@ -82,7 +82,7 @@ def card(
 
 
 def _head(facts: SamplingFacts, library: str) -> str:
-    """What the hub reads."""
+    """The head, which the hub reads."""
     name = facts.licence and LICENCES.get(facts.licence, "other")
     other: dict[str, Any] = {"license_name": facts.licence} if name == "other" else {}
     data = ModelCardData(

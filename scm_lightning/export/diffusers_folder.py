@@ -27,7 +27,7 @@ from diffusers.utils.logging import disable_progress_bar, enable_progress_bar
 from torch import Tensor, nn
 
 from scm_lightning.core import Conditions, sample_generators, standard_normal
-from scm_lightning.data.index import Latents
+from scm_lightning.data.index import Latents, ShardIndex
 from scm_lightning.data.latents import Autoencoder
 from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network
@@ -152,20 +152,13 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
             "this checkpoint does not name; give the run's own folder, with its config.yaml"
         )
     network = build_network(facts.network, export.tensors)
-    names = condition_names(network)
-    if names.needed or data.conditions:
-        given = ", ".join(names.needed or data.conditions)
-        raise ValueError(
-            f"a pipeline of this package draws by classes alone, but the network is given {given}; "
-            "export a file FILE.safetensors"
-        )
+    _check_conditions(network, data)
     autoencoder = None if data.latents is None else _autoencoder(data.latents)
     fields = sampling.fields(facts.path)
-    times = {number: [*each] for number, each in fields["times"].items()}
-    if fields["kind"] == "fresh_noise":
-        times = {number: [*each, 0.0] for number, each in times.items()}
+    end = [0.0] if fields["kind"] == "fresh_noise" else []  # jumps have it among their times
+    times = {number: [*each, *end] for number, each in fields["times"].items()}
     module, calls, arguments = _module(network, facts.network, times)
-    pipeline = SCMPipeline(
+    return SCMPipeline(
         module,
         SCMScheduler(sigma_data=facts.sigma_data),
         autoencoder,
@@ -186,8 +179,18 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
             "max_value": data.max_value,
             "image_channels": data.image_shape[0],
         },
-    )
-    return pipeline, network
+    ), network
+
+
+def _check_conditions(network: nn.Module, data: ShardIndex) -> None:
+    """Refuse a network that is given more than classes."""
+    names = condition_names(network)
+    if names.needed or data.conditions:
+        given = ", ".join(names.needed or data.conditions)
+        raise ValueError(
+            f"a pipeline of this package draws by classes alone, but the network is given {given}; "
+            "export a file FILE.safetensors"
+        )
 
 
 def _module(

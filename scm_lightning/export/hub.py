@@ -75,6 +75,6 @@ def push(folder: Path, name: str, overwrite: bool = False) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, as one line."""
+    """The words of an error as one line."""
     said = getattr(error, "server_message", None) or str(error)
     return " ".join(said.split()).rstrip(".")

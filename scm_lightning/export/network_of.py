@@ -26,7 +26,7 @@ from scm_lightning.teachers import weights_mismatch
 PROCESSES = {
     each.__name__: each for each in (DiscreteProcess, EDMProcess, RectifiedFlowProcess, VPProcess)
 }
-"""What a network of another process was trained on, by name."""
+"""Processes that a network of something else than F was trained on, by name."""
 LARGEST = 1 << 24
 """Largest whole number among the arguments of a network."""
 MOST_NESTED = 8

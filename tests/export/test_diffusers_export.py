@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from cli import digits_runs
@@ -84,7 +85,11 @@ def runs(tmp_path_factory):
 
 def usage(folder):
     """The blocks of lines that the card shows."""
-    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    return blocks((folder / "README.md").read_text())
+
+
+def blocks(card):
+    return re.findall(r"```python\n(.*?)```", card, re.S)
 
 
 def fresh(place, code):
@@ -177,6 +182,11 @@ def test_both_formats_are_uploaded_with_their_cards(runs, tmp_path, monkeypatch,
         if name == "README.md":
             assert f"{repository!r}" in content.decode()
     assert hub.files["me/file", "b.safetensors"] == (tmp_path / "b.safetensors").read_bytes()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, file: tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    (lines,) = blocks(hub.files["me/file", "README.md"].decode())
+    exec(lines, {})
+    assert (tmp_path / "sample.png").is_file()
 
 
 def test_without_a_token_nothing_is_begun(runs, tmp_path, monkeypatch, capsys):
