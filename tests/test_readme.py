@@ -57,7 +57,7 @@ def test_commands_are_understood(line, monkeypatch, capsys):
         main(words)
         return
     # No model in their arguments to print.
-    if words[0] in ("ablate", "export", "prepare", "reconstruct"):
+    if words[0] in ("ablate", "convert", "export", "prepare", "reconstruct", "sample"):
         with pytest.raises(SystemExit) as caught:
             main([words[0], "--help"])
         assert caught.value.code == 0
@@ -74,7 +74,7 @@ def test_commands_are_understood(line, monkeypatch, capsys):
 def test_lines_by_words_are_those_of_the_configuration():
     """As they stand there, but for what is left out."""
     config = (ROOT / "configs" / "emoji32_words_teacher.yaml").read_text()
-    (block,) = blocks("yaml", README)
+    (block,) = blocks("yaml", TEXTS["scm_lightning/README.md"])
     lines = [line.partition("#")[0].rstrip() for line in block.splitlines()]
     assert len(lines) == 4
     for line in lines:

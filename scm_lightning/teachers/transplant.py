@@ -6,7 +6,7 @@ the same: layers that read the time's features do so only if both embed the time
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,23 +29,21 @@ class Transplant:
     Attributes:
         tensors: those that fit, by name.
         left: names of the network's other weights, with the reason.
+        unused: names of the source's other weights.
         share: share of the network's numbers that fit.
     """
 
     tensors: dict[str, Tensor]
     left: dict[str, str]
+    unused: list[str]
     share: float
 
     def described(self) -> str:
         """One line: how much was copied, and what was not, and why."""
-        reasons = Counter(
-            f"{_kind(name)} ({reason})" for name, reason in self.left.items()
-        ).most_common()
-        named = [f"{count} {what}" if count > 1 else what for what, count in reasons[:MOST_NAMED]]
-        more = sum(count for _, count in reasons[MOST_NAMED:])
-        new = ", ".join([*named, *([f"{more} others"] if more else [])])
-        return f"copied {len(self.tensors)} weights, {self.share:.1%} of the numbers" + (
-            f"; new: {new}" if new else ""
+        new = _listed(f"{_kind(name)} ({reason})" for name, reason in self.left.items())
+        unused = _listed(map(_kind, self.unused))
+        return f"copied {len(self.tensors)} weights, {self.share:.1%} of the numbers" + "".join(
+            f"; {word}: {names}" for word, names in (("new", new), ("unused", unused)) if names
         )
 
 
@@ -65,7 +63,7 @@ def transplant(source: Weights, network: nn.Module) -> Transplant:
     found = {name: theirs[name].to(own[name].dtype) for name in own if name not in left}
     total = sum(weight.numel() for weight in own.values())
     share = sum(weight.numel() for weight in found.values()) / max(total, 1)
-    return Transplant(found, left, share)
+    return Transplant(found, left, sorted(theirs.keys() - found.keys()), share)
 
 
 def _misfit(
@@ -99,3 +97,11 @@ def _other_meaning(name: str, source: nn.Module, network: nn.Module) -> str:
 def _kind(name: str) -> str:
     """Name of a weight with a star for the numbers of blocks: `encoder.*.norm.scale.weight`."""
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _listed(kinds: Iterable[str]) -> str:
+    """Kinds with their numbers, the most frequent first."""
+    counted = Counter(kinds).most_common()
+    named = [f"{count} {kind}" if count > 1 else kind for kind, count in counted[:MOST_NAMED]]
+    more = sum(count for _, count in counted[MOST_NAMED:])
+    return ", ".join([*named, *([f"{more} others"] if more else [])])
