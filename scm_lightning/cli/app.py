@@ -38,7 +38,7 @@ from scm_lightning.callbacks import (
 from scm_lightning.callbacks.sweep import words_of_best
 from scm_lightning.cli.bench import BenchTrainer, prepare
 from scm_lightning.cli.built import option_of
-from scm_lightning.cli.failures import said_first
+from scm_lightning.cli.failures import reason, said_first
 from scm_lightning.cli.launch_checks import check_launch
 from scm_lightning.cli.lightning_news import leave_out_no_news
 from scm_lightning.cli.network_size import check_network_size
@@ -187,8 +187,9 @@ class SCMCommandLine(LightningCLI):
             except (ValueError, *REFUSALS) as raised:
                 error = said_first(raised)
                 key = option_of(error, self.config[self.subcommand])
-                if isinstance(error, ValueError):
-                    raise ValueError(f"{key}: {error}" if key else str(error)) from error
+                if isinstance(error, ValueError | OSError):
+                    said = reason(error)
+                    raise ValueError(f"{key}: {said}" if key else said) from error
                 raise ValueError(  # of torch, Lightning or a class of the user's
                     f"{key or 'the configuration'} cannot be built: {type(error).__name__}, "
                     f"{error}; SCM_TRACEBACK=1 in the environment shows where"

@@ -35,9 +35,15 @@ def reason(error: BaseException) -> str:
 
 
 def said_first(error: BaseException) -> BaseException:
-    """First of the errors that the parser gathers from all types of a value: it says why."""
+    """First of the errors that the parser gathers from all types of a value: it says why.
+
+    Where an object may be a text as well, the parser's own "Expected a <class 'str'>" says nothing.
+    """
     while str(error).startswith("Does not validate against any") and error.__cause__ is not None:
-        error = error.__cause__
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        gathered = frame.f_locals.get("exceptions", [])
+        says = (each for each in gathered if not str(each).startswith("Expected a <class"))
+        error = next(says, error.__cause__)
     return error
 
 
