@@ -29,6 +29,7 @@ from scm_lightning.modules.moved_methods import MovedMethods
 from scm_lightning.modules.optimizing import OptimizerFactory, ScheduleFactory, check_rates
 from scm_lightning.modules.outlook import say_outlook
 from scm_lightning.modules.sharding import shard
+from scm_lightning.modules.starting import united
 from scm_lightning.modules.step_output import exactly
 from scm_lightning.networks import check_time_embeddings, normalize_weights
 from scm_lightning.networks.condition_names import ConditionNames, condition_names
@@ -311,6 +312,6 @@ class GenerativeModule(LightningModule, MovedMethods, ABC):
         """
         update_names(checkpoint)
         self._saved_optimizers = checkpoint.get(METADATA_KEY, {}).get("optimizers", [])
-        self.licence = checkpoint.get(METADATA_KEY, {}).get("licence", self.licence)
+        self.licence = united(self.licence, checkpoint.get(METADATA_KEY, {}).get("licence"))
         own = {"module": self.module_kind, "sigma_data": self.path.sigma_data}
         check_fits(checkpoint, self, own, self.parts_of_run())

@@ -56,9 +56,13 @@ def open_teacher(
 
 
 def licence_of(*sources: object) -> str | None:
-    """Licence of the first source that has one; None if none is known to have one."""
-    licences = (getattr(source, "licence", None) for source in sources)
-    return next((each for each in licences if each is not None), None)
+    """Licence of what a run is made of, or licences; None if none is known."""
+    return united(*(getattr(source, "licence", None) for source in sources))
+
+
+def united(*licences: str | None) -> str | None:
+    """Licences that hold together, each once; None if there is none."""
+    return " and ".join(dict.fromkeys(filter(None, licences))) or None
 
 
 def begin(

@@ -63,6 +63,11 @@ class Export:
     entries: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
 
+    @property
+    def licence(self) -> str | None:
+        """Licence of the weights; None if not known."""
+        return self.entries.get("licence")
+
     def write(self, file: Path) -> None:
         """Write a file, which is there whole or not at all.
 

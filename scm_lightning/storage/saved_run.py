@@ -130,7 +130,9 @@ class SavedRun:
                 f"{self.path} is damaged: it has no weights at {prefix!r}; give another"
             )
         module, sigma_data = self.metadata["module"], self.metadata["sigma_data"]
-        return Export(module, sigma_data, step, weights, profile, tensors)
+        licence = self.metadata.get("licence")
+        entries = {} if licence is None else {"licence": str(licence)}
+        return Export(module, sigma_data, step, weights, profile, tensors, entries)
 
 
 def _instead_of(path: Path) -> str:

@@ -158,5 +158,5 @@ def source_of(path: str) -> str:
     name = Path(path).name
     if profile := PROFILE.fullmatch(name):
         images = int(profile[1]) / 1000
-        return f"{name} (average of sigma_rel {profile[2]} after {images:,.0f} million images)"
+        return f"{name} (average of sigma_rel {profile[2]} after {images:,.4g} million images)"
     return name

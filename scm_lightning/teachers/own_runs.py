@@ -70,5 +70,5 @@ def load_teacher(file: str | Path, network: nn.Module, path: TrigFlow) -> nn.Mod
         )
     teacher = copy.deepcopy(network)
     teacher.load_state_dict(found.tensors)
-    vars(teacher)["licence"] = getattr(found, "licence", None)  # of what the run was made of
+    vars(teacher)["licence"] = found.licence
     return teacher

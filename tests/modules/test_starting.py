@@ -15,6 +15,7 @@ from scm_lightning import Batch, ConsistencyModule, DiffusionModule, TrigFlow
 from scm_lightning.networks import UNet
 from scm_lightning.networks.time_embedding import TimeEmbedding
 from scm_lightning.objectives import TeacherVelocity
+from scm_lightning.storage import SavedRun
 from scm_lightning.teachers import SourceTeacher
 
 SHAPE, CLASSES, PATH = (3, 8, 8), 4, TrigFlow(0.7)
@@ -131,9 +132,12 @@ def test_a_run_of_a_foreign_teacher_says_its_look_and_carries_its_licence(
     assert metadata["licence"] == "CC BY-NC-SA 4.0"
     on = DiffusionModule(unet(), path=PATH)
     assert on.licence is None
-    begun = student(None, init=str(tmp_path / "a.ckpt"))
+    begun = ConsistencyModule(unet(), path=PATH, init=str(tmp_path / "a.ckpt"))
+    assert begun.licence == "CC BY-NC-SA 4.0"
     expected = module.ema.network.state_dict()
     assert all(torch.equal(x, expected[name]) for name, x in begun.student.state_dict().items())
+    fit(begun).save_checkpoint(tmp_path / "b.ckpt")
+    assert SavedRun.read(tmp_path / "b.ckpt").average().licence == "CC BY-NC-SA 4.0"
 
 
 def test_labels_off_by_one_end_the_run_of_a_foreign_teacher(trained: UNet) -> None:

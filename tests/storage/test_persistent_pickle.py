@@ -48,7 +48,7 @@ def network() -> Node:
 def test_a_network_is_read_to_the_last_bit(style: str, tmp_path: Path) -> None:
     """Names, order, numbers, arguments, attributes, in float32 whatever the file has."""
     file = write_persistent(tmp_path / "net.pkl", network(), style, encoder=stability_encoder())
-    ema, encoder = read_persistent(file)
+    ema, encoder, _ = read_persistent(file)
     found = ema.state_dict()
     assert list(found) == list(WEIGHTS)
     for name, weight in WEIGHTS.items():

@@ -116,7 +116,10 @@ class Start:
             own["text_channels"] = self.conditions["text"][-1]
         if self.student is None:
             options = {"init": None, **options}
-        if self.student is None or "networks" in student["class_path"]:
+        if student["class_path"].endswith("DiffusersStudent"):
+            guided, own = False, {"path": str(path), "sigma_data": self.sigma_data}
+            student = {**student, "init_args": own}
+        else:
             student = {**student, "init_args": {**own, **student["init_args"], "guided": guided}}
         guidance = {"guidance": {"low": 1.0, "high": 2.0}} if guided else {}
         teacher = {"path": str(path), **self.further(folder)}
@@ -176,7 +179,7 @@ class Start:
             Consistency(warmup=TangentWarmup(1)),
             options.get("init", "teacher"),
             TrigFlow(self.sigma_data),
-            GuidanceProposal() if self.guidance else None,
+            GuidanceProposal() if "guidance" in options else None,
             optimizer=partial(RAdam, lr=1e-3, betas=(0.9, 0.99)),
         )
         return module, ToyData(**data, sigma_data=self.sigma_data)
@@ -197,11 +200,12 @@ def _of_diffusers(name: str, kind: str, num_classes: int, guidance: str) -> Star
     its = KINDS[kind]
     return Start(
         f"diffusers {name}",
-        lambda folder: write_diffusers(folder / "pipeline", kind, steps=150),
+        lambda folder: write_diffusers(folder / "pipeline", kind, steps=300),
         "DiffusersTeacher",
         its.shape,
         num_classes,
         0.7,
+        {"class_path": "scm_lightning.teachers.DiffusersStudent"},
         guidance=guidance,
         conditions=dict(its.conditions),
     )
@@ -251,7 +255,7 @@ STARTS = [
         guidance=NONE,
         further=lambda folder: {"num_heads": dit.HEADS},
     ),
-    _of_diffusers("UNet2DModel, epsilon", "epsilon", 3, ""),
+    _of_diffusers("UNet2DModel, epsilon", "epsilon", 3, "zeros"),
     _of_diffusers("UNet2DConditionModel, v_prediction", "v_prediction", 0, TEXT),
     _of_diffusers("UNet2DConditionModel of XL, epsilon", "xl", 0, TEXT),
     _of_diffusers("DiTTransformer2DModel, epsilon", "dit", 3, NONE),

@@ -28,6 +28,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 from teachers.starts import STARTS, Start  # noqa: E402
 from tiny import trainer  # noqa: E402
 
+from scm_lightning import ConsistencyModule  # noqa: E402
 from scm_lightning.core import Bound, Guided, TrigFlow  # noqa: E402
 from scm_lightning.sampling import sample_consistency, sample_ode, time_grid  # noqa: E402
 from scm_lightning.teachers import first_look, transplant  # noqa: E402
@@ -39,7 +40,7 @@ HEAD = (
 )
 
 
-def gap(network: torch.nn.Module, teacher: Any, start: Start, batch: Any) -> float:
+def gap(module: ConsistencyModule, teacher: Any, start: Start, batch: Any) -> float:
     """Distance of the student's jump from t = 1.1 to the end of the teacher's ODE, mean square.
 
     In units of sigma_data^2.
@@ -48,10 +49,22 @@ def gap(network: torch.nn.Module, teacher: Any, start: Start, batch: Any) -> flo
     x_t, _ = path.add_noise(x0, torch.full((len(x0),), 1.1), torch.Generator().manual_seed(7))
     times = [t for t in time_grid(24, path) if t < 1.1]
     end = sample_ode(Guided(teacher, given), x_t, [1.1, *times], path=path, solver="heun")
-    scale = torch.ones(len(x0)) if start.guidance else None
-    F = Bound(network, given.labels, scale, named=given.named)
+    scale = None if module.guidance is None else torch.ones(len(x0))
+    F = Bound(module.student.eval(), given.labels, scale, named=given.named)
     jump = sample_consistency(F, x_t, [1.1], path=path)
     return float((jump - end).square().mean()) / start.sigma_data**2
+
+
+def guides(teacher: Any, batch: Any, start: Start) -> bool:
+    """Tell whether the teacher can be guided."""
+    num = len(batch.x0)
+    try:
+        Guided(teacher, batch.given(), torch.full((num,), 1.5))(
+            batch.x0 / start.sigma_data, torch.full((num,), 1.0)
+        )
+    except ValueError:
+        return False
+    return True
 
 
 def row(start: Start) -> str:
@@ -70,16 +83,17 @@ def row(start: Start) -> str:
         copied = "-" if own is None else f"{transplant(own, module.student).share:.0%}"
         if start.student is None:
             copied = "its own weights" if own is None else "other architecture"
-        before = gap(module.student, teacher, start, batch)
+        guidance = start.guidance if guides(teacher, batch, start) else "refused"
+        before = gap(module, teacher, start, batch)
         trainer(20).fit(module, data)
-        after = gap(module.student.eval(), teacher, start, batch)
+        after = gap(module, teacher, start, batch)
     conversion = getattr(teacher, "conversion", None)
     errors = ", ".join(f"{a:.2f} ({b:.2f})" for a, b in zip(look.teacher, look.linear, strict=True))
     cells = [
         start.name,
         "-" if conversion is None else f"{conversion.error:.0e}",
         errors + ("" if not look.misfit() else " refused"),
-        start.guidance or "refused",
+        guidance,
         copied,
         f"{before:.3f} to {after:.3f}",
     ]
