@@ -154,9 +154,9 @@ class EDM2Teacher(ClassTeacher):
 
 
 def source_of(path: str) -> str:
-    """Name of a file, with what it says of the average: `a.pkl (sigma_rel 0.075 at 1,074 M)`."""
+    """Name of a file, with what it says of the average: `a.pkl (sigma_rel 0.05 at ...)`."""
     name = Path(path).name
     if profile := PROFILE.fullmatch(name):
         images = int(profile[1]) / 1000
-        return f"{name} (average of sigma_rel {profile[2]} after {images:,.4g} million images)"
+        return f"{name} (sigma_rel {profile[2]} at {images:,.4g} million images)"
     return name

@@ -51,7 +51,9 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize(("function", "said"), CALLS, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("function", "said"), CALLS, ids=lambda each: getattr(each, "__name__", "")
+)
 def test_calls_are_refused_wherever_they_are(function, said, tmp_path):
     """In what is not kept, in the network's attributes, and in the bytes of a tensor."""
     call = Calls(function, said.format(str(tmp_path / CANARY)))

@@ -165,7 +165,7 @@ def test_the_end_of_a_segment_has_its_published_weight(randn, tmp_path, num_clas
 def test_what_a_source_says_of_itself(tmp_path):
     teacher = EDM2Teacher(str(write_edm2(tmp_path)))
     assert teacher.described() == (
-        "EDM2 edm2-img8-xxs-0002048-0.075.pkl (average of sigma_rel 0.075 after 2.048 million images), "
+        "EDM2 edm2-img8-xxs-0002048-0.075.pkl (sigma_rel 0.075 at 2.048 million images), "
         "0.181 M parameters; t from 0.0050 to 1.5658 rad; licence CC BY-NC-SA 4.0"
     )
     latents = Source(shape=LATENT_SHAPE)
