@@ -80,8 +80,12 @@ def convert(
     )
     options = [] if data else ["--data.init_args.root", ROOT]
     say_next(
-        *(command(each, "--config", str(folder / FILE), *options) for each in ("predict", "test"))
+        command("predict", "--config", str(folder / FILE), *options),
+        command(
+            "export", "--checkpoint", str(folder), "--out", str(folder / "network.safetensors")
+        ),
     )
+    say(f"to train on from it, set init: {folder / LAST_CHECKPOINT} in a configuration")
 
 
 def _checkpoint(found: EDM2SCMFile, kind: str) -> dict[str, Any]:

@@ -160,8 +160,11 @@ def _index(config: Mapping[str, Any], folder: Path) -> ShardIndex | None:
         places = [each for each in places if (Path(each) / INDEX_FILE).is_file()]
     if not places:
         say(
-            f"the data of the run are not at {root}, so the file does not say how samples become "
-            "pictures; export it where they lie"
+            "the data of the run are no shards with a root, so the export does not say how samples "
+            "become pictures"
+            if root is None
+            else f"the data of the run are not at {root}, so the export does not say how samples "
+            "become pictures; export it where they lie"
         )
         return None
     index = ShardIndex.read(places[0])

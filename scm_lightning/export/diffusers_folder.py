@@ -148,8 +148,8 @@ def pipeline_of(export: Export, facts: SamplingFacts) -> tuple[SCMPipeline, nn.M
         )
     if facts.network is None or data is None or not isinstance(sampling, StudentSampling):
         raise ValueError(
-            "a folder of diffusers needs the network, the data and the sampling of the run, which "
-            "this checkpoint does not name; give the run's own folder, with its config.yaml"
+            "a folder of diffusers needs the network, the sampling and the shards of the run; give "
+            "the run's own folder, with its config.yaml, where its shards lie"
         )
     network = build_network(facts.network, export.tensors)
     _check_conditions(network, data)

@@ -107,6 +107,8 @@ class StudentSampling:
             raise ValueError(f"steps of the kind {kind!r:.40} are not known")
         scales, between = found["guidance"], found["guidance_range"]
         low, high = between if between is not None else (1.0, 1.0)
+        if not found["num_steps"] or (scales is not None and not scales):
+            raise ValueError("it names no number of steps, or no scale of guidance")
         return StudentSampling(
             steps,
             tuple(map(_whole, found["num_steps"])),
@@ -187,6 +189,7 @@ class SamplingFacts:
                 name: value if name == "licence" else json.loads(value)
                 for name, value in export.entries.items()
             }
+            _check_texts(entries)
             if not 0 < export.sigma_data < math.inf:
                 raise ValueError(f"sigma_data is {export.sigma_data}")
             return SamplingFacts(
@@ -239,6 +242,18 @@ def _sampling_of(found: Mapping[str, Any] | None) -> StudentSampling | Diffusion
 
 def _index_of(found: Mapping[str, Any] | None) -> ShardIndex | None:
     return None if found is None else ShardIndex.of_fields(found)
+
+
+def _check_texts(found: Any) -> None:
+    """Refuse texts that would steer a terminal, or make lines of a page."""
+    inner = found
+    if isinstance(found, dict):
+        inner = [*found, *found.values()]
+    if isinstance(found, str) and not found.isprintable():
+        raise ValueError(f"a text holds control characters: {found!r:.40}")
+    if isinstance(inner, list):
+        for each in inner:
+            _check_texts(each)
 
 
 def _map(found: Any) -> Mapping[str, Any] | None:

@@ -8,6 +8,7 @@ the file are for: that is found out without memory for them.
 
 import importlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -86,6 +87,7 @@ def build_network(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.
             planned = _built(spec)
         if mismatch := weights_mismatch(weights, planned):
             raise ValueError(f"the weights are of another network: {mismatch}")
+        _check_buffers(planned, weights)
         with torch.random.fork_rng(devices=[]):  # the user's random numbers stay where they are
             network: nn.Module = _built(spec)
     except UNBUILT as error:
@@ -93,6 +95,15 @@ def build_network(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.
         raise ValueError(f"no {name} can be built of its arguments: {line:.120}") from error
     network.load_state_dict(dict(weights))
     return network.eval().requires_grad_(False)
+
+
+def _check_buffers(planned: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse tables that are computed, and so are no weights, if they are far larger than these."""
+    computed = sum(each.numel() for each in planned.buffers())
+    if computed > LARGEST + 4 * sum(each.numel() for each in weights.values()):
+        raise ValueError(
+            f"its arguments ask for tables of {computed:,} numbers, far more than its weights have"
+        )
 
 
 def untrained_network(spec: Mapping[str, Any]) -> nn.Module:
@@ -110,7 +121,7 @@ def untrained_network(spec: Mapping[str, Any]) -> nn.Module:
 
 def _class_of(spec: Mapping[str, Any]) -> Any:
     """The class that a configuration names, if it is one of those that are built."""
-    path = spec["class_path"]
+    path = spec.get("class_path")
     if not isinstance(path, str):
         raise ValueError(f"a class has a name, got {path!r:.40}")
     package, _, name = path.rpartition(".")
@@ -161,6 +172,8 @@ def _argument(value: Any, hint: Any, depth: int) -> Any:
         return tuple(_argument(each, None, depth) for each in value)
     if isinstance(value, int) and abs(value) > LARGEST:
         raise ValueError(f"arguments must be at most {LARGEST:,}, got {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"arguments must be finite, got {value}")
     return value
 
 

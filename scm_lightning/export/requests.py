@@ -4,9 +4,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from scm_lightning.core.conditions import NULL_LABEL
+from scm_lightning.core.conditions import NULL_LABEL, Conditions
 from scm_lightning.data.index import ShardIndex
 from scm_lightning.data.prompts import TEXT, encoder_of
 from scm_lightning.given_files import meant
@@ -80,3 +81,15 @@ def encoded(
             raise ValueError(f"every text must have {encoder.units} in it, got {text!r:.40}")
     tokens = [np.asarray(each, stored.dtype) for each in encoder.encode(texts)]
     return stored.batched(TEXT, tokens)
+
+
+def again(rows: Tensor, n: int) -> Tensor:
+    """Rows again and again from the first, up to a number."""
+    return rows[torch.arange(n) % len(rows)]
+
+
+def rows_of(whole: Conditions, numbers: range, device: torch.device) -> Conditions:
+    """Conditions of a batch, on a device."""
+    chosen = slice(numbers.start, numbers.stop)
+    labels = None if whole.labels is None else whole.labels[chosen].to(device)
+    return Conditions(labels, {name: x[chosen].to(device) for name, x in whole.named.items()})

@@ -23,7 +23,7 @@ from scm_lightning.data.latents import Autoencoder
 from scm_lightning.data.pictures import image_grid
 from scm_lightning.export.facts import SamplingFacts, StudentSampling
 from scm_lightning.export.network_of import build_network
-from scm_lightning.export.requests import encoded, labels_of
+from scm_lightning.export.requests import again, encoded, labels_of, rows_of
 from scm_lightning.given_files import given_path, meant_path
 from scm_lightning.networks.classes import num_known_classes
 from scm_lightning.networks.condition_names import condition_names
@@ -112,6 +112,11 @@ class Sampler:
         self.network, self.facts, self.shape = network, facts, tuple(shape)
         self.autoencoder, self.text_encoder = autoencoder, text_encoder
         self.path = facts.path
+        known, num = num_known_classes(network), facts.data.num_classes if facts.data else 0
+        if 0 < known < num:
+            raise ValueError(
+                f"its data have {num} classes, its network knows {known}; export it again"
+            )
 
     @staticmethod
     def of(
@@ -143,7 +148,9 @@ class Sampler:
             network = network.to(device)
         except (RuntimeError, AssertionError) as error:
             line = str(error).splitlines()[0]
-            raise ValueError(f"device must be one of this machine, got {device}: {line}") from error
+            raise ValueError(
+                f"device must be cpu, or cuda where there is a GPU, got {device}: {line[:80]}"
+            ) from error
         return Sampler(network, facts, autoencoder, text_encoder)
 
     @property
@@ -231,8 +238,8 @@ class Sampler:
         condition_names(self.network).check([*conditions])
         draw = self._draw(steps, guidance)
         whole = Conditions(
-            None if classes is None else _again(torch.tensor(classes), n),
-            {name: _again(x, n) for name, x in conditions.items()},
+            None if classes is None else again(torch.tensor(classes), n),
+            {name: again(x, n) for name, x in conditions.items()},
         )
         parts = []
         device = next(self.network.parameters()).device
@@ -240,7 +247,7 @@ class Sampler:
             numbers = range(start, min(start + batch_size, n))
             generators = sample_generators(numbers, seed)
             noise = standard_normal((len(numbers), *self.shape), generators, device=device)
-            part = _rows(whole, numbers, device)
+            part = rows_of(whole, numbers, device)
             parts.append(draw(self.facts.sigma_data * noise, part, generators).float().cpu())
         return cast("NDArray[np.float32]", torch.cat(parts).numpy())
 
@@ -301,15 +308,3 @@ class Sampler:
         if not low <= guidance <= high:
             warn(f"the network was trained at guidance from {low:g} to {high:g}, not {guidance:g}")
         return guidance
-
-
-def _again(rows: Tensor, n: int) -> Tensor:
-    """Rows again and again from the first, up to a number."""
-    return rows[torch.arange(n) % len(rows)]
-
-
-def _rows(whole: Conditions, numbers: range, device: torch.device) -> Conditions:
-    """Conditions of a batch, on a device."""
-    chosen = slice(numbers.start, numbers.stop)
-    labels = None if whole.labels is None else whole.labels[chosen].to(device)
-    return Conditions(labels, {name: x[chosen].to(device) for name, x in whole.named.items()})

@@ -103,7 +103,7 @@ def begin(
         )
     network.load_state_dict(network.state_dict() | found.tensors)
     if found.left or init != TEACHER:
-        say(f"init: {name}: {found.described()}")
+        say(f"init: {TEACHER if init == TEACHER else name}: {found.described()}")
     return source
 
 

@@ -8,7 +8,8 @@ no prefix and no import. Instructions that plain values do not need are refused.
 
 Traps that are closed: lengths beyond the end of the file, before anything is allocated; an index of
 the memo that would make a list of its size; keys that are nested tuples, whose hash overflows the
-stack of C; a value of some bytes that is used a million times (`Once`).
+stack of C, or large numbers of the same hash; a value of some bytes that is used a million times
+(`Once`).
 Source: Python's pickletools, for the instructions.
 """
 
@@ -40,8 +41,8 @@ EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": set,
 }
 IGNORED = {"PROTO", "FRAME", "STOP"}
-SCALARS = (str, int, float, type(None))
-"""Kinds of keys, and of members of a set."""
+LARGEST_KEY = 1 << 31
+"""Largest number that is a key, or a member of a set."""
 
 
 class Once:
@@ -246,9 +247,14 @@ class _Machine:
 
 
 def _scalars(values: list[Any]) -> list[Any]:
-    """Values that can be keys: no tuples, whose hash goes as deep as they do."""
+    """Values that can be keys.
+
+    Tuples cannot, whose hash goes as deep as they do, nor numbers that are made to collide.
+    """
     for value in values:
-        if not isinstance(value, SCALARS):
+        if not isinstance(value, str | int | None) or (
+            isinstance(value, int) and abs(value) > LARGEST_KEY
+        ):
             raise ValueError(f"it has a {type(value).__name__} as a key")
     return values
 

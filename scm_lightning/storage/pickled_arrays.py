@@ -74,7 +74,9 @@ def _kind(arguments: tuple[Any, ...]) -> Kind:
     match arguments:
         case (str(name), bool(), bool()) if name in KINDS:
             return Kind(name)
-    raise ValueError(f"it has an array of kind {str(arguments[:1])[:40]}, which are not numbers")
+        case (str(name), *_):
+            raise ValueError(f"it has an array of kind {name[:40]}, which are not numbers")
+    raise ValueError("it has an array of another kind than numbers")
 
 
 def _number(arguments: tuple[Any, ...]) -> float | int | bool:

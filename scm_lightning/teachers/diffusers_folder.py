@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from scm_lightning.given_files import given_path, meant, meant_path, open_regular, read_regular
 from scm_lightning.networks.diffusers_maps import MAPS
 
@@ -63,7 +65,7 @@ class DiffusersFolder:
         self.model = root if part is None else root / part
         self.config = _read_json(self.model / "config.json")
         class_name = self.config.get("_class_name")
-        if class_name not in MAPS:
+        if not isinstance(class_name, str) or class_name not in MAPS:
             raise ValueError(
                 f"the model {self.model} must be one of {', '.join(MAPS)}, got {class_name}"
                 f"{meant(str(class_name), MAPS)}; give the folder of the pipeline's denoiser, or "
@@ -260,10 +262,17 @@ def _licence(files: Sequence[Path]) -> str | None:
     """Licence in the head of a model card."""
     for file in files:
         if file.is_file():
-            head = read_regular(file, MAX_INDEX_BYTES).decode(errors="replace").split("\n---")[0]
-            for key in ("license_name", "license"):
-                if found := re.search(rf"^{key}:\s*['\"]?([\w.+-]+)", head, re.MULTILINE):
-                    return found[1]
+            text = read_regular(file, MAX_INDEX_BYTES).decode(errors="replace")
+            try:
+                head = yaml.safe_load(text.removeprefix("---").partition("\n---")[0])
+            except (yaml.YAMLError, RecursionError):
+                continue
+            given = head if text.startswith("---") and isinstance(head, dict) else {}
+            found = given.get("license_name") or given.get("license")
+            names = found if isinstance(found, list) else [found]
+            said = " and ".join(str(each) for each in names if isinstance(each, str))
+            if said.isprintable() and said:
+                return said
     return None
 
 

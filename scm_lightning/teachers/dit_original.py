@@ -88,7 +88,7 @@ class DiTTeacher(_OriginalTeacher):
         path: str,
         num_heads: int | None = None,
         data_scale: float = 1.0,
-        licence: str = "CC-BY-NC-4.0",
+        licence: str = "CC BY-NC 4.0",
     ) -> None:
         process = DiscreteProcess(TrigFlow(1.0), linear_alphas_bar())
         ends = torch.tensor(process.log_ratios)[[0, -1]].double().exp()

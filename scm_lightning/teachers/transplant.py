@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 LEAST_SHARE = 0.5
 """Share of a student's numbers that must come from elsewhere: less is another architecture."""
-MOST_NAMED = 8
+MOST_NAMED = 5
 """Most kinds of weights that are named as new."""
 OF_THE_TIME = ("time.", "position.", "augment.")
 """Parts of a module with a `time_embedding` that read the features of the time."""

@@ -156,3 +156,21 @@ def test_the_times_are_listed_for_other_programs():
 def test_entries_of_another_kind_are_refused(name, text):
     with pytest.raises(ValueError, match="its entries are not those of an export"):
         SamplingFacts.of(Export("x", 0.7, 3, "ema", "", {}, {name: text}))
+
+
+def test_a_table_that_no_weight_bounds_is_refused():
+    """DiT of diffusers computes the embedding of places, which no file holds."""
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 2, "num_layers": 1}
+    sizes |= {"norm_num_groups": 8, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 3}
+    network = DiffusersNetwork(diffusers.DiTTransformer2DModel(**sizes))
+    huge = {
+        "class_path": "diffusers.DiTTransformer2DModel",
+        "init_args": sizes | {"sample_size": 8000},
+    }
+    with pytest.raises(ValueError, match=r"tables of [\d,]+ numbers"):
+        build_network(spec_of_diffusers(huge), network.state_dict())
+
+
+def spec_of_diffusers(model):
+    return {"class_path": "scm_lightning.networks.DiffusersNetwork", "init_args": {"model": model}}

@@ -204,3 +204,26 @@ def test_what_a_file_does_not_say_is_named(tmp_path, shipped):
         Sampler.of(export, MLP(**{**arguments, "num_classes": 4}))
     without = {name: each for name, each in export.entries.items() if name != "data"}
     assert np.array_equal(Sampler.of(replace(export, entries=without)).sample_arrays(n=3), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("network", {"class_path": None}, "a class has a name"),
+        ("sampling", {"num_steps": []}, "no number of steps"),
+        ("sampling", {"guidance": []}, "no scale of guidance"),
+        ("data", {"num_classes": 20, "class_names": []}, "have 20 classes, its network knows 10"),
+        ("training", {"teacher": "a\n# b"}, "control characters"),
+    ],
+)
+def test_entries_of_another_hand_are_refused(name, change, said):
+    export = Export.read(SHIPPED)
+    entry = {**json.loads(export.entries[name]), **change}
+    with pytest.raises(ValueError, match=said):
+        Sampler.of(replace(export, entries={**export.entries, name: json.dumps(entry)}))
+
+
+def test_a_licence_does_not_steer_the_terminal():
+    export = Export.read(SHIPPED)
+    with pytest.raises(ValueError, match="control characters"):
+        Sampler.of(replace(export, entries={**export.entries, "licence": "MIT\x1b[31m"}))

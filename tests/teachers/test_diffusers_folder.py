@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from teachers.sources_diffusers import KINDS, SHAPE, write_diffusers
 
 from scm_lightning.teachers import DiffusersTeacher
-from scm_lightning.teachers.diffusers_folder import DiffusersFolder
+from scm_lightning.teachers.diffusers_folder import DiffusersFolder, _licence
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers gives many
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -256,3 +256,18 @@ def test_an_old_attentions_names_are_read(tmp_path):
     found = DiffusersTeacher(str(tmp_path)).network.network.model.state_dict()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license:\n- cc-by-nc-4.0\n- mit", "cc-by-nc-4.0 and mit"),
+        ("license:\ntags:\n- a", None),
+        ('license: other\nlicense_name: "CC BY-NC-SA 4.0"', "CC BY-NC-SA 4.0"),
+        ("license: [", None),
+    ],
+)
+def test_the_licence_is_that_of_the_cards_head(head, licence, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A model\nlicense: gpl\n")
+    assert _licence([tmp_path / "missing.md", tmp_path / "README.md"]) == licence
