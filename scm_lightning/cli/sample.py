@@ -73,7 +73,8 @@ def sample(
     _write(pictures, _columns(len(x0), in_turn), file, _again(texts, len(x0)))
     facts = sampler.facts
     licence = f"; its licence: {facts.licence}" if facts.licence else ""
-    say(f"{len(x0)} samples of a {facts.kind} network are drawn in {file}{licence}")
+    drawn = "1 sample" if len(x0) == 1 else f"{len(x0)} samples"
+    say(f"{drawn} of a {facts.kind} network: {file}{licence}")
 
 
 def _sampler(checkpoint: str, device: str) -> Sampler:

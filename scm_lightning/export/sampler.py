@@ -153,6 +153,15 @@ class Sampler:
             ) from error
         return Sampler(network, facts, autoencoder, text_encoder)
 
+    def __repr__(self) -> str:
+        """Kind, shape, classes, and steps of a student."""
+        named = ", ".join([*self.class_names[:3], *(["..."] if len(self.class_names) > 3 else [])])
+        sampling = self.facts.sampling
+        steps = sampling.num_steps if isinstance(sampling, StudentSampling) else None
+        shown = {"shape": self.shape, "classes": named or None, "steps": steps}
+        known = ", ".join(f"{name}={each}" for name, each in shown.items() if each)
+        return f"Sampler({self.facts.kind}, {known})"
+
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, or their numbers; none of a network without classes."""

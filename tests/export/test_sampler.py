@@ -137,6 +137,12 @@ def shipped():
     return scm_lightning.load()
 
 
+def test_a_sampler_says_what_it_is(shipped):
+    assert (
+        repr(shipped) == "Sampler(consistency, shape=(1, 8, 8), classes=0, 1, 2, ..., steps=(1, 2))"
+    )
+
+
 def test_classes_go_by_name_or_number(tmp_path):
     network, sampling = wake(MLP(**SMALL, num_classes=3)), StudentSampling(Consistency().steps)
     sampler = sampler_of(tmp_path, network, sampling, {**SMALL, "num_classes": 3})
