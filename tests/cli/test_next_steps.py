@@ -74,7 +74,8 @@ def test_a_teacher_is_distilled_by_copying_lines(here, capsys):
     (of_pictures,), _ = next_lines(capsys)
     assert of_pictures == student
     main(["export", f"--checkpoint={RUN}/checkpoints/last.ckpt", f"--out={RUN}/a.safetensors"])
-    (of_export,), out = next_lines(capsys)
+    (of_export, of_picture), out = next_lines(capsys)
+    assert of_picture[:3] == ["sample", "--checkpoint", f"{RUN}/a.safetensors"]
     of_run = {f"{RUN}/checkpoints/last.ckpt": f"{RUN}/a.safetensors"}
     assert of_export == [of_run.get(word, word) for word in student]
     main([*of_export, *STEPS, *FEW, "--model.init_args.objective.init_args.warmup.steps=1"])

@@ -95,7 +95,7 @@ def row(start: Start) -> str:
         errors + ("" if not look.misfit() else " refused"),
         guidance,
         copied,
-        f"{before:.3f} to {after:.3f}",
+        f"{before:.2f} to {after:.2f}",
     ]
     return f"| {' | '.join(cells)} |\n"
 
