@@ -248,8 +248,8 @@ def test_a_folder_that_draws_something_else_is_not_written(tmp_path, monkeypatch
     ("changed", "said"),
     [
         ({"kind": "diffusion"}, "is made of a student; a diffusion run needs a solver"),
-        ({"network": None}, "needs the network, the data and the sampling of the run"),
-        ({"data": None}, "needs the network, the data and the sampling of the run"),
+        ({"network": None}, "needs the network, the sampling and the shards of the run"),
+        ({"data": None}, "needs the network, the sampling and the shards of the run"),
     ],
 )
 def test_what_makes_no_folder_is_said(changed, said, tmp_path):
