@@ -208,7 +208,7 @@ def test_labels_and_guidance(trained):
 def test_what_it_says_of_itself(tmp_path):
     dit, sit = (teacher(kind, write_dit(tmp_path, kind, steps=0)) for kind in KINDS)
     assert "predicts the noise" in dit.described()
-    assert "CC-BY-NC-4.0" in dit.described()
+    assert "CC BY-NC 4.0" in dit.described()
     assert "divided" not in sit.described()
     assert (dit.num_classes, sit.num_classes) == (CLASSES, CLASSES)
     assert sit.t_range == (0.0, math.pi / 2)
