@@ -160,8 +160,8 @@ def main() -> None:
     for name in ("1_step", "2_step"):
         first, second = (each[name] for each in with_both)
         differences[f"edm2_sCM's pickle, {name}"] = float(abs(first - second).max())
+    print(json.dumps(differences, indent=1), flush=True)
     scm(folder, "test", "--config", "student.yaml")
-    print(json.dumps(differences, indent=1))
 
 
 def _arrays(file: Path) -> Any:
