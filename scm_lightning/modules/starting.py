@@ -102,7 +102,7 @@ def begin(
             f"{found.described()}; set init to null, or build the network as that one"
         )
     network.load_state_dict(network.state_dict() | found.tensors)
-    if found.left or init != TEACHER:
+    if found.left or found.unused or init != TEACHER:
         say(f"init: {TEACHER if init == TEACHER else name}: {found.described()}")
     return source
 
