@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from scm_lightning.core import Segments, TrigFlow
@@ -212,8 +213,10 @@ class SamplingFacts:
 
 
 def without_shards(index: ShardIndex) -> ShardIndex:
-    """An index that says everything of its data but where they lie."""
-    return replace(index, splits={"train": Split([]), "heldout": Split([])})
+    """An index that says everything of its data but where they lie: it may be published."""
+    source = Path(index.source)
+    named = source.name if source.is_absolute() else index.source
+    return replace(index, source=named, splits={"train": Split([]), "heldout": Split([])})
 
 
 def _fields_of_steps(steps: Steps) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from scm_lightning import ConsistencyModule, DiffusionModule
 from scm_lightning.core import GuidanceProposal
 from scm_lightning.data import SampleRequest, ShardIndex, Split, StoredCondition
 from scm_lightning.export import Sampler, SamplingFacts, StudentSampling
+from scm_lightning.export.facts import without_shards
 from scm_lightning.export.sampler import SHIPPED
 from scm_lightning.metrics import DigitFeatures, frechet_distance, statistics
 from scm_lightning.networks import MLP, DiT
@@ -227,6 +228,15 @@ def test_entries_of_another_hand_are_refused(name, change, said):
     entry = {**json.loads(export.entries[name]), **change}
     with pytest.raises(ValueError, match=said):
         Sampler.of(replace(export, entries={**export.entries, name: json.dumps(entry)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("/home/ada/pictures/cats", "cats"), ("data/cats", "data/cats"), ("org/cats", "org/cats")],
+)
+def test_a_file_does_not_say_where_its_data_lie(source, said):
+    """It may be published."""
+    assert without_shards(replace(index(), source=source)).source == said
 
 
 def test_a_licence_does_not_steer_the_terminal():
