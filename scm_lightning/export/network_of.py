@@ -88,6 +88,9 @@ def build_network(spec: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.
         if mismatch := weights_mismatch(weights, planned):
             raise ValueError(f"the weights are of another network: {mismatch}")
         _check_buffers(planned, weights)
+        for weight, numbers in weights.items():
+            if numbers.is_floating_point() and not bool(torch.isfinite(numbers).all()):
+                raise ValueError(f"its weight {weight} is not finite; export another checkpoint")
         with torch.random.fork_rng(devices=[]):  # the user's random numbers stay where they are
             network: nn.Module = _built(spec)
     except UNBUILT as error:

@@ -158,6 +158,15 @@ def test_entries_of_another_kind_are_refused(name, text):
         SamplingFacts.of(Export("x", 0.7, 3, "ema", "", {}, {name: text}))
 
 
+def test_weights_that_are_no_numbers_are_refused():
+    network = wake(network_of("MLP"))
+    weights = network.state_dict()
+    name = next(reversed(weights))
+    weights[name] = torch.full_like(weights[name], torch.nan)
+    with pytest.raises(ValueError, match=f"{name} is not finite"):
+        build_network(spec_of("MLP"), weights)
+
+
 def test_a_table_that_no_weight_bounds_is_refused():
     """DiT of diffusers computes the embedding of places, which no file holds."""
     diffusers = pytest.importorskip("diffusers")
