@@ -2,6 +2,7 @@
 """The teacher's look at the first batch of a run; see `teachers.first_batch`."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -31,22 +32,22 @@ def check_first_batch(
         ValueError: if a model of another source is of other latents, denoises worse than a linear
             filter, or labels are off by one.
     """
-    index = getattr(getattr(trainer, "datamodule", None), "index", None)
-    if isinstance(teacher.network, SourceTeacher) and getattr(index, "latents", None) is not None:
-        assert index is not None
-        if misfit := teacher.network.latents_misfit(index.mean, index.std):
-            raise ValueError(f"the teacher does not fit the data: {misfit}")
+    foreign = teacher.network if isinstance(teacher.network, SourceTeacher) else None
+    index: Any = getattr(getattr(trainer, "datamodule", None), "index", None)
+    are_latents = getattr(index, "latents", None) is not None
+    if foreign and are_latents and (misfit := foreign.latents_misfit(index.mean, index.std)):
+        raise ValueError(f"the teacher does not fit the data: {misfit}")
     with trainer.precision_plugin.forward_context():
         look = first_look(teacher, batch.x0, batch.given(), path, num_known_classes(teacher))
     # All processes must come to the same end, or those that go on wait for ever.
     look = _mean(look, trainer)
-    is_foreign = isinstance(teacher.network, SourceTeacher)
-    problem = look.misfit()
-    if problem and is_foreign:
-        raise ValueError(f"the teacher does not fit the data: {problem}")
-    if problem and trainer.is_global_zero:
-        warn(f"the teacher does not fit the data: {problem}")
-    if not problem and is_foreign:
+    if problem := look.misfit():
+        problem = f"the teacher does not fit the data: {problem}"
+        if foreign is not None:
+            raise ValueError(problem)
+        if trainer.is_global_zero:
+            warn(problem)
+    elif foreign is not None:
         say(look.described())
 
 
